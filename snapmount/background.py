@@ -1,0 +1,184 @@
+"""Runs a session in the background: a process of its own that tells, over a socket, how it goes until the view is
+ready.
+
+The messages are JSON, one a line: {"warning": TEXT}, {"ready": ID}, {"error": {"message", "remedy", "exit_code"}}.  If
+the foreground process goes away before the view is ready, the session sees the socket close and undoes everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import trio
+
+from . import session
+from .errors import InterruptedByUserError, SnapmountError
+from .session import Request
+from .state import Record, Store
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class SocketReporter:
+    """Tells the foreground process, and moves to the log when there is one."""
+
+    def __init__(self, sock: socket.socket, store: Store, verbose: bool) -> None:
+        self._sock = sock
+        self._store = store
+        self._verbose = verbose
+        self._is_ready = False
+
+    def warn(self, text: str) -> None:
+        self._send({"warning": text})
+
+    def claimed(self, record: Record) -> None:
+        """Let everything that is printed or logged go to the snapshot's log."""
+        log_file = os.open(self._store.log(record.id), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        _replace_standard_streams(log_file)
+        os.close(log_file)
+        start_logging(logging.DEBUG if self._verbose else logging.INFO)
+
+    def ready(self, record: Record) -> None:
+        self._send({"ready": record.id})
+        self._is_ready = True
+        self._sock.shutdown(socket.SHUT_WR)
+
+    def failed(self, error: SnapmountError) -> None:
+        """The session has ended with that error."""
+        if not self._is_ready:
+            self._send({"error": {"message": error.message, "remedy": error.remedy, "exit_code": error.exit_code}})
+
+    async def wait_abandoned(self) -> None:
+        await trio.lowlevel.wait_readable(self._sock)
+        if self._is_ready:
+            await trio.sleep_forever()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._sock.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            pass  # nobody listens any more: wait_abandoned() tells
+
+
+def start_logging(level: int) -> None:
+    """Log to standard error, with a time."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("pyfuse3").setLevel(max(level, logging.INFO))  # its debug output is a line for each request
+
+
+def _replace_standard_streams(descriptor: int) -> None:
+    with Path(os.devnull).open("rb") as null:
+        os.dup2(null.fileno(), 0)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def start(request: Request, store: Store, verbose: bool, warn: Callable[[str], None]) -> str:
+    """Take a snapshot and leave a process behind that serves it; return the snapshot's id when the view is readable.
+
+    SIGINT, SIGTERM or SIGHUP to the caller before that undo it all.  Raises SnapmountError as session.run() does.
+    """
+    ours, theirs = socket.socketpair()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Signals that come before both sides are ready for them must wait.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    server = os.fork()
+    if server == 0:
+        ours.close()
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        _serve(request, store, theirs, verbose)
+    theirs.close()
+    with _signals_forwarded(server) as forwarded:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        try:
+            return _wait_ready(ours, server, warn)
+        except _ServerDiedError as death:
+            if forwarded:  # before the server was ready for signals, and so before it had made anything
+                raise InterruptedByUserError("interrupted; nothing was left behind") from None
+            raise SnapmountError(
+                f"the server process has died before the view was ready: {death}", "snapmount list"
+            ) from None
+
+
+@contextlib.contextmanager
+def _signals_forwarded(server: int) -> Iterator[list[int]]:
+    """Send what would end this process to the server instead, which undoes and tells; yields the signals that came."""
+    came: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        os.kill(server, signal.SIGTERM)
+
+    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _ServerDiedError(Exception):
+    """The server has ended without a word."""
+
+
+def _wait_ready(sock: socket.socket, server: int, warn: Callable[[str], None]) -> str:
+    for message in _messages(sock):
+        if "warning" in message:
+            warn(message["warning"])
+        elif "ready" in message:
+            return str(message["ready"])
+        elif "error" in message:
+            os.waitpid(server, 0)
+            raise _remote_error(**message["error"])
+    _, status = os.waitpid(server, 0)
+    code = os.waitstatus_to_exitcode(status)
+    raise _ServerDiedError(f"signal {-code}" if code < 0 else f"exit status {code}")
+
+
+def _messages(sock: socket.socket) -> Iterator[dict[str, Any]]:
+    with sock.makefile("rb") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _remote_error(message: str, remedy: str | None, exit_code: int) -> SnapmountError:
+    error = SnapmountError(message, remedy)
+    error.exit_code = exit_code
+    return error
+
+
+def _serve(request: Request, store: Store, sock: socket.socket, verbose: bool) -> NoReturn:
+    """The server process."""
+    os.chdir("/")
+    os.umask(0o077)
+    reporter = SocketReporter(sock, store, verbose)
+    status = 0
+    try:
+        trio.run(session.run, request, store, reporter)
+    except SnapmountError as error:
+        status = error.exit_code
+        log.error("%s", error.message)
+        reporter.failed(error)
+    except KeyboardInterrupt:
+        reporter.failed(InterruptedByUserError("interrupted; nothing was left behind"))
+    except BaseException as error:
+        status = 1
+        log.exception("internal error")
+        reporter.failed(SnapmountError(f"internal error, please report it: {error!r}"))
+    finally:
+        sys.stderr.flush()
+        os._exit(status)

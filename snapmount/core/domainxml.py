@@ -1,0 +1,101 @@
+"""libvirt's XML, in and out: the disks of a domain, QEMU's user, and the description of a backup job.
+
+Formats: https://libvirt.org/formatdomain.html (hard drives, security label) and https://libvirt.org/formatbackup.html.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from ..errors import SnapmountError
+
+
+@dataclass(frozen=True)
+class DiskDefinition:
+    """A `<disk>` of a domain."""
+
+    name: str  # <target dev=...>
+    device: str  # disk, cdrom, floppy or lun
+    kind: str  # <disk type=...>: file, block, network, volume, nvme, vhostuser, ...
+    format: str  # raw, qcow2, ...
+    origin: str  # a path, or what identifies the source otherwise; '' for an empty drive
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The user that a domain's QEMU process runs as; names or '+NUMBER' as in a DAC security label."""
+
+    user: str
+    group: str
+
+
+def _parse(xml: str, what: str) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(xml)
+    except ElementTree.ParseError as error:
+        raise SnapmountError(f"{what} is not well-formed XML: {error}") from error
+
+
+def disks(domain_xml: str) -> tuple[DiskDefinition, ...]:
+    """The disks of a domain in their order.  Raises SnapmountError where the XML is not well-formed."""
+    elements = _parse(domain_xml, "the domain's definition").findall("./devices/disk")
+    return tuple(_disk(element) for element in elements)
+
+
+def _disk(element: ElementTree.Element) -> DiskDefinition:
+    target = element.find("target")
+    driver = element.find("driver")
+    return DiskDefinition(
+        name="" if target is None else target.get("dev", ""),
+        device=element.get("device", "disk"),
+        kind=element.get("type", "file"),
+        format="raw" if driver is None else driver.get("type", "raw"),
+        origin=_origin(element.find("source")),
+    )
+
+
+def _origin(source: ElementTree.Element | None) -> str:
+    if source is None:
+        return ""
+    for attribute in ("file", "dev", "dir"):
+        if attribute in source.attrib:
+            return source.attrib[attribute]
+    # a network disk, a storage volume, ...: protocol and name, pool and volume
+    return "/".join(value for key, value in source.attrib.items() if key not in ("index", "startupPolicy"))
+
+
+def owner(domain_xml: str) -> Owner | None:
+    """Whom QEMU runs as, by the DAC security label of a running domain; None where it has none (a user's session)."""
+    for label in _parse(domain_xml, "the domain's definition").findall("./seclabel[@model='dac']/label"):
+        match = re.fullmatch(r"([^:]+):([^:]+)", label.text or "")
+        if match:
+            return Owner(*match.groups())
+    return None
+
+
+def backup_job(socket: str, scratch_files: Mapping[str, str], left_out: Iterable[str]) -> str:
+    """The XML of a pull-mode backup job.
+
+    `scratch_files` maps each chosen disk's name to the path of its qcow2 scratch file; the NBD export of a disk has the
+    disk's name.  All chosen disks are of one moment.  The disks of `left_out` are named as such: libvirt would take
+    them otherwise.
+    """
+    job = ElementTree.Element("domainbackup", mode="pull")
+    ElementTree.SubElement(job, "server", transport="unix", socket=socket)
+    listed = ElementTree.SubElement(job, "disks")
+    for name, path in scratch_files.items():
+        disk = ElementTree.SubElement(listed, "disk", name=name, backup="yes", type="file", exportname=name)
+        ElementTree.SubElement(disk, "driver", type="qcow2")
+        ElementTree.SubElement(disk, "scratch", file=path)
+    for name in left_out:
+        ElementTree.SubElement(listed, "disk", name=name, backup="no")
+    return ElementTree.tostring(job, encoding="unicode")
+
+
+def backup_socket(job_xml: str) -> str | None:
+    """The unix socket of a running backup job: what tells our job from another's."""
+    server = _parse(job_xml, "the backup job's description").find("server")
+    return None if server is None else server.get("socket")

@@ -1,0 +1,46 @@
+"""Names: which ones may become file names, how they are shown, and what else a mistyped one may have meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable
+
+# libvirt's schema for <target dev=...> (basictypes.rng, diskTarget) allows these characters only.
+_DISK_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+_SNAPSHOT_ID = re.compile(r"[0-9a-f]{8}")
+
+
+def is_disk_name(name: str) -> bool:
+    """Whether a disk's target name can be a file name and an NBD export name as it is."""
+    return _DISK_NAME.fullmatch(name) is not None
+
+
+def is_snapshot_id(text: str) -> bool:
+    """Whether the text has the form of a snapshot's id: eight hexadecimal digits."""
+    return _SNAPSHOT_ID.fullmatch(text) is not None
+
+
+def mount_source(vm_name: str, snapshot_id: str) -> str:
+    """What mount(8) and df(1) show as the source of a snapshot's mount: `snapmount:vm1:3f2a91bc`.
+
+    Characters that would need escaping in mount options or /proc/self/mountinfo become '_'; the id makes it unique.
+    """
+    return f"snapmount:{re.sub(r'[^A-Za-z0-9._+-]', '_', vm_name)}:{snapshot_id}"
+
+
+def printable(text: str) -> str:
+    """The text with control characters and other unprintable ones escaped, so that it cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def command(*words: str) -> str:
+    """A command line to paste into a shell, each word quoted where it needs to be."""
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def near(wanted: str, known: Iterable[str]) -> list[str]:
+    """Up to three known names that `wanted` may have meant, best first."""
+    by_folded = {name.casefold(): name for name in known}
+    return [by_folded[match] for match in difflib.get_close_matches(wanted.casefold(), by_folded, n=3, cutoff=0.6)]

@@ -1,0 +1,117 @@
+"""What a snapshot will be, decided before anything is made: which disks, and whether the scratch space will do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from ..errors import NotFoundError, SpaceError, StateError
+from . import names, units
+from .domainxml import DiskDefinition
+
+FLOOR_BYTES = 64 * units.MIB
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A disk that is not part of the snapshot, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The disks of a snapshot, in the VM's order, and those that are not part of it."""
+
+    chosen: tuple[DiskDefinition, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def select(vm: str, disks: Sequence[DiskDefinition], only: Collection[str], exclude: Collection[str]) -> Selection:
+    """Choose the disks: all that can be, or `only` those, without those of `exclude`.
+
+    CD-ROMs, floppies and empty drives are left out.  Raises NotFoundError for a name that the VM does not have,
+    StateError for a disk whose guest writes bypass QEMU's block layer (it must be excluded by name: silence would pass
+    for a whole snapshot), and where no disk remains.
+    """
+    known = [disk.name for disk in disks]
+    for name in (*only, *exclude):
+        if name not in known:
+            raise NotFoundError(f"{vm}: there is no disk {name!r}; the VM has {', '.join(known) or 'no disks'}")
+    chosen, left_out = [], []
+    for disk in disks:
+        why = _reason_to_leave_out(disk, only, exclude)
+        if why and disk.name in only:
+            raise StateError(f"{vm}: {disk.name} cannot be part of a snapshot: {why}")
+        if why:
+            left_out.append(LeftOut(disk.name, why))
+        else:
+            _refuse_bypass(vm, disk)
+            chosen.append(disk)
+    if not chosen:
+        raise NotFoundError(f"{vm}: no disk is left to take a snapshot of; the VM has {', '.join(known) or 'no disks'}")
+    return Selection(tuple(chosen), tuple(left_out))
+
+
+def _reason_to_leave_out(disk: DiskDefinition, only: Collection[str], exclude: Collection[str]) -> str | None:
+    if disk.device in ("cdrom", "floppy"):
+        return {"cdrom": "CD-ROM", "floppy": "floppy"}[disk.device]
+    if not disk.origin:
+        return "empty drive"
+    if disk.name in exclude:
+        return "excluded"
+    if only and disk.name not in only:
+        return "not chosen"
+    return None
+
+
+def _refuse_bypass(vm: str, disk: DiskDefinition) -> None:
+    passed_through = disk.device == "lun" or disk.kind in ("vhostuser", "vhostvdpa")
+    if passed_through:
+        what = (
+            "passed through to the guest (device='lun')"
+            if disk.device == "lun"
+            else f"served by another process ({disk.kind})"
+        )
+        raise StateError(
+            f"{vm}: {disk.name} is {what}: its writes do not pass QEMU's block layer, so QEMU cannot hold its state",
+            names.command("snapmount", vm, "MOUNTPOINT", "--exclude-disk", disk.name),
+        )
+    if not names.is_disk_name(disk.name):
+        raise StateError(
+            f"{vm}: the disk name {disk.name!r} cannot be a file name; libvirt allows letters, digits and '_'"
+        )
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the scratch directory offers and what the snapshot may need, all in bytes."""
+
+    free: int
+    virtual: int  # virtual size of the chosen disks: the most that the guest can overwrite
+    allocated: int  # what of it is allocated
+
+    @property
+    def floor(self) -> int:
+        """The least free space with which a snapshot is taken: a tenth of the allocated size, and at least 64 MiB."""
+        return max(FLOOR_BYTES, self.allocated // 10)
+
+
+def judge(vm: str, directory: str, space: Space) -> str | None:
+    """Refuse a scratch directory that is too small (SpaceError); return a warning where the worst case would not fit,
+    else None.
+    """
+    remedy = names.command("snapmount", vm, "MOUNTPOINT", "--scratch-dir", "DIRECTORY")
+    if space.free < space.floor:
+        raise SpaceError(
+            f"{vm}: {directory} has {units.size(space.free)} free for the scratch files; "
+            f"at least {units.size(space.floor)} must be (a tenth of the disks' allocated size, and 64 MiB)",
+            f"{remedy}   (a directory with more space)",
+        )
+    if space.free < space.virtual:
+        return (
+            f"{directory} has {units.size(space.free)} free, and the scratch files may need "
+            f"{units.size(space.virtual)} if the guest overwrites all of its disks while the snapshot lives"
+        )
+    return None

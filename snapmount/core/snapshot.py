@@ -1,0 +1,82 @@
+"""What a snapshot is, as a value: the facts that its mount tells about it in snapshot.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from .plan import LeftOut
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One disk of a snapshot."""
+
+    name: str
+    size_bytes: int
+    format: str  # of the origin: raw, qcow2, ...
+    origin: str
+
+    @property
+    def file(self) -> str:
+        """Its file in the mount."""
+        return f"{self.name}.raw"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The constant facts of a snapshot."""
+
+    id: str
+    vm_name: str
+    vm_uuid: str
+    created: datetime  # UTC
+    source: str  # which source made it: 'pull'
+    quiesced: bool
+    disks: tuple[Disk, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def created_ns(self) -> int:
+        """The moment in nanoseconds since 1970, exact to the microsecond: the mtime of all files in the mount."""
+        seconds = int(self.created.replace(microsecond=0).timestamp())
+        return seconds * 10**9 + self.created.microsecond * 1000
+
+    def document(self) -> dict[str, Any]:
+        """The shape of snapshot.json (see FILES in the man page)."""
+        return {
+            "id": self.id,
+            "vm": {"name": self.vm_name, "uuid": self.vm_uuid},
+            "created": format_time(self.created),
+            "source": self.source,
+            "quiesced": self.quiesced,
+            "disks": [asdict(disk) | {"file": disk.file} for disk in self.disks],
+            "left_out": [asdict(each) for each in self.left_out],
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Snapshot:
+        """The snapshot that document() describes.  Raises KeyError, TypeError or ValueError for any other shape."""
+        return cls(
+            id=document["id"],
+            vm_name=document["vm"]["name"],
+            vm_uuid=document["vm"]["uuid"],
+            created=datetime.fromisoformat(document["created"]),
+            source=document["source"],
+            quiesced=document["quiesced"],
+            disks=tuple(Disk(d["name"], d["size_bytes"], d["format"], d["origin"]) for d in document["disks"]),
+            left_out=tuple(LeftOut(each["name"], each["why"]) for each in document["left_out"]),
+        )
+
+
+def format_time(moment: datetime) -> str:
+    """ISO 8601 in UTC with microseconds: '2026-11-23T12:05:01.000123Z'."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def dump(document: Mapping[str, Any]) -> bytes:
+    """A JSON document as the bytes of a file: indented, UTF-8, a newline at its end."""
+    return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"

@@ -1,0 +1,103 @@
+"""The host's mounts: what is mounted where, whether a directory can be a mountpoint, and how a mount is taken away."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from . import blocking
+from .core import names
+from .errors import LeftoverError, MissingError, NotFoundError, StateError
+
+DEADLINE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A line of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+
+    path: str
+    fstype: str
+    source: str
+
+
+def parse(mountinfo: str) -> list[Mount]:
+    """The mounts of a mountinfo text, in its order: later ones may lie over earlier ones."""
+    mounts = []
+    for line in mountinfo.splitlines():
+        fields = line.split(" ")
+        separator = fields.index("-")
+        mounts.append(Mount(_unescaped(fields[4]), fields[separator + 1], _unescaped(fields[separator + 2])))
+    return mounts
+
+
+def _unescaped(field: str) -> str:
+    """Undo the kernel's octal escapes of blank, tab, newline and backslash."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)
+
+
+def current() -> list[Mount]:
+    """The mounts that this process sees."""
+    return parse(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+
+
+def check_host() -> None:
+    """Raise MissingError where this host cannot mount FUSE file systems."""
+    device = "/dev/fuse"
+    if not os.path.exists(device):
+        raise MissingError(
+            f"{device} is missing: the kernel has no FUSE, or this container may not use it", "modprobe fuse"
+        )
+    if not os.access(device, os.R_OK | os.W_OK):
+        raise MissingError(
+            f"{device} may not be opened by you", f"sudo chmod 666 {device}   (what the udev rule of fuse3 does)"
+        )
+    if os.geteuid() != 0 and not shutil.which("fusermount3"):
+        raise MissingError("fusermount3 is missing", "sudo apt-get install fuse3")
+
+
+def check_mountpoint(path: str) -> None:
+    """Raise NotFoundError or StateError where `path` cannot be a mountpoint: it must be an empty directory, nothing
+    mounted on it.
+    """
+    real = os.path.realpath(path)
+    for mount in current():
+        if mount.path == real:
+            ours = mount.fstype == "fuse.snapmount"
+            what = "a snapshot" if ours else f"a file system ({mount.fstype})"
+            remedy = names.command(*(("snapmount", "umount") if ours else ("umount",)), path)
+            raise StateError(f"{what} is already mounted on {path}", remedy)
+    try:
+        entries = os.listdir(path)
+    except FileNotFoundError:
+        raise NotFoundError(f"the mountpoint {path} does not exist", names.command("mkdir", "-p", path)) from None
+    except NotADirectoryError:
+        raise StateError(f"the mountpoint {path} is not a directory") from None
+    except OSError as error:
+        raise StateError(f"the mountpoint {path} cannot be used: {error.strerror}") from None
+    if entries:
+        raise StateError(f"the mountpoint {path} is not empty", "an empty directory as the mountpoint")
+    if os.geteuid() != 0 and not os.access(path, os.W_OK):
+        raise StateError(f"the mountpoint {path} is not writable by you, and fusermount3 insists on that")
+
+
+async def unmount(source: str) -> None:
+    """Take away every mount of that source, also a dead or a busy one; none is fine.
+
+    Mounts are found by their source, not by a path: what lies there now may be something else.  Raises LeftoverError.
+    """
+    for mount in reversed([each for each in current() if each.source == source]):
+        command = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+        try:
+            done = await blocking.run(DEADLINE_S, [*command, "--", mount.path])
+        except trio.TooSlowError:
+            problem = f"{command[0]} did not end within {DEADLINE_S:g} s"
+        else:
+            problem = done.stderr.decode(errors="replace").strip()
+        if any(each.source == source and each.path == mount.path for each in current()):
+            raise LeftoverError(f"{mount.path} cannot be unmounted: {problem}", names.command(*command, mount.path))

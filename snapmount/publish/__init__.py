@@ -1,0 +1,1 @@
+"""Publishers show the images of a snapshot.  A publisher knows nothing of sources."""

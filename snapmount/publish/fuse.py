@@ -1,0 +1,257 @@
+"""Shows a tree of files as a read-only FUSE file system.
+
+Handlers of a few lines that only translate between pyfuse3 and core.tree.  pyfuse3 allows one session a process, and
+its loop must be ended by terminate(): cancelling it would drop replies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+import pyfuse3
+import trio
+
+from .. import blocking
+from ..core.tree import BLOCK_BYTES, ROOT_INODE, Tree
+from ..errors import StateError
+
+log = logging.getLogger(__name__)
+
+MOUNT_S = 30.0
+STOP_S = 10.0
+NEVER_S = 86400 * 365.0  # how long the kernel may keep names and attributes: they do not change
+PAGE_BYTES = 4096
+
+Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
+
+
+def _translated(handler: Handler) -> Handler:
+    """Turn a handler's errors into errno: of an OSError its own, of anything unexpected EIO.
+
+    An error other than FUSEError would end pyfuse3's loop, and the mount with it.
+    """
+
+    @functools.wraps(handler)
+    async def wrapper(*args: Any) -> Any:
+        try:
+            return await handler(*args)
+        except pyfuse3.FUSEError:
+            raise
+        except KeyError:
+            raise pyfuse3.FUSEError(errno.ENOENT) from None
+        except OSError as error:
+            log.warning("%s%s: %s", handler.__name__, args[1:], error)
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            log.exception("%s%s", handler.__name__, args[1:])
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return cast(Handler, wrapper)
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers.  A file handle is the file's inode: there is nothing to keep for an open file."""
+
+    supports_dot_lookup = True
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__()
+        self._tree = tree
+        self._reads: set[trio.CancelScope] = set()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Let reads fail with EIO from now on, also those under way."""
+        self._stopping = True
+        for scope in self._reads:
+            scope.cancel()
+
+    def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
+        attributes = self._tree.attributes(inode)
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = attributes.inode
+        entry.st_mode = attributes.mode
+        entry.st_nlink = attributes.links
+        entry.st_uid, entry.st_gid = self._tree.uid, self._tree.gid
+        entry.st_size = attributes.size_bytes
+        entry.st_blocks = attributes.allocated_bytes // BLOCK_BYTES
+        entry.st_blksize = PAGE_BYTES
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._tree.mtime_ns
+        entry.entry_timeout = entry.attr_timeout = NEVER_S
+        return entry
+
+    @_translated
+    async def lookup(self, parent_inode: int, name: bytes, _context: Any) -> pyfuse3.EntryAttributes:
+        if name in (b".", b".."):
+            return self._entry(ROOT_INODE)
+        inode = self._tree.inode(os.fsdecode(name))
+        if inode is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._entry(inode)
+
+    @_translated
+    async def getattr(self, inode: int, _context: Any) -> pyfuse3.EntryAttributes:
+        return self._entry(inode)
+
+    @_translated
+    async def opendir(self, inode: int, _context: Any) -> int:
+        return inode
+
+    @_translated
+    async def readdir(self, _handle: int, start: int, token: Any) -> None:
+        for inode in self._tree.inodes()[start:]:
+            name = os.fsencode(self._tree.file(inode).name)
+            if not pyfuse3.readdir_reply(token, name, self._entry(inode), inode - ROOT_INODE):
+                break
+
+    @_translated
+    async def open(self, inode: int, _flags: int, _context: Any) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+
+    @_translated
+    async def read(  # type: ignore[override]  # pyfuse3 takes any contiguous buffer
+        self, inode: int, offset: int, length: int
+    ) -> bytes | bytearray:
+        with trio.CancelScope() as scope:
+            self._reads.add(scope)
+            try:
+                if not self._stopping:
+                    return await self._tree.read(inode, offset, length)
+            finally:
+                self._reads.discard(scope)
+        raise pyfuse3.FUSEError(errno.EIO)
+
+    @_translated
+    async def release(self, _handle: int) -> None:
+        pass
+
+    @_translated
+    async def releasedir(self, _handle: int) -> None:
+        pass
+
+    @_translated
+    async def statfs(self, _context: Any) -> pyfuse3.StatvfsData:
+        status = pyfuse3.StatvfsData()
+        status.f_bsize = status.f_frsize = PAGE_BYTES
+        status.f_blocks = sum(-(-file.size_bytes // PAGE_BYTES) for file in self._tree.files)
+        status.f_files = len(self._tree.files)
+        status.f_namemax = 255
+        return status
+
+
+class View:
+    """A mounted tree."""
+
+    def __init__(self, tree: Tree, operations: Operations) -> None:
+        self._tree = tree
+        self._operations = operations
+        self._ended = trio.Event()
+
+    async def wait_unmounted(self) -> None:
+        """Return when somebody has unmounted the view, or its loop has ended otherwise."""
+        await self._ended.wait()
+
+    async def forget_cached(self) -> None:
+        """Make the kernel drop what it keeps of the files, so that every further read asks us."""
+        for inode in self._tree.inodes():
+            with contextlib.suppress(OSError):  # ENOENT: it keeps nothing
+                await blocking.call(STOP_S, pyfuse3.invalidate_inode, inode)
+
+    async def _serve(self) -> None:
+        """The loop, never cancelled: stop() ends it."""
+        try:
+            with trio.CancelScope(shield=True):
+                await pyfuse3.main()
+        except Exception:
+            log.exception("the FUSE loop has failed")
+        finally:
+            self._ended.set()
+
+    async def _stop(self) -> None:
+        """End the loop when the requests under way have been answered."""
+        self._operations.stop()
+        if not self._ended.is_set():
+            pyfuse3.terminate()
+        with trio.move_on_after(STOP_S, shield=True) as scope:
+            await self._ended.wait()
+        if scope.cancelled_caught:
+            log.error("the FUSE loop has not ended within %g s", STOP_S)
+
+
+@contextlib.asynccontextmanager
+async def mounted(tree: Tree, mountpoint: str, source: str) -> AsyncIterator[View]:
+    """Mount the tree, with `source` as what mount(8) shows for it, and serve it until the block is left.
+
+    As root, the mount admits other users (allow_other), since QEMU's user must be able to read it; the kernel checks
+    the files' modes then.  Raises StateError where the mount fails.
+    """
+    operations = Operations(tree)
+    await _mount(operations, mountpoint, _options(source))
+    view = View(tree, operations)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(view._serve)
+            try:
+                await _answers(mountpoint)
+                yield view
+            finally:
+                await view._stop()
+                nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(pyfuse3.close)
+
+
+def _options(source: str) -> set[str]:
+    options = set(pyfuse3.default_options) | {
+        "ro",
+        "nosuid",
+        "nodev",
+        "noexec",
+        f"fsname={source}",
+        "subtype=snapmount",
+    }
+    if os.geteuid() == 0:
+        options.add("allow_other")
+    return options
+
+
+async def _mount(operations: Operations, mountpoint: str, options: set[str]) -> None:
+    said: list[str] = []
+    try:
+        with _standard_error_into(said):
+            await trio.to_thread.run_sync(pyfuse3.init, operations, mountpoint, options)
+    except RuntimeError as error:
+        reason = said[-1] if said else str(error)
+        raise StateError(f"{mountpoint} cannot be mounted: {reason}") from error
+
+
+@contextlib.contextmanager
+def _standard_error_into(lines: list[str]) -> Iterator[None]:
+    """Catch what libfuse and fusermount3 say: the reason of a failed mount is told to file descriptor 2 alone."""
+    with tempfile.TemporaryFile() as caught:
+        original = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+            caught.seek(0)
+            lines += caught.read().decode(errors="replace").splitlines()
+
+
+async def _answers(mountpoint: str) -> None:
+    """Return when the mount answers.  Raises StateError."""
+    try:
+        names: Sequence[str] = await blocking.call(MOUNT_S, os.listdir, mountpoint)
+    except (OSError, trio.TooSlowError) as error:
+        raise StateError(f"the mount at {mountpoint} does not answer: {error}") from error
+    log.info("mounted %s at %s", ", ".join(names), mountpoint)

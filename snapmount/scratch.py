@@ -1,0 +1,130 @@
+"""The scratch directory of a snapshot: where QEMU keeps what the guest overwrites.
+
+One directory a snapshot, owned by QEMU's user and closed to others.  libvirt makes and removes the files in it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import trio
+
+from . import blocking
+from .core import names
+from .core.user import User
+from .errors import SpaceError
+
+SYSTEM_DEFAULT = Path("/var/lib/libvirt/snapmount")
+CHECK_S = 10.0
+
+
+def default_parent() -> Path:
+    """Where scratch directories are made unless the user says otherwise; never on a tmpfs."""
+    if os.geteuid() == 0:
+        return SYSTEM_DEFAULT
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "snapmount"
+
+
+def free_bytes(parent: Path) -> int:
+    """What an ordinary user may still write below the directory.  The default parent need not exist yet.  Raises
+    SpaceError.
+    """
+    if parent == default_parent():
+        parent = next(each for each in (parent, *parent.parents) if each.exists())
+    try:
+        status = os.statvfs(parent)
+    except FileNotFoundError:
+        raise SpaceError(
+            f"the scratch directory {parent} does not exist", names.command("mkdir", str(parent))
+        ) from None
+    except OSError as error:
+        raise SpaceError(f"the scratch directory {parent} cannot be used: {error.strerror}", _elsewhere()) from error
+    return status.f_bavail * status.f_frsize
+
+
+def used_bytes(directory: Path) -> int:
+    """What the scratch files allocate now; 0 where they are gone."""
+    total = 0
+    try:
+        for entry in os.scandir(directory):
+            total += entry.stat(follow_symlinks=False).st_blocks * 512
+    except OSError:
+        pass  # it ended while we looked
+    return total
+
+
+async def create(directory: Path, user: User, qemu_pid: int | None) -> None:
+    """Make the directory for QEMU's user and prove that QEMU can write there.  Raises SpaceError."""
+    parent = directory.parent
+    try:
+        await blocking.call(CHECK_S, _make, directory, user)
+    except OSError as error:
+        raise SpaceError(f"the scratch directory {parent} is not writable: {error.strerror}", _elsewhere()) from error
+    problem = await _write_probe(directory, user)
+    if problem:
+        raise SpaceError(
+            f"the scratch directory {parent} is not writable by QEMU, which runs as uid {user.uid}: {problem}",
+            _elsewhere(),
+        )
+    if qemu_pid is not None and not await blocking.call(CHECK_S, _visible_to, qemu_pid, directory):
+        raise SpaceError(
+            f"QEMU (process {qemu_pid}) does not see the scratch directory {parent}: its file system was mounted "
+            "after the VM was started, and QEMU lives in a mount namespace of its own",
+            _elsewhere(),
+        )
+
+
+def _elsewhere() -> str:
+    return "snapmount VM MOUNTPOINT --scratch-dir DIRECTORY   (one that QEMU's user can write)"
+
+
+def _make(directory: Path, user: User) -> None:
+    if directory.parent == default_parent():
+        directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700)
+    if user.uid != os.geteuid():
+        os.chown(directory, user.uid, user.gid)
+
+
+async def _write_probe(directory: Path, user: User) -> str | None:
+    """Make a file in the directory as that user; return what went wrong."""
+    as_user = {} if user.uid == os.geteuid() else {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
+    probe = directory / "probe"
+    try:
+        done = await blocking.run(
+            CHECK_S, ["dd", "if=/dev/zero", f"of={probe}", "bs=4096", "count=1", "status=none"], **as_user
+        )
+    except trio.TooSlowError:
+        return f"writing a file took more than {CHECK_S:g} s"
+    probe.unlink(missing_ok=True)
+    if done.returncode == 0:
+        return None
+    return done.stderr.decode(errors="replace").strip().rpartition(": ")[2] or "a file cannot be made"
+
+
+def _visible_to(pid: int, directory: Path) -> bool:
+    """Whether a process, by its mount namespace, sees this very directory; True where that cannot be told."""
+    try:
+        seen = os.stat(f"/proc/{pid}/root{directory}")
+    except FileNotFoundError:
+        return not Path(f"/proc/{pid}/root").exists()
+    except OSError:
+        return True
+    here = directory.stat()
+    return (seen.st_dev, seen.st_ino) == (here.st_dev, here.st_ino)
+
+
+def remove(directory: Path) -> None:
+    """Remove the directory with all in it, and the default parent where it is empty then.  Raises OSError."""
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        pass
+    if directory.parent == default_parent():
+        try:
+            directory.parent.rmdir()
+        except OSError:
+            pass  # other snapshots live there, or it is gone

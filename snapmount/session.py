@@ -1,0 +1,235 @@
+"""One snapshot's life: plans it, makes it, shows it, and ends it when it is told to or when its mount is gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import trio
+
+from . import blocking, hypervisor, mounts, nbd, scratch
+from .core import domainxml, names, plan
+from .core.snapshot import Disk, Snapshot, dump
+from .core.tree import File, Tree
+from .core.user import User
+from .errors import InterruptedByUserError, StateError, first_cause
+from .publish import fuse
+from .sources import pull
+from .state import Claim, Process, Record, State, Store
+from .teardown import tear_down
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CHECK_S = 10.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for."""
+
+    vm: str
+    mountpoint: str
+    connect: str
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    scratch_dir: str | None = None
+    quiesce: bool = False
+    read_timeout_s: float = 30.0
+
+
+class Reporter(Protocol):
+    """Whom the session tells how it goes, until the view is ready."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should know."""
+
+    def claimed(self, record: Record) -> None:
+        """The record exists."""
+
+    def ready(self, record: Record) -> None:
+        """The view is readable."""
+
+    async def wait_abandoned(self) -> None:
+        """Return when nobody waits for the view any more, though it is not ready; never once it has been."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A snapshot to be made: decided, nothing made yet."""
+
+    domain: hypervisor.Domain
+    xml: str
+    user: User
+    record: Record
+
+
+async def run(request: Request, store: Store, reporter: Reporter) -> None:
+    """Take the snapshot, show it, and end it on SIGINT, SIGTERM or SIGHUP, or when it is unmounted.
+
+    Raises SnapmountError where it cannot be made or undone, InterruptedByUserError for an end before
+    the view was ready.
+    """
+    ready = trio.Event()
+    try:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                scope = nursery.cancel_scope
+                nursery.start_soon(_then_cancel, scope, signals.__anext__)
+                nursery.start_soon(_then_cancel, scope, reporter.wait_abandoned)
+                await _live(request, store, reporter, ready)
+                scope.cancel()
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from None
+    if not ready.is_set():
+        raise InterruptedByUserError("interrupted; nothing was left behind")
+
+
+async def _then_cancel(scope: trio.CancelScope, wait: Callable[[], Awaitable[object]]) -> None:
+    await wait()
+    scope.cancel()
+
+
+async def _live(request: Request, store: Store, reporter: Reporter, ready: trio.Event) -> None:
+    """The snapshot, from its plan to its end."""
+    await _check(request.mountpoint, mounts.check_host)
+    await _check(request.mountpoint, mounts.check_mountpoint, request.mountpoint)
+    async with AsyncExitStack() as stack:
+        async with hypervisor.connected(request.connect) as connection:
+            planned = await _plan(request, store, connection, reporter)
+            claim = store.claim(planned.record)
+            stack.push_async_callback(_undo, claim)
+            reporter.claimed(claim.record)
+            await _make(request, planned, claim)
+        tree = await _tree(stack, request, planned, claim)
+        view = await stack.enter_async_context(fuse.mounted(tree, claim.record.mountpoint, claim.record.mount_source))
+        claim.update(state=State.ACTIVE)
+        ready.set()
+        reporter.ready(claim.record)
+        await _serve(view, claim)
+
+
+async def _check(path: str, function: Callable[..., T], *args: object) -> T:
+    """A check of the host that may block, on a file server that does not answer for instance."""
+    try:
+        return await blocking.call(CHECK_S, function, *args)
+    except trio.TooSlowError:
+        raise StateError(f"{path}: its file system did not answer within {CHECK_S:g} s") from None
+
+
+async def _undo(claim: Claim) -> None:
+    with trio.CancelScope(shield=True):
+        await tear_down(claim)
+
+
+async def _plan(request: Request, store: Store, connection: hypervisor.Hypervisor, reporter: Reporter) -> _Plan:
+    """Look at the VM and the host and decide."""
+    domain = await connection.domain(request.vm)
+    await _check_state(domain, store)
+    xml = await domain.xml()
+    selection = plan.select(domain.name, domainxml.disks(xml), request.only, request.exclude)
+    sizes = await domain.allocation()
+    parent = Path(request.scratch_dir or scratch.default_parent())
+    warning = await _judge_space(domain.name, parent, [sizes[disk.name] for disk in selection.chosen])
+    if warning:
+        reporter.warn(warning)
+    snapshot = Snapshot(
+        id=store.new_id(),
+        vm_name=domain.name,
+        vm_uuid=domain.uuid,
+        created=datetime.now(UTC),
+        source="pull",
+        quiesced=request.quiesce,
+        disks=tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen),
+        left_out=selection.left_out,
+    )
+    directory = parent / f"snapmount-{snapshot.id}"
+    record = Record(
+        snapshot=snapshot,
+        connect=request.connect,
+        mountpoint=await _check(request.mountpoint, os.path.realpath, request.mountpoint),
+        mount_source=names.mount_source(domain.name, snapshot.id),
+        socket=pull.socket_path(await domain.run_id(), snapshot.id, directory),
+        scratch=str(directory),
+        server=Process.of_pid(os.getpid()),
+    )
+    return _Plan(domain, xml, hypervisor.qemu_user(xml), record)
+
+
+async def _check_state(domain: hypervisor.Domain, store: Store) -> None:
+    if not await domain.is_active():
+        raise StateError(
+            f"{domain.name} is shut off; snapshots of VMs that are shut off (offline) are not there yet",
+            names.command("virsh", "start", domain.name),
+        )
+    job = await domain.backup_job()
+    if job is None:
+        return
+    socket = domainxml.backup_socket(job)
+    for record in store.load_all()[0]:
+        if record.socket == socket:
+            raise StateError(
+                f"{domain.name} has a snapshot already: {record.id}, mounted at {record.mountpoint}",
+                names.command("snapmount", "delete", record.id),
+            )
+    raise StateError(
+        f"{domain.name} has a backup job already, of another program; a VM can have one at a time",
+        f"{names.command('virsh', 'domjobinfo', domain.name)}   (and wait for its end)",
+    )
+
+
+async def _judge_space(vm: str, parent: Path, sizes: list[tuple[int, int]]) -> str | None:
+    free = await _check(str(parent), scratch.free_bytes, parent)
+    virtual, allocated = (sum(column) for column in zip(*sizes, strict=True))
+    return plan.judge(vm, str(parent), plan.Space(free, virtual, allocated))
+
+
+async def _make(request: Request, planned: _Plan, claim: Claim) -> None:
+    """Make the scratch directory and start the job: the point in time."""
+    domain, record = planned.domain, planned.record
+    await scratch.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
+    left_out = [each.name for each in record.snapshot.left_out]
+    claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
+    await pull.begin(domain, claim, left_out=left_out, quiesce=request.quiesce)
+
+
+async def _tree(stack: AsyncExitStack, request: Request, planned: _Plan, claim: Claim) -> Tree:
+    """Connect to the exports and lay out what the mount will hold."""
+    snapshot, socket = claim.record.snapshot, claim.record.socket
+    images = [
+        await stack.enter_async_context(nbd.opened(disk.name, socket, disk.name, request.read_timeout_s))
+        for disk in snapshot.disks
+    ]
+    sized = tuple(
+        replace(disk, size_bytes=image.size_bytes) for disk, image in zip(snapshot.disks, images, strict=True)
+    )
+    snapshot = replace(snapshot, disks=sized)
+    claim.update(snapshot=snapshot)
+    files = [File(disk.file, image) for disk, image in zip(snapshot.disks, images, strict=True)]
+    files.append(File("domain.xml", planned.xml.encode("utf-8", "surrogateescape")))
+    files.append(File("snapshot.json", dump(snapshot.document())))
+    return Tree(files, snapshot.created_ns, planned.user.uid, planned.user.gid)
+
+
+async def _serve(view: fuse.View, claim: Claim) -> None:
+    """Return when the view has been unmounted; note in the record when its point in time is lost."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch_source, view, claim)
+        await view.wait_unmounted()
+        nursery.cancel_scope.cancel()
+
+
+async def _watch_source(view: fuse.View, claim: Claim) -> None:
+    record = claim.record
+    await nbd.wait_until_gone(record.socket, record.snapshot.disks[0].name)
+    reason = await pull.why_lost(record)
+    log.error("the snapshot is lost: %s", reason)
+    claim.update(state=State.LOST, reason=reason)
+    await view.forget_cached()

@@ -1,0 +1,121 @@
+"""The source for a running VM: libvirt's pull-mode backup job.
+
+QEMU keeps the point in time: before the guest overwrites a cluster, its old content is copied into the qcow2 scratch
+file, and a read of the NBD export is served from there or else from the origin.  All disks of one job are of one
+moment. https://libvirt.org/kbase/live_full_disk_backup.html ; QEMU: docs/interop/live-block-operations.rst, "Live disk
+backup".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import trio
+
+from ..core import domainxml
+from ..errors import SnapmountError, StateError, UnreachableError
+from ..hypervisor import Domain, connected
+from ..state import Claim, Record
+
+log = logging.getLogger(__name__)
+
+SOCKET_PATH_MAX = 107  # bytes; sun_path in unix(7), less its final zero
+QEMU_DIRECTORY = Path("/var/lib/libvirt/qemu")
+WHY_LOST_S = 5.0
+POLL_S = 0.1
+THAW_TRIES = 3
+
+
+def socket_path(run_id: int, snapshot_id: str, scratch: Path) -> str:
+    """Where QEMU shall listen.
+
+    libvirt keeps a private directory for each running VM, and its AppArmor profile lets QEMU make any file there
+    (virt-aa-helper: "/var/lib/libvirt/qemu/domain-ID-NAME/*" rw); where there is none, as in a user's session, the
+    scratch directory serves.  Raises StateError where the path would be too long for a unix socket.
+    """
+    private = sorted(QEMU_DIRECTORY.glob(f"domain-{run_id}-*")) if run_id >= 0 else []
+    candidates = [directory / f"snapmount-{snapshot_id}.sock" for directory in private] + [scratch / "nbd.sock"]
+    for path in candidates:
+        if len(bytes(path)) <= SOCKET_PATH_MAX:
+            return str(path)
+    raise StateError(f"the path of the socket {candidates[-1]} is too long", "a --scratch-dir with a shorter path")
+
+
+async def begin(domain: Domain, claim: Claim, *, left_out: Iterable[str], quiesce: bool) -> None:
+    """Start the job that the record describes; with `quiesce` the guest's file systems are frozen around its start.
+
+    A thaw always follows a freeze, and its failure is an error: UnreachableError.  Raises StateError where the job
+    cannot be started, MissingError where the guest has no agent.
+    """
+    record = claim.record
+    scratch_files = {disk.name: f"{record.scratch}/{disk.name}.qcow2" for disk in record.snapshot.disks}
+    job = domainxml.backup_job(record.socket, scratch_files, left_out)
+    if not quiesce:
+        await domain.begin_backup(job)
+        return
+    claim.update(frozen=True)
+    try:
+        await domain.freeze()
+        await domain.begin_backup(job)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await _thaw_quietly(domain)
+        raise
+    with trio.CancelScope(shield=True):
+        await _thaw(domain)
+    claim.update(frozen=False)
+
+
+async def _thaw(domain: Domain) -> None:
+    for tries_left in reversed(range(THAW_TRIES)):
+        try:
+            await domain.thaw()
+            return
+        except UnreachableError:
+            if not tries_left:
+                raise
+
+
+async def _thaw_quietly(domain: Domain) -> None:
+    """Thaw after something has failed already: a second error must not hide the first one."""
+    try:
+        await domain.thaw()
+    except SnapmountError as error:
+        log.warning("%s", error)
+
+
+async def end(record: Record) -> None:
+    """End the job, if it still runs, and thaw a guest that may be frozen.  Idempotent.  Raises UnreachableError."""
+    async with connected(record.connect) as hypervisor:
+        domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
+        if domain is None:
+            return
+        if record.frozen and await domain.is_active():
+            await _thaw_quietly(domain)
+        await domain.end_backup(record.socket)
+
+
+async def why_lost(record: Record) -> str:
+    """Why QEMU has ended the export, in words that follow a colon: 'vm1 was destroyed'.
+
+    QEMU closes the connection before libvirt has told the end, so this looks for a while.
+    """
+    name = record.snapshot.vm_name
+    try:
+        with trio.move_on_after(WHY_LOST_S):
+            async with connected(record.connect) as hypervisor:
+                while True:
+                    domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
+                    if domain is None:
+                        return f"{name} is gone"
+                    why = await domain.why_shut_off()
+                    if why:
+                        return f"{name} {why}"
+                    if not await domain.has_job_at(record.socket):
+                        return "the backup job was ended by somebody else"
+                    await trio.sleep(POLL_S)
+    except UnreachableError as error:
+        return f"QEMU has closed the connection ({error})"
+    return "QEMU has closed the connection"

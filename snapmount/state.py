@@ -1,0 +1,283 @@
+"""Runtime records: what was made in the kernel and in libvirt for each snapshot, written before it is made.
+
+One directory a snapshot, `RUNTIME/ID/`, with `record.json`, `log` and `lock`.  Whoever serves or undoes a snapshot
+holds an exclusive flock(2) on `lock`; the kernel drops it with the process, so a held lock is the proof of life.  The
+runtime directory is on a file system that a reboot empties; its mode is 0700.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from .core import names
+from .core.snapshot import Snapshot, dump
+from .errors import NotFoundError, SnapmountError, StateError
+
+VERSION = 1
+
+
+class State(Enum):
+    """The state of a snapshot."""
+
+    STARTING = "starting"  # being made
+    ACTIVE = "active"  # the view is readable
+    LOST = "lost"  # the point in time can no longer be served: reads fail with EIO
+    ENDING = "ending"  # being undone
+    LEFTOVER = "leftover"  # something could not be undone
+    DEAD = "dead"  # never recorded: the process that served it is gone
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told apart from a later one with the same pid."""
+
+    pid: int
+    start_ticks: int  # proc_pid_stat(5), field 22: clock ticks after boot
+
+    @classmethod
+    def of_pid(cls, pid: int) -> Process:
+        """The process that has this pid now.  Raises OSError for none."""
+        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return cls(pid, int(after_name[22 - 3]))
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that must be known to show a snapshot, and to undo it without the process that made it."""
+
+    snapshot: Snapshot
+    connect: str  # libvirt connection URI
+    mountpoint: str  # absolute, symbolic links resolved
+    mount_source: str  # the source in /proc/self/mountinfo: the proof that a mount is ours
+    socket: str  # of QEMU's NBD server: the proof that a backup job is ours
+    scratch: str  # directory of the scratch files, ours alone
+    server: Process
+    state: State = State.STARTING
+    reason: str | None = None  # for LOST and LEFTOVER
+    frozen: bool = False  # the guest's file systems may be frozen: they must be thawed
+
+    @property
+    def id(self) -> str:
+        return self.snapshot.id
+
+    def export_uri(self, disk: str) -> str:
+        """The NBD URI of a disk's export (NBD URI specification, "nbd+unix")."""
+        return f"nbd+unix:///{disk}?socket={self.socket}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape of record.json."""
+        return {
+            "version": VERSION,
+            "snapshot": self.snapshot.document(),
+            "connect": self.connect,
+            "mountpoint": self.mountpoint,
+            "mount_source": self.mount_source,
+            "socket": self.socket,
+            "scratch": self.scratch,
+            "server": asdict(self.server),
+            "state": self.state.value,
+            "reason": self.reason,
+            "frozen": self.frozen,
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> Record:
+        """The record of that shape.  Raises KeyError, TypeError or ValueError for any other."""
+        fields = dict(document)
+        if fields.pop("version") != VERSION:
+            raise ValueError("it was written by another version of snapmount")
+        fields["snapshot"] = Snapshot.from_document(fields["snapshot"])
+        fields["server"] = Process(**fields["server"])
+        fields["state"] = State(fields["state"])
+        return cls(**fields)
+
+
+class Store:
+    """The runtime directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    def of_user(cls) -> Store:
+        """The calling user's: /run/snapmount for root, $XDG_RUNTIME_DIR/snapmount or ~/.cache/snapmount for others."""
+        if os.geteuid() == 0:
+            return cls(Path("/run/snapmount"))
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        return cls((Path(runtime) if runtime else Path.home() / ".cache") / "snapmount")
+
+    def path(self, snapshot_id: str) -> Path:
+        """The directory of a snapshot's record."""
+        return self.directory / snapshot_id
+
+    def log(self, snapshot_id: str) -> Path:
+        """The log of a snapshot's server."""
+        return self.path(snapshot_id) / "log"
+
+    def new_id(self) -> str:
+        """An id that no snapshot of this directory has."""
+        while True:
+            snapshot_id = secrets.token_hex(4)
+            if not self.path(snapshot_id).exists():
+                return snapshot_id
+
+    def load(self, snapshot_id: str) -> Record | None:
+        """The record, None where there is none (any more).  Raises StateError for one that cannot be read."""
+        path = self.path(snapshot_id) / "record.json"
+        try:
+            return Record.from_json(json.loads(path.read_bytes()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise StateError(f"the record {path} cannot be read: {error}") from error
+
+    def load_all(self) -> tuple[list[Record], list[SnapmountError]]:
+        """All records, oldest first, and an error for each that cannot be read."""
+        records: list[Record] = []
+        broken: list[SnapmountError] = []
+        for snapshot_id in self._ids():
+            try:
+                record = self.load(snapshot_id)
+            except StateError as error:
+                broken.append(error)
+            else:
+                if record:
+                    records.append(record)
+        return sorted(records, key=lambda record: record.snapshot.created), broken
+
+    def _ids(self) -> list[str]:
+        try:
+            return [entry.name for entry in os.scandir(self.directory) if names.is_snapshot_id(entry.name)]
+        except FileNotFoundError:
+            return []
+
+    def find(self, word: str) -> Record:
+        """The snapshot with that id, of the VM of that name or uuid, or mounted there.
+
+        Raises NotFoundError for none, StateError for more than one.
+        """
+        records, broken = self.load_all()
+        path = os.path.realpath(word)
+        found = [
+            record
+            for record in records
+            if word in (record.id, record.snapshot.vm_name, record.snapshot.vm_uuid) or record.mountpoint == path
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ids = ", ".join(record.id for record in found)
+            raise StateError(
+                f"{word!r} names {len(found)} snapshots: {ids}", names.command("snapmount", "show", found[0].id)
+            )
+        if broken:
+            raise broken[0]
+        remedy = "snapmount list" if records else None
+        raise NotFoundError(f"there is no snapshot with the id, of the VM or at the mountpoint {word!r}", remedy)
+
+    def is_served(self, snapshot_id: str) -> bool:
+        """Whether a process serves (or undoes) the snapshot: whether its lock is held."""
+        try:
+            with (self.path(snapshot_id) / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return False
+
+    def state(self, record: Record) -> State:
+        """The state to show: what the record says, or DEAD where no process stands behind it."""
+        if record.state is State.LEFTOVER or self.is_served(record.id):
+            return record.state
+        return State.DEAD
+
+    def claim(self, record: Record) -> Claim:
+        """Write a new snapshot's record and hold its lock.  Raises StateError where that cannot be written."""
+        directory = self.path(record.id)
+        try:
+            _make_private(self.directory)
+            directory.mkdir(mode=0o700)
+            claim = Claim(self, record, _locked(directory / "lock", os.O_CREAT))
+            claim.write()
+        except OSError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            self.remove_if_empty()
+            raise StateError(f"cannot write the runtime record {directory}: {error.strerror}") from error
+        return claim
+
+    @contextlib.contextmanager
+    def taken_over(self, snapshot_id: str) -> Iterator[Claim | None]:
+        """Hold the lock of a snapshot that no process serves; None where it is gone already or somebody else was
+        faster.
+        """
+        try:
+            lock = _locked(self.path(snapshot_id) / "lock", 0)
+        except (FileNotFoundError, NotADirectoryError, BlockingIOError):
+            yield None
+            return
+        try:
+            record = self.load(snapshot_id)
+            yield Claim(self, record, lock) if record else None
+        finally:
+            os.close(lock)
+
+    def remove_if_empty(self) -> None:
+        """Remove the runtime directory where no snapshot is left in it."""
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
+
+
+class Claim:
+    """A record whose lock this process holds: it alone may change it."""
+
+    def __init__(self, store: Store, record: Record, lock: int) -> None:
+        self.store = store
+        self.record = record
+        self._lock = lock
+
+    def update(self, **changes: Any) -> None:
+        """Change the record, on disk too, atomically."""
+        self.record = replace(self.record, **changes)
+        self.write()
+
+    def write(self) -> None:
+        """Write the record as it is."""
+        directory = self.store.path(self.record.id)
+        new = directory / "record.json.new"
+        new.write_bytes(dump(self.record.to_json()))
+        new.chmod(0o600)
+        new.replace(directory / "record.json")
+
+    def forget(self) -> None:
+        """Remove the record: nothing is left of the snapshot."""
+        shutil.rmtree(self.store.path(self.record.id), ignore_errors=True)
+        self.store.remove_if_empty()
+
+
+def _make_private(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.lstat()
+    if status.st_uid != os.geteuid() or not directory.is_dir() or directory.is_symlink():
+        raise PermissionError(1, "it belongs to another user", str(directory))
+    directory.chmod(0o700)
+
+
+def _locked(path: Path, flags: int) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,0 +1,60 @@
+"""Undoes a snapshot from its record: the one way in which a snapshot ends, whether its server ends it or has died.
+
+The order is that of use: nobody reads when the job ends (QEMU is spared clients that vanish in mid-request), nobody
+writes scratch files when they go, and the record goes last, when nothing is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+from . import mounts, scratch
+from .core import names
+from .errors import LeftoverError, SnapmountError
+from .sources import pull
+from .state import Claim, State
+
+log = logging.getLogger(__name__)
+
+
+async def tear_down(claim: Claim) -> None:
+    """Unmount, end the job, remove the scratch files, the socket and the record.  Each step is idempotent.
+
+    Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
+    """
+    record = claim.record
+    _note(claim, State.ENDING)
+    try:
+        await mounts.unmount(record.mount_source)
+        await pull.end(record)
+        _remove_files(record.scratch, record.socket)
+    except SnapmountError as error:
+        log.error("%s", error.message)
+        _note(claim, State.LEFTOVER, error.message)
+        raise LeftoverError(
+            f"{record.snapshot.vm_name}: snapshot {record.id} has not been undone: {error.message}",
+            f"{error.remedy + ', then ' if error.remedy else ''}{names.command('snapmount', 'delete', record.id)}",
+        ) from error
+    claim.forget()
+
+
+def _note(claim: Claim, state: State, reason: str | None = None) -> None:
+    """Note the state for list and show; a runtime directory that cannot be written must not keep anything from being
+    undone.
+    """
+    try:
+        claim.update(state=state, reason=reason)
+    except OSError as error:
+        log.error("cannot write the record: %s", error)
+
+
+def _remove_files(scratch_directory: str, socket: str) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(socket)
+        scratch.remove(Path(scratch_directory))
+    except OSError as error:
+        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error

@@ -1,0 +1,97 @@
+"""A libvirt daemon for the tests: the host's own where one answers, else one started here and stopped again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SYSTEM = "qemu:///system"
+START_S = 20
+PID_FILES = {"virtlogd": Path("/run/virtlogd.pid"), "libvirtd": Path("/run/libvirtd.pid")}
+
+
+def answers(uri: str = SYSTEM) -> bool:
+    """Whether a libvirt daemon answers at the URI."""
+    return subprocess.run(["virsh", "-q", "-c", uri, "list"], capture_output=True).returncode == 0
+
+
+@contextlib.contextmanager
+def running() -> Iterator[list[str]]:
+    """A libvirt daemon that answers at qemu:///system; yields the names of the daemons that had to be started.
+
+    Where a service manager runs, the daemon is its affair; elsewhere (a container, a test machine) virtlogd and
+    libvirtd are started and, at the end, stopped.
+    """
+    if answers():
+        yield []
+        return
+    if Path("/run/systemd/system").exists():
+        unit = "libvirtd" if _unit_exists("libvirtd") else "virtqemud.socket"
+        was_active = subprocess.run(["systemctl", "is-active", "-q", unit]).returncode == 0
+        subprocess.run(["systemctl", "start", unit], check=True)
+        try:
+            wait_for(answers, "libvirt answers")
+            yield [unit]
+        finally:
+            if not was_active:
+                subprocess.run(["systemctl", "stop", unit])
+        return
+    started = [name for name in PID_FILES if start(name)]
+    try:
+        wait_for(answers, "libvirt answers")
+        yield started
+    finally:
+        for name in reversed(started):
+            stop(name)
+
+
+def _unit_exists(unit: str) -> bool:
+    return subprocess.run(["systemctl", "cat", unit], capture_output=True).returncode == 0
+
+
+def start(name: str) -> bool:
+    """Start a daemon that does not run yet; return whether it was started."""
+    if _pid(name):
+        return False
+    subprocess.run([name, "-d"], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return True
+
+
+def stop(name: str) -> None:
+    """Stop a daemon and wait until it is gone; guests stay."""
+    pid = _pid(name)
+    if pid:
+        os.kill(pid, 15)
+        wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), f"{name} has ended")
+
+
+def _pid(name: str) -> int | None:
+    try:
+        pid = int(PID_FILES[name].read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    try:
+        running_name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except FileNotFoundError:
+        return None
+    return pid if running_name == name and not _is_zombie(pid) else None
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_for(condition, what: str, seconds: float = START_S) -> None:  # type: ignore[no-untyped-def]
+    """Wait until condition() is true; a TimeoutError names what was waited for."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:g} s until {what}")
+        time.sleep(0.02)

@@ -1,0 +1,209 @@
+"""Test VMs, run by libvirt: disks of every kind, a direct kernel boot of the guest, its console in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+from . import guest
+from .libvirtd import SYSTEM, wait_for
+
+IMAGES = Path("/var/lib/libvirt/images")  # a place that QEMU's user can reach
+PREFIX = "snapmount-test"
+BOOT_S = 60
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One disk of a test VM: kind is raw, qcow2, chain (qcow2 over qcow2 over raw), or block (a loop device)."""
+
+    name: str
+    kind: str = "raw"
+    size: int = 32 * MIB
+    ext4: bool = False
+
+
+@dataclass
+class VM:
+    """A VM that libvirt knows; its files lie in `directory`."""
+
+    name: str
+    directory: Path
+    uri: str = SYSTEM
+    disks: Sequence[Disk] = field(default_factory=list)
+    env: dict[str, str] | None = None
+
+    @property
+    def console(self) -> Path:
+        return self.directory / "console.log"
+
+    def virsh(self, *args: str, check: bool = True) -> str:
+        """What `virsh ARGS` prints."""
+        done = subprocess.run(["virsh", "-q", "-c", self.uri, *args], capture_output=True, text=True, env=self.env)
+        if check and done.returncode:
+            raise RuntimeError(f"virsh {' '.join(args)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def start(self) -> None:
+        """Start the VM and wait until its program runs."""
+        self.console.unlink(missing_ok=True)
+        self.virsh("start", "--", self.name)
+        wait_for(lambda: "guest is up" in self.output(), f"{self.name} has booted", BOOT_S)
+
+    def output(self) -> str:
+        """What the guest has printed on its console."""
+        try:
+            return self.console.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def written(self) -> int:
+        """The number of the last write that the guest has told of, 0 before the first."""
+        return max((int(n) for n in re.findall(r"^seq=(\d+)", self.output(), re.MULTILINE)), default=0)
+
+    def write_errors(self) -> int:
+        """How many of the guest's writes have failed."""
+        return max((int(n) for n in re.findall(r"errors=(\d+)", self.output())), default=0)
+
+    def longest_write_us(self) -> int:
+        """The longest write of the guest so far, in microseconds."""
+        return max((int(n) for n in re.findall(r"longest_us=(\d+)", self.output())), default=0)
+
+    def keeps_writing(self, writes: int = 1) -> None:
+        """Wait until the guest has made so many more writes."""
+        goal = self.written() + writes
+        wait_for(lambda: self.written() >= goal, f"{self.name} has made {writes} more writes", BOOT_S)
+
+    def state(self) -> str:
+        return self.virsh("domstate", "--", self.name).strip()
+
+    def has_job(self) -> bool:
+        """Whether a backup job runs."""
+        return "Backup" in self.virsh("domjobinfo", "--", self.name, check=False)
+
+    def qemu_pid(self) -> int:
+        return int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text())
+
+    def remove(self) -> None:
+        """Destroy and undefine the VM, and wait until QEMU has gone."""
+        self.virsh("destroy", "--", self.name, check=False)
+        self.virsh("undefine", "--checkpoints-metadata", "--", self.name, check=False)
+
+
+@contextlib.contextmanager
+def running(
+    name: str,
+    disks: Sequence[Disk],
+    *,
+    command_line: str = "",
+    agent: bool = False,
+    extra_devices: str = "",
+    start: bool = True,
+    uri: str = SYSTEM,
+    env: dict[str, str] | None = None,
+    parent: Path = IMAGES,
+) -> Iterator[VM]:
+    """A VM, started, that is destroyed and removed with all its files at the end."""
+    with contextlib.ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-", dir=parent))
+        stack.callback(shutil.rmtree, directory)
+        directory.chmod(0o755)
+        vm = VM(name, directory, uri, disks, env)
+        xml = directory / "domain.xml"
+        xml.write_text(_domain(vm, stack, command_line, agent, extra_devices))
+        if env:  # another user's session
+            subprocess.run(["chown", "-R", env["RIG_USER"], directory], check=True)
+        vm.virsh("define", str(xml))
+        stack.callback(vm.remove)
+        if start:
+            vm.start()
+        yield vm
+
+
+def _domain(vm: VM, stack: contextlib.ExitStack, command_line: str, agent: bool, extra_devices: str) -> str:
+    built = guest.build()
+    for source in (built.kernel, built.initrd):
+        shutil.copy(source, vm.directory)
+    devices = "".join(_disk_xml(vm.directory, disk, stack) for disk in vm.disks) + extra_devices
+    if agent:
+        devices += "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+        command_line += " snapmount.agent"
+    return f"""
+<domain type='{guest.domain_type()}'>
+  <name>{escape(vm.name)}</name>
+  <memory unit='MiB'>128</memory>
+  <os>
+    <type arch='x86_64'>hvm</type>
+    <kernel>{escape(str(vm.directory / built.kernel.name))}</kernel>
+    <initrd>{escape(str(vm.directory / built.initrd.name))}</initrd>
+    <cmdline>console=ttyS0 panic=-1 {escape(command_line)}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <devices>
+    {devices}
+    <serial type='file'><source path={quoteattr(str(vm.console))}/></serial>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+  </devices>
+</domain>"""
+
+
+def _disk_xml(directory: Path, disk: Disk, stack: contextlib.ExitStack) -> str:
+    path = make_image(directory, disk)
+    if disk.kind == "block":
+        path = loop_device(path, stack)
+    form = "raw" if disk.kind in ("raw", "block") else "qcow2"
+    attribute = "dev" if disk.kind == "block" else "file"
+    return (
+        f"<disk type='{'block' if disk.kind == 'block' else 'file'}' device='disk'><driver name='qemu' type='{form}'/>"
+        f"<source {attribute}={quoteattr(str(path))}/><target dev='{disk.name}' bus='virtio'/></disk>"
+    )
+
+
+def make_image(directory: Path, disk: Disk) -> Path:
+    """The disk's image, empty or with an ext4 file system."""
+    raw = directory / f"{disk.name}.img"
+    with raw.open("wb") as f:
+        f.truncate(disk.size)
+    if disk.ext4:
+        subprocess.run(["mkfs.ext4", "-q", raw], check=True)
+    if disk.kind in ("raw", "block"):
+        return raw
+    top = directory / f"{disk.name}.qcow2"
+    if disk.kind == "qcow2":
+        subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, top], check=True)
+        return top
+    assert disk.kind == "chain", disk.kind
+    middle = directory / f"{disk.name}.middle.qcow2"
+    for overlay, backing, form in ((middle, raw, "raw"), (top, middle, "qcow2")):
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", backing, "-F", form, overlay], check=True)
+    return top
+
+
+def loop_device(path: Path, stack: contextlib.ExitStack) -> Path:
+    """A loop device over the file, detached at the end."""
+    device = subprocess.run(
+        ["losetup", "-f", "--show", path], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    stack.callback(subprocess.run, ["losetup", "-d", device], check=True)
+    return Path(device)
+
+
+def user_environment(home: Path, user: str) -> dict[str, str]:
+    """The environment in which a user's libvirt session lives below `home`."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(home / "run"),
+        "LANG": "C.UTF-8",
+        "RIG_USER": user,
+    }
