@@ -83,7 +83,8 @@ def _elsewhere() -> str:
 
 def _make(directory: Path, user: User) -> None:
     if directory.parent == default_parent():
-        directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.parent.chmod(0o711)  # whatever the umask: QEMU's user must get through
     directory.mkdir(mode=0o700)
     if user.uid != os.geteuid():
         os.chown(directory, user.uid, user.gid)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SYSTEM = "qemu:///system"
@@ -40,13 +41,32 @@ def running() -> Iterator[list[str]]:
             if not was_active:
                 subprocess.run(["systemctl", "stop", unit])
         return
-    started = [name for name in PID_FILES if start(name)]
+    with _device_rights():
+        started = [name for name in PID_FILES if start(name)]
+        try:
+            wait_for(answers, "libvirt answers")
+            yield started
+        finally:
+            for name in reversed(started):
+                stop(name)
+
+
+@contextlib.contextmanager
+def _device_rights() -> Iterator[None]:
+    """Give /dev/kvm and /dev/fuse the modes of udev's rules, where no udev has done it, for as long as the block lasts.
+
+    libvirt probes each QEMU anew for every question (4 s, dozens of times) while QEMU's user may not open /dev/kvm.
+    """
+    before = {}
+    for device in (Path("/dev/kvm"), Path("/dev/fuse")):
+        if device.exists():
+            before[device] = stat.S_IMODE(device.stat().st_mode)
+            device.chmod(0o666)
     try:
-        wait_for(answers, "libvirt answers")
-        yield started
+        yield
     finally:
-        for name in reversed(started):
-            stop(name)
+        for device, mode in before.items():
+            device.chmod(mode)
 
 
 def _unit_exists(unit: str) -> bool:
@@ -88,7 +108,7 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def wait_for(condition, what: str, seconds: float = START_S) -> None:  # type: ignore[no-untyped-def]
+def wait_for(condition: Callable[[], object], what: str, seconds: float = START_S) -> None:
     """Wait until condition() is true; a TimeoutError names what was waited for."""
     end = time.monotonic() + seconds
     while not condition():

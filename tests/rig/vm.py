@@ -86,6 +86,9 @@ class VM:
     def state(self) -> str:
         return self.virsh("domstate", "--", self.name).strip()
 
+    def uuid(self) -> str:
+        return self.virsh("domuuid", "--", self.name).strip()
+
     def has_job(self) -> bool:
         """Whether a backup job runs."""
         return "Backup" in self.virsh("domjobinfo", "--", self.name, check=False)

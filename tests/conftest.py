@@ -1,0 +1,86 @@
+"""Fixtures: libvirt, VMs, mountpoints; the checks that a test leaves nothing behind and that none is skipped in CI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .rig import libvirtd, traces, vm
+from .rig.command import snapmount, snapmount_json
+
+SEED = 7
+CDROM = "<disk type='file' device='cdrom'><target dev='sda' bus='ide'/></disk>"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    """Where a run promises that this host has all that the tests need, a skip is a failure."""
+    report = yield
+    if report.skipped and os.environ.get("SNAPMOUNT_TEST_NO_SKIP"):
+        report.outcome = "failed"
+    return report
+
+
+@pytest.fixture(scope="session")
+def libvirt() -> Iterator[None]:
+    """A libvirt daemon that answers at qemu:///system."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: the tests define VMs at qemu:///system and mount")
+    for program in ("virsh", "qemu-system-x86_64", "qemu-img", "busybox", "cpio", "gcc"):
+        if not shutil.which(program):
+            pytest.skip(f"this host lacks {program}: run contrib/setup --test")
+    if not os.access("/dev/fuse", os.R_OK):
+        pytest.skip("this host lacks /dev/fuse")
+    before = traces.found()
+    if before:
+        pytest.fail(f"there are snapshots on this host, which the tests would mistake for their own: {before}")
+    with libvirtd.running():
+        yield
+
+
+@pytest.fixture
+def clean(libvirt: None) -> Iterator[None]:
+    """After the test the host shows no trace of a snapshot."""
+    yield
+    assert traces.found() == []
+
+
+@pytest.fixture(scope="session")
+def shared_vm(libvirt: None) -> Iterator[vm.VM]:
+    """A VM that writes all the time, for tests that leave it as it is: two disks and an empty CD-ROM drive."""
+    disks = [vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2")]
+    with vm.running(f"{vm.PREFIX}-vm", disks, command_line=f"snapmount.seed={SEED}", extra_devices=CDROM) as running:
+        yield running
+
+
+@pytest.fixture
+def writer(shared_vm: vm.VM, clean: None) -> Iterator[vm.VM]:
+    """The shared VM; whatever the test did, the guest has had no error and goes on writing."""
+    yield shared_vm
+    shared_vm.keeps_writing()
+    assert shared_vm.write_errors() == 0
+
+
+@pytest.fixture
+def own_vm(clean: None) -> Iterator[vm.VM]:
+    """A VM as the shared one, for a test that stops or breaks it."""
+    disks = [vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2")]
+    with vm.running(f"{vm.PREFIX}-own", disks, command_line=f"snapmount.seed={SEED}") as running:
+        running.keeps_writing(100)
+        yield running
+
+
+@pytest.fixture
+def mountpoint(clean: None) -> Iterator[Path]:
+    """An empty directory that QEMU's user can reach; after the test what a failure left is ended and it is removed."""
+    directory = Path(tempfile.mkdtemp(prefix=f"{vm.PREFIX}-mount-", dir="/var/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    for left in snapmount_json("list"):
+        snapmount("delete", left["id"], check=False)
+    directory.rmdir()
