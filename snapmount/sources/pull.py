@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 SOCKET_PATH_MAX = 107  # bytes; sun_path in unix(7), less its final zero
 QEMU_DIRECTORY = Path("/var/lib/libvirt/qemu")
-WHY_LOST_S = 5.0
+WHY_LOST_S = 3.0
 POLL_S = 0.1
 THAW_TRIES = 3
 
@@ -100,9 +100,11 @@ async def end(record: Record) -> None:
 async def why_lost(record: Record) -> str:
     """Why QEMU has ended the export, in words that follow a colon: 'vm1 was destroyed'.
 
-    QEMU closes the connection before libvirt has told the end, so this looks for a while.
+    QEMU closes the connection before libvirt has told the end of the VM or of the job, and a VM that is shut down loses
+    its job first: so a VM that runs on is looked at for a while before somebody is said to have ended the job.
     """
     name = record.snapshot.vm_name
+    reason = "QEMU has closed the connection"
     try:
         with trio.move_on_after(WHY_LOST_S):
             async with connected(record.connect) as hypervisor:
@@ -110,12 +112,12 @@ async def why_lost(record: Record) -> str:
                     domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
                     if domain is None:
                         return f"{name} is gone"
+                    if not await domain.has_job_at(record.socket):
+                        reason = "the backup job was ended by somebody else"
                     why = await domain.why_shut_off()
                     if why:
                         return f"{name} {why}"
-                    if not await domain.has_job_at(record.socket):
-                        return "the backup job was ended by somebody else"
                     await trio.sleep(POLL_S)
     except UnreachableError as error:
-        return f"QEMU has closed the connection ({error})"
-    return "QEMU has closed the connection"
+        return f"{reason} ({error})"
+    return reason

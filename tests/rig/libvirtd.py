@@ -12,6 +12,11 @@ from pathlib import Path
 
 SYSTEM = "qemu:///system"
 START_S = 20
+_UNITS = tuple(
+    f"{daemon}{kind}"
+    for kind in (".socket", "-ro.socket", "-admin.socket", ".service")
+    for daemon in ("libvirtd", "virtqemud")
+)
 PID_FILES = {"virtlogd": Path("/run/virtlogd.pid"), "libvirtd": Path("/run/libvirtd.pid")}
 
 
@@ -30,9 +35,9 @@ def running() -> Iterator[list[str]]:
     if answers():
         yield []
         return
-    if Path("/run/systemd/system").exists():
+    if _service_manager_runs():
         unit = "libvirtd" if _unit_exists("libvirtd") else "virtqemud.socket"
-        was_active = subprocess.run(["systemctl", "is-active", "-q", unit]).returncode == 0
+        was_active = _is_active(unit)
         subprocess.run(["systemctl", "start", unit], check=True)
         try:
             wait_for(answers, "libvirt answers")
@@ -67,6 +72,33 @@ def _device_rights() -> Iterator[None]:
     finally:
         for device, mode in before.items():
             device.chmod(mode)
+
+
+@contextlib.contextmanager
+def stopped() -> Iterator[None]:
+    """No libvirt daemon runs in the block, whoever started it; guests go on."""
+    managed = _service_manager_runs()
+    units = [unit for unit in _UNITS if managed and _is_active(unit)]
+    if managed:
+        subprocess.run(["systemctl", "stop", *units], check=True)
+    else:
+        stop("libvirtd")
+    try:
+        yield
+    finally:
+        if managed:
+            subprocess.run(["systemctl", "start", *units], check=True)
+        else:
+            start("libvirtd")
+        wait_for(answers, "libvirt answers")
+
+
+def _service_manager_runs() -> bool:
+    return Path("/run/systemd/system").exists()
+
+
+def _is_active(unit: str) -> bool:
+    return subprocess.run(["systemctl", "is-active", "-q", unit]).returncode == 0
 
 
 def _unit_exists(unit: str) -> bool:

@@ -53,6 +53,24 @@ class VM:
             raise RuntimeError(f"virsh {' '.join(args)}: {done.stderr.strip()}")
         return done.stdout
 
+    def virsh_fails(self, *args: str) -> bool:
+        """Whether `virsh ARGS` fails."""
+        return subprocess.run(["virsh", "-q", "-c", self.uri, *args], capture_output=True, env=self.env).returncode != 0
+
+    def agent_answers(self) -> None:
+        """Wait until the guest agent does."""
+        ping = '{"execute": "guest-ping"}'
+        wait_for(lambda: not self.virsh_fails("qemu-agent-command", self.name, ping), "the guest agent answers", BOOT_S)
+
+    def begin_foreign_backup(self) -> None:
+        """Start a backup job as another program would; the VM's end ends it."""
+        job = self.directory / "foreign.xml"
+        job.write_text(
+            "<domainbackup mode='pull'><server transport='unix' socket='/var/lib/libvirt/qemu/snapmount-test.sock'/>"
+            "</domainbackup>"
+        )
+        self.virsh("backup-begin", self.name, str(job))
+
     def start(self) -> None:
         """Start the VM and wait until its program runs."""
         self.console.unlink(missing_ok=True)
