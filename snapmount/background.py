@@ -1,7 +1,7 @@
 """Runs a session in the background: a process of its own that tells, over a socket, how it goes until the view is
 ready.
 
-The messages are JSON, one a line: {"warning": TEXT}, {"ready": ID}, {"error": {"message", "remedy", "exit_code"}}.  If
+The messages are JSON, one a line: {"tell": TEXT}, {"ready": ID}, {"error": {"message", "remedy", "exit_code"}}.  If
 the foreground process goes away before the view is ready, the session sees the socket close and undoes everything.
 """
 
@@ -41,14 +41,17 @@ class SocketReporter:
         self._is_ready = False
 
     def warn(self, text: str) -> None:
-        self._send({"warning": text})
+        self._tell(f"warning: {text}")
 
     def claimed(self, record: Record) -> None:
-        """Let everything that is printed or logged go to the snapshot's log."""
+        """Let everything that is printed or logged go to the snapshot's log, and with -v to the user too."""
         log_file = os.open(self._store.log(record.id), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         _replace_standard_streams(log_file)
         os.close(log_file)
-        start_logging(logging.DEBUG if self._verbose else logging.INFO)
+        level = logging.DEBUG if self._verbose else logging.INFO
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+        logging.getLogger("pyfuse3").setLevel(logging.INFO)  # its debug output is a line for each request
+        self.log_to_user()
 
     def ready(self, record: Record) -> None:
         self._send({"ready": record.id})
@@ -57,13 +60,24 @@ class SocketReporter:
 
     def failed(self, error: SnapmountError) -> None:
         """The session has ended with that error."""
-        if not self._is_ready:
+        if self._is_ready:
+            log.error("%s", error.message)
+        else:
             self._send({"error": {"message": error.message, "remedy": error.remedy, "exit_code": error.exit_code}})
 
     async def wait_abandoned(self) -> None:
         await trio.lowlevel.wait_readable(self._sock)
         if self._is_ready:
             await trio.sleep_forever()
+
+    def log_to_user(self) -> None:
+        """With -v, tell the user what is logged until the view is ready."""
+        if self._verbose and not self._is_ready:
+            logging.getLogger().addHandler(_Forwarder(self._tell))
+
+    def _tell(self, text: str) -> None:
+        if not self._is_ready:
+            self._send({"tell": text})
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
@@ -72,10 +86,15 @@ class SocketReporter:
             pass  # nobody listens any more: wait_abandoned() tells
 
 
-def start_logging(level: int) -> None:
-    """Log to standard error, with a time."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    logging.getLogger("pyfuse3").setLevel(max(level, logging.INFO))  # its debug output is a line for each request
+class _Forwarder(logging.Handler):
+    """Hands log messages on."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(record.getMessage())
 
 
 def _replace_standard_streams(descriptor: int) -> None:
@@ -85,8 +104,10 @@ def _replace_standard_streams(descriptor: int) -> None:
     os.dup2(descriptor, 2)
 
 
-def start(request: Request, store: Store, verbose: bool, warn: Callable[[str], None]) -> str:
+def start(request: Request, store: Store, verbose: bool, tell: Callable[[str], None]) -> str:
     """Take a snapshot and leave a process behind that serves it; return the snapshot's id when the view is readable.
+
+    Warnings, and with `verbose` what is being done, are handed to `tell`.
 
     SIGINT, SIGTERM or SIGHUP to the caller before that undo it all.  Raises SnapmountError as session.run() does.
     """
@@ -105,7 +126,7 @@ def start(request: Request, store: Store, verbose: bool, warn: Callable[[str], N
     with _signals_forwarded(server) as forwarded:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         try:
-            return _wait_ready(ours, server, warn)
+            return _wait_ready(ours, server, tell)
         except _ServerDiedError as death:
             if forwarded:  # before the server was ready for signals, and so before it had made anything
                 raise InterruptedByUserError("interrupted; nothing was left behind") from None
@@ -135,10 +156,10 @@ class _ServerDiedError(Exception):
     """The server has ended without a word."""
 
 
-def _wait_ready(sock: socket.socket, server: int, warn: Callable[[str], None]) -> str:
+def _wait_ready(sock: socket.socket, server: int, tell: Callable[[str], None]) -> str:
     for message in _messages(sock):
-        if "warning" in message:
-            warn(message["warning"])
+        if "tell" in message:
+            tell(message["tell"])
         elif "ready" in message:
             return str(message["ready"])
         elif "error" in message:
@@ -167,11 +188,12 @@ def _serve(request: Request, store: Store, sock: socket.socket, verbose: bool) -
     os.umask(0o077)
     reporter = SocketReporter(sock, store, verbose)
     status = 0
+    logging.basicConfig(handlers=[logging.NullHandler()], level=logging.INFO, force=True)
+    reporter.log_to_user()
     try:
         trio.run(session.run, request, store, reporter)
     except SnapmountError as error:
         status = error.exit_code
-        log.error("%s", error.message)
         reporter.failed(error)
     except KeyboardInterrupt:
         reporter.failed(InterruptedByUserError("interrupted; nothing was left behind"))

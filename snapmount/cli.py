@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .core import names
@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     arguments = parse(argv)
-    logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.ERROR, format="snapmount: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if getattr(arguments, "verbose", False) else logging.WARNING, format="snapmount: %(message)s"
+    )
     command: Any = arguments.command
     return int(command(arguments))
 
@@ -65,8 +67,8 @@ def _complain(error: SnapmountError) -> None:
         print(f"  try: {names.printable(error.remedy)}", file=sys.stderr)
 
 
-def _warn(text: str) -> None:
-    print(f"snapmount: warning: {names.printable(text)}", file=sys.stderr)
+def _tell(text: str) -> None:
+    print(f"snapmount: {names.printable(text)}", file=sys.stderr)
 
 
 def _print(text: str) -> None:
@@ -90,7 +92,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(_verb_first(argv, verbs))
 
 
-def _verb_first(argv: list[str], verbs: dict[str, argparse.ArgumentParser]) -> list[str]:
+def _verb_first(argv: list[str], verbs: dict[str, _Parser]) -> list[str]:
     """Move the verb to the front, or put `take` there: options may stand before it."""
     with_value = {
         option
@@ -116,8 +118,15 @@ def _verb_first(argv: list[str], verbs: dict[str, argparse.ArgumentParser]) -> l
     return ["take", *argv]
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Complains as the rest of the command does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help")
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
         prog="snapmount",
         usage="snapmount [OPTION...] VM MOUNTPOINT\n       snapmount VERB [OPTION...] [ARGUMENT...]",
         description="Show the disks of a running VM, as they are at this moment, as read-only image files. "
@@ -126,31 +135,31 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"snapmount {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-v", "--verbose", action="store_true", help="tell more of what is done")
-    printing = argparse.ArgumentParser(add_help=False)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, prog="snapmount")
+    acting = _Parser(add_help=False)
+    acting.add_argument("-v", "--verbose", action="store_true", help="tell what is being done")
+    printing = _Parser(add_help=False)
     printing.add_argument("--json", action="store_true", help="print JSON")
-    _add_take(verbs, [common, printing])
+    _add_take(verbs, [acting, printing])
 
-    added = verbs.add_parser("list", parents=[common, printing], help="list the active snapshots")
+    added = verbs.add_parser("list", parents=[printing], help="list the active snapshots")
     added.set_defaults(command=_list)
 
-    added = verbs.add_parser("show", parents=[common, printing], help="show all of one snapshot")
+    added = verbs.add_parser("show", parents=[printing], help="show all of one snapshot")
     added.add_argument("snapshot", metavar="SNAPSHOT", help="its id, its VM's name, or its mountpoint")
     added.set_defaults(command=_show)
 
-    added = verbs.add_parser("delete", parents=[common], help="end snapshots and remove all that belongs to them")
+    added = verbs.add_parser("delete", parents=[acting], help="end snapshots and remove all that belongs to them")
     added.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="its id, its VM's name, or its mountpoint")
     added.set_defaults(command=_delete)
 
-    added = verbs.add_parser("umount", parents=[common], help="the same, by the mountpoint")
+    added = verbs.add_parser("umount", parents=[acting], help="the same, by the mountpoint")
     added.add_argument("mountpoint", metavar="MOUNTPOINT")
     added.set_defaults(command=_umount)
     return parser, verbs.choices
 
 
-def _add_take(verbs: Any, parents: list[argparse.ArgumentParser]) -> None:
+def _add_take(verbs: Any, parents: list[_Parser]) -> None:
     take = verbs.add_parser(
         "take",
         parents=parents,
@@ -201,7 +210,7 @@ def _take(arguments: argparse.Namespace) -> int:
     request, store = _request(arguments), _store()
     if arguments.foreground:
         return _take_in_foreground(request, store, arguments)
-    snapshot_id = background.start(request, store, arguments.verbose, _warn)
+    snapshot_id = background.start(request, store, arguments.verbose, _tell)
     record = store.load(snapshot_id)
     if record is None:
         raise SnapmountError(f"snapshot {snapshot_id} has been ended already, by somebody else")
@@ -247,7 +256,7 @@ class _ForegroundReporter:
         self._as_json = as_json
 
     def warn(self, text: str) -> None:
-        _warn(text)
+        _tell(f"warning: {text}")
 
     def claimed(self, record: Record) -> None:
         pass

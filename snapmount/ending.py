@@ -49,6 +49,7 @@ async def _stop_server(store: Store, record: Record) -> None:
     try:
         if not store.is_served(record.id) or Process.of_pid(record.server.pid) != record.server:
             return
+        log.info("asking process %d, the server of snapshot %s, to end", record.server.pid, record.id)
         for number, wait_s in ((signal.SIGTERM, SERVER_S), (signal.SIGKILL, KILLED_S)):
             signal.pidfd_send_signal(process, number)
             with trio.move_on_after(wait_s):

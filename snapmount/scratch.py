@@ -42,6 +42,8 @@ def free_bytes(parent: Path) -> int:
         ) from None
     except OSError as error:
         raise SpaceError(f"the scratch directory {parent} cannot be used: {error.strerror}", _elsewhere()) from error
+    if not parent.is_dir():
+        raise SpaceError(f"the scratch directory {parent} is not a directory", _elsewhere())
     return status.f_bavail * status.f_frsize
 
 

@@ -150,6 +150,7 @@ async def _plan(request: Request, store: Store, connection: hypervisor.Hyperviso
         disks=tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen),
         left_out=selection.left_out,
     )
+    log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
     directory = parent / f"snapmount-{snapshot.id}"
     record = Record(
         snapshot=snapshot,
@@ -198,6 +199,7 @@ async def _make(request: Request, planned: _Plan, claim: Claim) -> None:
     left_out = [each.name for each in record.snapshot.left_out]
     claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
     await pull.begin(domain, claim, left_out=left_out, quiesce=request.quiesce)
+    log.info("%s: the backup job runs: this is the snapshot's moment", domain.name)
 
 
 async def _tree(stack: AsyncExitStack, request: Request, planned: _Plan, claim: Claim) -> Tree:
@@ -212,6 +214,7 @@ async def _tree(stack: AsyncExitStack, request: Request, planned: _Plan, claim: 
     )
     snapshot = replace(snapshot, disks=sized)
     claim.update(snapshot=snapshot)
+    log.info("connected to the exports at %s", socket)
     files = [File(disk.file, image) for disk, image in zip(snapshot.disks, images, strict=True)]
     files.append(File("domain.xml", planned.xml.encode("utf-8", "surrogateescape")))
     files.append(File("snapshot.json", dump(snapshot.document())))

@@ -28,11 +28,13 @@ async def tear_down(claim: Claim) -> None:
     record = claim.record
     _note(claim, State.ENDING)
     try:
+        log.info("unmounting %s", record.mountpoint)
         await mounts.unmount(record.mount_source)
+        log.info("ending the backup job of %s", record.snapshot.vm_name)
         await pull.end(record)
+        log.info("removing %s", record.scratch)
         _remove_files(record.scratch, record.socket)
     except SnapmountError as error:
-        log.error("%s", error.message)
         _note(claim, State.LEFTOVER, error.message)
         raise LeftoverError(
             f"{record.snapshot.vm_name}: snapshot {record.id} has not been undone: {error.message}",

@@ -129,7 +129,7 @@ def test_a_reader_in_the_mount_does_not_keep_it_from_being_deleted(writer: vm.VM
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_in_the_foreground_a_signal_ends_the_snapshot(writer: vm.VM, mountpoint: Path, number: int) -> None:
-    command = [SNAPMOUNT, "--foreground", "--json", writer.name, mountpoint]
+    command = [SNAPMOUNT, "--foreground", "--json", writer.name, str(mountpoint)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         wait_for(lambda: (mountpoint / "snapshot.json").exists(), "the view is there")

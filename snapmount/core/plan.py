@@ -106,7 +106,7 @@ def judge(vm: str, directory: str, space: Space) -> str | None:
     if space.free < space.floor:
         raise SpaceError(
             f"{vm}: {directory} has {units.size(space.free)} free for the scratch files; "
-            f"at least {units.size(space.floor)} must be (a tenth of the disks' allocated size, and 64 MiB)",
+            f"at least {units.size(space.floor)} must be free (a tenth of the disks' allocated size, and 64 MiB)",
             f"{remedy}   (a directory with more space)",
         )
     if space.free < space.virtual:

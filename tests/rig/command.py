@@ -41,7 +41,7 @@ def refused(*args: str | Path, code: int, **options: Any) -> str:
 
 def snapmount_json(*args: str | Path, **options: Any) -> Any:
     """The document that the command prints with --json."""
-    return json.loads(snapmount(*args, "--json", **options).stdout)
+    return json.loads(snapmount("--json", *args, **options).stdout)
 
 
 def read_direct(path: Path) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from . import guest
+from .account import Account
 from .libvirtd import SYSTEM, wait_for
 
 IMAGES = Path("/var/lib/libvirt/images")  # a place that QEMU's user can reach
@@ -40,7 +40,7 @@ class VM:
     directory: Path
     uri: str = SYSTEM
     disks: Sequence[Disk] = field(default_factory=list)
-    env: dict[str, str] | None = None
+    account: Account | None = None  # whose VM it is, where not root's
 
     @property
     def console(self) -> Path:
@@ -48,14 +48,18 @@ class VM:
 
     def virsh(self, *args: str, check: bool = True) -> str:
         """What `virsh ARGS` prints."""
-        done = subprocess.run(["virsh", "-q", "-c", self.uri, *args], capture_output=True, text=True, env=self.env)
+        done = self._virsh(*args)
         if check and done.returncode:
             raise RuntimeError(f"virsh {' '.join(args)}: {done.stderr.strip()}")
         return done.stdout
 
     def virsh_fails(self, *args: str) -> bool:
         """Whether `virsh ARGS` fails."""
-        return subprocess.run(["virsh", "-q", "-c", self.uri, *args], capture_output=True, env=self.env).returncode != 0
+        return self._virsh(*args).returncode != 0
+
+    def _virsh(self, *args: str) -> subprocess.CompletedProcess[str]:
+        as_user = self.account.options() if self.account else {}
+        return subprocess.run(["virsh", "-q", "-c", self.uri, *args], capture_output=True, text=True, **as_user)
 
     def agent_answers(self) -> None:
         """Wait until the guest agent does."""
@@ -130,19 +134,18 @@ def running(
     extra_devices: str = "",
     start: bool = True,
     uri: str = SYSTEM,
-    env: dict[str, str] | None = None,
-    parent: Path = IMAGES,
+    account: Account | None = None,
 ) -> Iterator[VM]:
     """A VM, started, that is destroyed and removed with all its files at the end."""
     with contextlib.ExitStack() as stack:
-        directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-", dir=parent))
+        directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-", dir=account.home if account else IMAGES))
         stack.callback(shutil.rmtree, directory)
         directory.chmod(0o755)
-        vm = VM(name, directory, uri, disks, env)
+        vm = VM(name, directory, uri, disks, account)
         xml = directory / "domain.xml"
         xml.write_text(_domain(vm, stack, command_line, agent, extra_devices))
-        if env:  # another user's session
-            subprocess.run(["chown", "-R", env["RIG_USER"], directory], check=True)
+        if account:
+            account.own(directory)
         vm.virsh("define", str(xml))
         stack.callback(vm.remove)
         if start:
@@ -217,14 +220,3 @@ def loop_device(path: Path, stack: contextlib.ExitStack) -> Path:
     ).stdout.strip()
     stack.callback(subprocess.run, ["losetup", "-d", device], check=True)
     return Path(device)
-
-
-def user_environment(home: Path, user: str) -> dict[str, str]:
-    """The environment in which a user's libvirt session lives below `home`."""
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "XDG_RUNTIME_DIR": str(home / "run"),
-        "LANG": "C.UTF-8",
-        "RIG_USER": user,
-    }

@@ -1,0 +1,102 @@
+"""An ordinary user's VMs at qemu:///session: the main job without root, through fusermount3."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import site
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import snapmount
+
+from .rig import prefix, vm
+from .rig.account import Account
+from .rig.command import SNAPMOUNT
+from .rig.libvirtd import wait_for
+
+pytestmark = pytest.mark.vm
+SEED = 7
+
+
+@pytest.fixture
+def account(clean: None) -> Iterator[Account]:
+    """An ordinary user; the libvirt daemons that libvirt starts for a user's session end with the test."""
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        pytest.skip("/dev/fuse is not open to ordinary users: chmod 666 /dev/fuse")
+    with tempfile.TemporaryDirectory(prefix=f"{vm.PREFIX}-home-", dir="/var/tmp") as home:
+        user = Account("nobody", Path(home))
+        user.runtime.mkdir(mode=0o700)
+        user.own(user.home)
+        yield user
+        for pid in daemons_of(user):
+            os.kill(pid, 15)
+            wait_for(lambda pid=pid: pid not in daemons_of(user), "the user's libvirt daemon has ended")
+
+
+def command_of(account: Account) -> list[str | Path]:
+    """The command, or a copy of it where the source tree lies in a directory that is closed to other users."""
+    if subprocess.run(["test", "-x", SNAPMOUNT], **account.options()).returncode == 0:
+        return [SNAPMOUNT]
+    libraries = account.home / "libraries"
+    shutil.copytree(site.getsitepackages()[0], libraries)
+    shutil.copytree(Path(snapmount.__file__).parent, libraries / "snapmount")
+    account.own(libraries)
+    return ["env", f"PYTHONPATH={libraries}", "/usr/bin/python3", "-m", "snapmount"]
+
+
+def daemons_of(account: Account) -> list[int]:
+    listed = subprocess.run(["pgrep", "-u", account.user], capture_output=True, text=True).stdout
+    marker = f"XDG_RUNTIME_DIR={account.runtime}\0".encode()
+    return [int(pid) for pid in listed.split() if marker in environment_of(pid)]
+
+
+def environment_of(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account) -> None:
+    command = command_of(account)
+
+    def run(*args: str | Path) -> str:
+        return account.run(*command, *args).stdout
+
+    def run_json(*args: str | Path) -> Any:
+        return json.loads(run("--json", *args))
+
+    disks = [vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2")]
+    mountpoint = account.home / "mount point"
+    account.run("mkdir", mountpoint)
+    with vm.running(
+        f"{vm.PREFIX}-user", disks, command_line=f"snapmount.seed={SEED}", uri="qemu:///session", account=account
+    ) as guest:
+        guest.keeps_writing(100)
+        taken = run_json(guest.name, mountpoint)
+        assert taken["connect"] == "qemu:///session"
+        assert taken["scratch"]["directory"].startswith(f"{account.home}/.local/share/snapmount/")
+        assert account.run("stat", "-c", "%a", account.runtime / "snapmount").stdout == "700\n"
+        with pytest.raises(PermissionError):
+            os.listdir(mountpoint)  # not even root looks into a user's mount
+        copies = []
+        for disk in disks:
+            account.run("cp", mountpoint / f"{disk.name}.raw", account.home / disk.name)
+            copies.append((account.home / disk.name).read_bytes())
+        assert prefix.prove(SEED, copies) > 0
+        assert [row["id"] for row in run_json("list")] == [taken["id"]]
+
+        run("umount", mountpoint)
+        assert run_json("list") == []
+        assert os.listdir(mountpoint) == []
+        assert not (account.runtime / "snapmount").exists()
+        assert not (account.home / ".local/share/snapmount").exists()
+        assert not guest.has_job()
+        assert guest.write_errors() == 0
