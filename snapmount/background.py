@@ -97,6 +97,14 @@ class _Forwarder(logging.Handler):
         self._tell(record.getMessage())
 
 
+def _close_inherited(keep: int) -> None:
+    """Close what the caller has left open: a lock, or a pipe that somebody reads to its end, must not last as we do."""
+    for number in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if number > 2 and number != keep:
+            with contextlib.suppress(OSError):  # that of the listing itself
+                os.close(number)
+
+
 def _replace_standard_streams(descriptor: int) -> None:
     with Path(os.devnull).open("rb") as null:
         os.dup2(null.fileno(), 0)
@@ -184,6 +192,7 @@ def _remote_error(message: str, remedy: str | None, exit_code: int) -> Snapmount
 
 def _serve(request: Request, store: Store, sock: socket.socket, verbose: bool) -> NoReturn:
     """The server process."""
+    _close_inherited(keep=sock.fileno())
     os.chdir("/")
     os.umask(0o077)
     reporter = SocketReporter(sock, store, verbose)

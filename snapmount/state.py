@@ -151,8 +151,8 @@ class Store:
             except StateError as error:
                 broken.append(error)
             else:
-                if record:
-                    records.append(record)
+                if record and (self.is_served(snapshot_id) or self.load(snapshot_id)):
+                    records.append(record)  # and not one whose server has just ended it
         return sorted(records, key=lambda record: record.snapshot.created), broken
 
     def _ids(self) -> list[str]:

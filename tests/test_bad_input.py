@@ -122,7 +122,7 @@ def test_a_file_system_that_qemu_does_not_see_is_refused(writer: vm.VM, mountpoi
 
 def test_a_worst_case_that_does_not_fit_is_warned_of_with_both_figures(clean: None, mountpoint: Path) -> None:
     with vm.running(f"{vm.PREFIX}-large", [vm.Disk("vda", "qcow2", size=4 << 40)]) as large:
-        scratch = large.directory / "scratch"
+        scratch = large.directory / "scratch <&'\"> ü"
         scratch.mkdir()
         done = snapmount(large.name, mountpoint, "--scratch-dir", scratch)
         assert f"snapmount: warning: {scratch} has" in done.stderr
@@ -164,6 +164,17 @@ def test_snapshots_that_are_not(libvirt: None, mountpoint: Path) -> None:
     for command in ("show", "delete"):
         assert "there is no snapshot" in refused(command, "nothing", code=3)
     assert f"no snapshot is mounted at {mountpoint}" in refused("umount", mountpoint, code=3)
+
+
+def test_a_mountpoint_whose_name_is_no_utf_8_and_would_steer_a_terminal(writer: vm.VM, mountpoint: Path) -> None:
+    odd = Path(os.fsdecode(bytes(mountpoint) + b"/\xff\xfe \x1b[31m"))
+    odd.mkdir()
+    taken = snapmount_json(writer.name, odd)
+    assert taken["mountpoint"] == str(odd)
+    said = snapmount("list").stdout + snapmount("show", odd).stdout
+    assert "\x1b" not in said
+    assert "\\x1b[31m" in said
+    snapmount("umount", odd)
 
 
 @pytest.mark.parametrize(

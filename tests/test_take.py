@@ -157,6 +157,15 @@ def test_several_snapshots_one_after_another(writer: vm.VM, mountpoint: Path) ->
     assert seen == sorted(set(seen)), "each is later than the one before"
 
 
+def test_the_server_keeps_nothing_open_of_its_caller_s(writer: vm.VM, mountpoint: Path) -> None:
+    read_end, write_end = os.pipe()
+    snapmount(writer.name, mountpoint, pass_fds=[write_end])
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as reader:
+        assert reader.read() == b"", "the end of the file: nobody holds the other end"
+    snapmount("delete", writer.name)
+
+
 @pytest.mark.parametrize("kind", ["chain", "block"])
 def test_origins_of_other_kinds_hold_a_prefix_too(clean: None, mountpoint: Path, kind: str) -> None:
     disks = [vm.Disk("vda", kind), vm.Disk("vdb", kind)]

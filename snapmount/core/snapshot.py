@@ -78,5 +78,8 @@ def format_time(moment: datetime) -> str:
 
 
 def dump(document: Mapping[str, Any]) -> bytes:
-    """A JSON document as the bytes of a file: indented, UTF-8, a newline at its end."""
-    return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
+    """A JSON document as the bytes of a file: indented, a newline at its end.
+
+    All ASCII: file names that are no UTF-8 come through as escaped surrogates (PEP 383), and JSON stays valid.
+    """
+    return json.dumps(document, indent=2).encode("ascii") + b"\n"

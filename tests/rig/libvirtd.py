@@ -12,6 +12,7 @@ from pathlib import Path
 
 SYSTEM = "qemu:///system"
 START_S = 20
+STOP_S = 60  # libvirtd may wait 30 s for a thread of its own
 _UNITS = tuple(
     f"{daemon}{kind}"
     for kind in (".socket", "-ro.socket", "-admin.socket", ".service")
@@ -118,7 +119,7 @@ def stop(name: str) -> None:
     pid = _pid(name)
     if pid:
         os.kill(pid, 15)
-        wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), f"{name} has ended")
+        wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), f"{name} has ended", STOP_S)
 
 
 def _pid(name: str) -> int | None:

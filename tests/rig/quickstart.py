@@ -50,7 +50,9 @@ def snapshot(running: vm.VM, mountpoint: Path) -> bool:
         second = look(running, mountpoint)
         still = all(first[disk.name][0] == second[disk.name][0] for disk in DISKS)
         changed = all(first[disk.name][1] != second[disk.name][1] for disk in DISKS)
-        say(f"the view {'has stood still' if still else 'HAS CHANGED'}; the origin has {'' if changed else 'NOT '}changed")
+        say(
+            f"the view {'has stood still' if still else 'HAS CHANGED'}; the origin has {'' if changed else 'NOT '}changed"
+        )
         writes = prefix.prove(SEED, [view(mountpoint, disk) for disk in DISKS])
         say(f"the view holds exactly the guest's writes 1 to {writes}, across both disks")
         return still and changed
