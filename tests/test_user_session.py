@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ def account(clean: None) -> Iterator[Account]:
         yield user
         for pid in daemons_of(user):
             os.kill(pid, 15)
-            wait_for(lambda pid=pid: pid not in daemons_of(user), "the user's libvirt daemon has ended")
+            wait_for(functools.partial(has_ended, user, pid), "the user's libvirt daemon has ended")
 
 
 def command_of(account: Account) -> list[str | Path]:
@@ -55,6 +56,10 @@ def daemons_of(account: Account) -> list[int]:
     listed = subprocess.run(["pgrep", "-u", account.user], capture_output=True, text=True).stdout
     marker = f"XDG_RUNTIME_DIR={account.runtime}\0".encode()
     return [int(pid) for pid in listed.split() if marker in environment_of(pid)]
+
+
+def has_ended(account: Account, pid: int) -> bool:
+    return pid not in daemons_of(account)
 
 
 def environment_of(pid: str) -> bytes:
