@@ -71,8 +71,8 @@ def test_a_lost_snapshot_says_why_and_gives_no_bytes(
 
 def test_a_guest_that_shuts_itself_down_ends_its_snapshot(clean: None, mountpoint: Path) -> None:
     with vm.running(f"{vm.PREFIX}-down", [vm.Disk("vda")], agent=True) as guest:
-        snapmount(guest.name, mountpoint)
         guest.agent_answers()
+        snapmount(guest.name, mountpoint)
         guest.virsh("shutdown", "--mode", "agent", guest.name)
         wait_for(lambda: state_of(guest.name) == ("lost", f"{guest.name} was shut down"), "list says why")
         assert_reads_fail(mountpoint / "vda.raw")

@@ -50,9 +50,8 @@ def snapshot(running: vm.VM, mountpoint: Path) -> bool:
         second = look(running, mountpoint)
         still = all(first[disk.name][0] == second[disk.name][0] for disk in DISKS)
         changed = all(first[disk.name][1] != second[disk.name][1] for disk in DISKS)
-        say(
-            f"the view {'has stood still' if still else 'HAS CHANGED'}; the origin has {'' if changed else 'NOT '}changed"
-        )
+        say("the view has stood still" if still else "THE VIEW HAS CHANGED")
+        say("the origin has changed" if changed else "THE ORIGIN HAS NOT CHANGED")
         writes = prefix.prove(SEED, [view(mountpoint, disk) for disk in DISKS])
         say(f"the view holds exactly the guest's writes 1 to {writes}, across both disks")
         return still and changed

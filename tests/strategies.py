@@ -1,0 +1,45 @@
+"""What property-based tests draw from: values as users, libvirt and the kernel may hand them in."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from snapmount.core.plan import LeftOut
+from snapmount.core.snapshot import Disk, Snapshot
+
+# The same examples in each run, and none too slow: a busy host is not a failure.
+PROPERTY = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+# What XML 1.0 can hold ("Char" in its section 2.2)
+xml_text = st.text(
+    st.characters(
+        codec="utf-8", exclude_categories=["Cc"], include_characters="\t\n\r\x85", exclude_characters="\ufffe\uffff"
+    )
+)
+# What os.fsdecode() makes of the bytes of a file name (PEP 383)
+file_names = st.text() | st.binary().map(lambda name: name.decode("utf-8", "surrogateescape"))
+disk_names = st.from_regex(r"[A-Za-z0-9_]{1,64}", fullmatch=True)
+
+# created is what a clock may say; strftime(3) does not pad a year before 1000
+snapshots = st.builds(
+    Snapshot,
+    id=st.from_regex(r"[0-9a-f]{8}", fullmatch=True),
+    vm_name=st.text(),
+    vm_uuid=st.uuids().map(str),
+    created=st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(9000, 1, 1), timezones=st.just(UTC)),
+    source=st.sampled_from(["pull", "offline"]),
+    quiesced=st.booleans(),
+    disks=st.lists(
+        st.builds(
+            Disk,
+            name=disk_names,
+            size_bytes=st.integers(min_value=0, max_value=1 << 63),
+            format=st.sampled_from(["raw", "qcow2"]),
+            origin=file_names,
+        )
+    ).map(tuple),
+    left_out=st.lists(st.builds(LeftOut, name=st.text(), why=st.text())).map(tuple),
+)

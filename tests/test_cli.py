@@ -1,0 +1,225 @@
+"""The command line: a verb or none, options before and after it, and an exit code that says what went wrong."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from snapmount import __version__, cli, errors
+from snapmount.errors import SnapmountError, UsageError
+
+
+def documented_codes() -> list[int]:
+    return [int(code) for code in re.findall(r"^  (\d+)  \S", cli.EXIT_CODES, re.MULTILINE)]
+
+
+def error_classes() -> list[type[SnapmountError]]:
+    classes = [each for _, each in inspect.getmembers(errors, inspect.isclass)]
+    return [each for each in classes if issubclass(each, SnapmountError)]
+
+
+# -- which verb --------------------------------------------------------------------------------------------------------
+
+
+def test_take_is_meant_where_the_first_word_is_no_verb() -> None:
+    parsed = cli.parse(["vm1", "/mnt/snap"])
+    assert (parsed.vm, parsed.mountpoint) == ("vm1", "/mnt/snap")
+    assert parsed == cli.parse(["take", "vm1", "/mnt/snap"])
+
+
+def test_take_has_its_documented_defaults() -> None:
+    parsed = vars(cli.parse(["vm1", "/mnt/snap"]))
+    del parsed["command"]
+    assert parsed == {
+        "vm": "vm1",
+        "mountpoint": "/mnt/snap",
+        "connect": None,
+        "disk": [],
+        "exclude_disk": [],
+        "scratch_dir": None,
+        "quiesce": False,
+        "read_timeout": 30.0,
+        "foreground": False,
+        "json": False,
+        "verbose": False,
+    }
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--json", "--disk", "vda", "-c", "qemu:///system", "vm1", "/mnt"],
+        ["vm1", "/mnt", "--json", "--disk", "vda", "-c", "qemu:///system"],
+        ["--json", "vm1", "--disk", "vda", "/mnt", "-c", "qemu:///system"],
+        ["--disk=vda", "-cqemu:///system", "--json", "vm1", "/mnt"],
+        ["--json", "--disk", "vda", "take", "-c", "qemu:///system", "vm1", "/mnt"],
+        ["take", "vm1", "/mnt", "--disk", "vda", "--json", "--connect=qemu:///system"],
+        ["--connect", "qemu:///system", "--disk", "vda", "--json", "--", "vm1", "/mnt"],
+    ],
+    ids=" ".join,
+)
+def test_options_may_stand_anywhere(argv: list[str]) -> None:
+    assert cli.parse(argv) == cli.parse(["take", "--json", "--disk", "vda", "-c", "qemu:///system", "vm1", "/mnt"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "same"),
+    [
+        (["--json", "list"], ["list", "--json"]),
+        (["--json", "show", "vm1"], ["show", "vm1", "--json"]),
+        (["-v", "delete", "vm1", "vm2"], ["delete", "vm1", "vm2", "-v"]),
+        (["--verbose", "umount", "/mnt"], ["umount", "/mnt", "--verbose"]),
+    ],
+    ids=lambda argv: " ".join(argv),
+)
+def test_a_verb_may_stand_after_its_options(argv: list[str], same: list[str]) -> None:
+    parsed = cli.parse(argv)
+    assert parsed == cli.parse(same)
+    assert not hasattr(parsed, "vm"), "take was not meant"
+
+
+def test_each_verb_has_a_command_of_its_own() -> None:
+    lines = (["vm1", "/mnt"], ["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"])
+    assert len({cli.parse(line).command for line in lines}) == len(lines)
+
+
+@pytest.mark.parametrize("option", ["--disk", "--exclude-disk", "--scratch-dir", "--connect", "-c"])
+def test_the_value_of_an_option_is_no_verb(option: str) -> None:
+    parsed = cli.parse([option, "list", "vm1", "/mnt"])
+    assert (parsed.vm, parsed.mountpoint) == ("vm1", "/mnt")
+    assert parsed == cli.parse(["take", "vm1", "/mnt", option, "list"])
+
+
+@pytest.mark.parametrize("vm", ["list", "delete", "take", "-v", "--json", "--help", "--"])
+def test_a_vm_may_have_any_name_after_two_dashes(vm: str) -> None:
+    for argv in (["--", vm, "/mnt"], ["take", "--", vm, "/mnt"], ["-v", "--", vm, "/mnt"]):
+        parsed = cli.parse(argv)
+        assert (parsed.vm, parsed.mountpoint, parsed.json) == (vm, "/mnt", False)
+
+
+def test_a_vm_that_is_named_as_a_verb_may_stand_after_take() -> None:
+    assert cli.parse(["take", "list", "/mnt"]).vm == "list"
+    assert cli.parse(["take", "take", "/mnt"]).vm == "take"
+
+
+def test_snapshots_and_mountpoints_may_have_any_name_after_two_dashes() -> None:
+    assert cli.parse(["delete", "--", "-v", "list"]).snapshots == ["-v", "list"]
+    assert cli.parse(["show", "--", "--json"]).snapshot == "--json"
+    assert cli.parse(["umount", "--", "-mnt"]).mountpoint == "-mnt"
+
+
+def test_a_single_dash_is_a_name_like_another() -> None:
+    assert cli.parse(["-", "/mnt"]).vm == "-"
+
+
+def test_disks_are_named_one_option_each() -> None:
+    parsed = cli.parse(["--disk", "vda", "vm1", "--disk=vdb", "/mnt", "--exclude-disk", "vdc"])
+    assert (parsed.disk, parsed.exclude_disk) == (["vda", "vdb"], ["vdc"])
+    assert cli.parse(["vm1", "/mnt"]).disk == [], "nothing is kept from the last time"
+
+
+def test_more_than_one_snapshot_can_be_deleted() -> None:
+    assert cli.parse(["delete", "vm1", "3f2a91bc", "/mnt"]).snapshots == ["vm1", "3f2a91bc", "/mnt"]
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("5", 5.0), ("0.5", 0.5), ("1e3", 1000.0)])
+def test_a_read_timeout_is_a_positive_number_of_seconds(text: str, seconds: float) -> None:
+    assert cli.parse(["vm1", "/mnt", "--read-timeout", text]).read_timeout == seconds
+    assert cli.parse([f"--read-timeout={text}", "vm1", "/mnt"]).read_timeout == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "-0.0", "-5", "nan", "inf", "-inf", "1e999"])
+def test_no_other_number_is_a_read_timeout(text: str) -> None:
+    with pytest.raises(UsageError, match=f"--read-timeout: {re.escape(text)} is not a positive number of seconds"):
+        cli.parse(["vm1", "/mnt", f"--read-timeout={text}"])
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5s", "0x10"])
+def test_a_read_timeout_that_is_no_number_is_refused_with_its_value(text: str) -> None:
+    with pytest.raises(UsageError, match=f"--read-timeout: .*{re.escape(repr(text))}"):
+        cli.parse(["vm1", "/mnt", "--read-timeout", text])
+
+
+# -- bad usage, help and exit codes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message", "remedy"),
+    [
+        (["vm1"], "MOUNTPOINT", "snapmount take --help"),
+        (["take"], "VM, MOUNTPOINT", "snapmount take --help"),
+        (["--"], "VM, MOUNTPOINT", "snapmount take --help"),
+        (["vm1", "/mnt", "more"], "unrecognized arguments: more", "snapmount --help"),
+        (["vm1", "/mnt", "--no-such-option"], "unrecognized arguments: --no-such-option", "snapmount --help"),
+        (["vm1", "/mnt", "--disk"], "--disk: expected one argument", "snapmount take --help"),
+        (["vm1", "/mnt", "--quiesce=yes"], "--quiesce: ignored explicit argument 'yes'", "snapmount take --help"),
+        (["vm1", "/mnt", "--read-timeout", "0"], "0 is not a positive number", "snapmount take --help"),
+        (["--json"], "a VM or a verb is missing", "snapmount --help"),
+        (["-v", "--disk", "vda"], "a VM or a verb is missing", "snapmount --help"),
+        (["list", "vm1"], "unrecognized arguments: vm1", "snapmount --help"),
+        (["list", "-v"], "unrecognized arguments: -v", "snapmount --help"),
+        (["show"], "SNAPSHOT", "snapmount show --help"),
+        (["show", "vm1", "vm2"], "unrecognized arguments: vm2", "snapmount --help"),
+        (["delete"], "SNAPSHOT", "snapmount delete --help"),
+        (["umount"], "MOUNTPOINT", "snapmount umount --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_usage_is_explained_on_standard_error_with_exit_code_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str, remedy: str
+) -> None:
+    assert cli.main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    first, second = printed.err.splitlines()
+    assert first.startswith("snapmount: ")
+    assert message in first
+    assert second == f"  try: {remedy}"
+
+
+def test_what_is_complained_of_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["vm1", "/mnt", "\x1b[2J\nmore"]) == 2
+    printed = capsys.readouterr().err
+    assert r"\x1b[2J\nmore" in printed
+    assert "\x1b" not in printed
+    assert len(printed.splitlines()) == 2
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]], ids=["nothing", "--help", "-h"])
+def test_help_tells_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert cli.EXIT_CODES in printed.out
+    for verb in ("take", "list", "show", "delete", "umount"):
+        assert re.search(rf"^    {verb} ", printed.out, re.MULTILINE), verb
+
+
+@pytest.mark.parametrize("verb", ["take", "list", "show", "delete", "umount"])
+def test_each_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    for argv in ([verb, "--help"], ["--help", verb]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(argv)
+        assert caught.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: snapmount {verb} ")
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"snapmount {__version__}\n"
+
+
+def test_each_error_has_an_exit_code_of_its_own_and_each_code_is_documented() -> None:
+    codes = [each.exit_code for each in error_classes()]
+    assert len(codes) > 5
+    assert len(set(codes)) == len(codes)
+    assert sorted([0, *codes]) == documented_codes()

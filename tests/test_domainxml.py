@@ -1,0 +1,160 @@
+"""libvirt's XML is read as libvirt writes it, and what we write is read back as it was meant, whatever the names."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapmount.core import domainxml
+from snapmount.core.domainxml import DiskDefinition, Owner
+from snapmount.errors import SnapmountError
+
+from .strategies import PROPERTY, disk_names, xml_text
+
+DOMAIN = """\
+<domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>vm1</name>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' discard='unmap'/>
+      <source file='/images/a &amp; b.qcow2' index='2'/>
+      <backingStore type='file' index='3'>
+        <format type='raw'/>
+        <source file='/images/base.img'/>
+        <backingStore/>
+      </backingStore>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type='block' device='lun'>
+      <driver name='qemu' type='raw'/>
+      <source dev='/dev/sdb' index='1'/>
+      <target dev='sda' bus='scsi'/>
+    </disk>
+    <disk type='network' device='disk'>
+      <driver name='qemu' type='raw'/>
+      <source protocol='rbd' name='pool/image' index='4'><host name='ceph1' port='6789'/></source>
+      <target dev='vdb' bus='virtio'/>
+    </disk>
+    <disk type='volume' device='disk'>
+      <source pool='default' volume='vm1.img' startupPolicy='optional'/>
+      <target dev='vdc' bus='virtio'/>
+    </disk>
+    <disk type='file' device='cdrom'>
+      <target dev='sdb' bus='sata'/>
+      <readonly/>
+    </disk>
+    <disk type='dir' device='floppy'>
+      <source dir='/floppy'/>
+      <target dev='fda' bus='fdc'/>
+    </disk>
+    <controller type='usb' model='none'/>
+  </devices>
+  <seclabel type='dynamic' model='apparmor' relabel='yes'><label>libvirt-1</label></seclabel>
+  <seclabel type='dynamic' model='dac' relabel='yes'>
+    <label>+64055:+103</label>
+    <imagelabel>+64055:+103</imagelabel>
+  </seclabel>
+</domain>
+"""
+
+
+def domain(content: str) -> str:
+    return f"<domain>{content}</domain>"
+
+
+def test_the_disks_of_a_domain_are_read_in_their_order() -> None:
+    assert domainxml.disks(DOMAIN) == (
+        DiskDefinition("vda", "disk", "file", "qcow2", "/images/a & b.qcow2"),
+        DiskDefinition("sda", "lun", "block", "raw", "/dev/sdb"),
+        DiskDefinition("vdb", "disk", "network", "raw", "rbd/pool/image"),
+        DiskDefinition("vdc", "disk", "volume", "raw", "default/vm1.img"),
+        DiskDefinition("sdb", "cdrom", "file", "raw", ""),
+        DiskDefinition("fda", "floppy", "dir", "raw", "/floppy"),
+    )
+
+
+def test_a_disk_has_libvirt_s_defaults() -> None:
+    (disk,) = domainxml.disks(domain("<devices><disk><source file='/x'/><target dev='hda'/></disk></devices>"))
+    assert disk == DiskDefinition("hda", "disk", "file", "raw", "/x")
+
+
+def test_only_the_top_layer_of_a_disk_is_its_origin() -> None:
+    layers = "<mirror><source file='/copy'/></mirror><backingStore><source file='/base'/></backingStore>"
+    for source, origin in (("<source file='/top'/>", "/top"), ("", "")):
+        (disk,) = domainxml.disks(domain(f"<devices><disk>{layers}{source}<target dev='vda'/></disk></devices>"))
+        assert disk.origin == origin
+
+
+def test_a_domain_without_disks_has_none() -> None:
+    assert domainxml.disks(domain("")) == ()
+    assert domainxml.disks(domain("<devices/>")) == ()
+
+
+@pytest.mark.parametrize("xml", ["", "<domain>", "no XML", "<domain><name>\x01</name></domain>"])
+def test_a_definition_that_is_not_well_formed_is_an_error_that_says_so(xml: str) -> None:
+    for read in (domainxml.disks, domainxml.owner):
+        with pytest.raises(SnapmountError, match="the domain's definition is not well-formed XML"):
+            read(xml)
+    with pytest.raises(SnapmountError, match="the backup job's description is not well-formed XML"):
+        domainxml.backup_socket(xml)
+
+
+def test_qemu_s_user_is_that_of_the_dac_label() -> None:
+    assert domainxml.owner(DOMAIN) == Owner("+64055", "+103")
+    label = "<seclabel model='dac'><label>libvirt-qemu:kvm</label></seclabel>"
+    assert domainxml.owner(domain(label)) == Owner("libvirt-qemu", "kvm")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "",
+        "<seclabel model='apparmor'><label>a:b</label></seclabel>",
+        "<seclabel type='none' model='dac'/>",
+        "<seclabel model='dac'><label/></seclabel>",
+        "<seclabel model='dac'><label>root</label></seclabel>",
+        "<seclabel model='dac'><label>:kvm</label></seclabel>",
+    ],
+)
+def test_a_domain_without_a_dac_label_has_no_owner(labels: str) -> None:
+    assert domainxml.owner(domain(labels)) is None
+
+
+def test_a_backup_job_lists_the_chosen_disks_and_those_left_out() -> None:
+    job = domainxml.backup_job("/run/vm1.sock", {"vda": "/scratch/vda.qcow2"}, ["sda", "fda"])
+    assert job == (
+        '<domainbackup mode="pull"><server transport="unix" socket="/run/vm1.sock" /><disks>'
+        '<disk name="vda" backup="yes" type="file" exportname="vda">'
+        '<driver type="qcow2" /><scratch file="/scratch/vda.qcow2" /></disk>'
+        '<disk name="sda" backup="no" /><disk name="fda" backup="no" />'
+        "</disks></domainbackup>"
+    )
+
+
+@PROPERTY
+@given(xml_text, st.dictionaries(disk_names, xml_text), st.lists(xml_text))
+def test_a_backup_job_is_read_back_as_it_was_meant(socket: str, files: dict[str, str], left_out: list[str]) -> None:
+    xml = domainxml.backup_job(socket, files, left_out)
+    assert domainxml.backup_socket(xml) == socket
+    listed = ElementTree.fromstring(xml).findall("./disks/disk")
+    chosen = [disk for disk in listed if disk.get("backup") == "yes"]
+    assert [disk.get("name") for disk in chosen] == [disk.get("exportname") for disk in chosen] == list(files)
+    assert [scratch.get("file") for disk in chosen for scratch in disk.findall("scratch")] == list(files.values())
+    assert [disk.get("name") for disk in listed if disk.get("backup") == "no"] == left_out
+    assert len(listed) == len(files) + len(left_out)
+
+
+def test_the_socket_of_a_job_as_libvirt_describes_it() -> None:
+    described = """
+        <domainbackup mode='pull' id='1'>
+          <server transport='unix' socket='/run/other.sock'/>
+          <disks><disk name='vda' backup='yes' type='file' index='7'><scratch file='/x'/></disk></disks>
+        </domainbackup>"""
+    assert domainxml.backup_socket(described) == "/run/other.sock"
+    assert domainxml.backup_socket("<domainbackup mode='push'/>") is None
+    tcp = "<domainbackup mode='pull'><server transport='tcp' name='localhost' port='10809'/></domainbackup>"
+    assert domainxml.backup_socket(tcp) is None

@@ -1,0 +1,270 @@
+"""The FUSE handlers, called as pyfuse3 calls them, without a mount: they translate, and no error passes them by."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, cast
+
+import pyfuse3
+import pytest
+import trio
+from pyfuse3 import FileHandleT, FUSEError, InodeT
+from trio.testing import wait_all_tasks_blocked
+
+from snapmount.core.tree import File, Tree
+from snapmount.publish.fuse import Operations
+
+DISK = bytes(range(256)) * 4
+CREATED_NS = 1795435501_000_123_000
+ROOT = pyfuse3.ROOT_INODE
+VDA, XML, UNKNOWN = InodeT(2), InodeT(3), InodeT(4)
+CONTEXT = cast(pyfuse3.RequestContext, None)  # who asks: the kernel has checked the modes
+
+
+class ADisk:
+    """A disk that does at a read what the test says, and else gives its bytes."""
+
+    name = "vda"
+    size_bytes = len(DISK)
+
+    def __init__(self, first: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._first = first
+
+    async def read(self, offset: int, length: int) -> bytes:
+        if self._first:
+            await self._first()
+        return DISK[offset : offset + length]
+
+
+def raises(error: Exception) -> Callable[[], Awaitable[None]]:
+    async def fail() -> None:
+        raise error
+
+    return fail
+
+
+def operations(disk: ADisk | None = None) -> Operations:
+    files = [File("vda.raw", disk or ADisk()), File("domain.xml", b"<domain/>")]
+    return Operations(Tree(files, CREATED_NS, uid=1000, gid=1001))
+
+
+@contextlib.contextmanager
+def fails_with(number: int) -> Iterator[None]:
+    with pytest.raises(FUSEError) as caught:
+        yield
+    assert errno.errorcode[caught.value.errno] == errno.errorcode[number]
+
+
+async def read(handlers: Operations, inode: int, offset: int, length: int) -> bytes:
+    """As read(2) does: open, read, close."""
+    opened = await handlers.open(InodeT(inode), os.O_RDONLY, CONTEXT)
+    try:
+        return bytes(await handlers.read(opened.fh, offset, length))
+    finally:
+        await handlers.release(opened.fh)
+
+
+# -- what is there -----------------------------------------------------------------------------------------------------
+
+
+async def test_files_are_looked_up_by_name() -> None:
+    handlers = operations()
+    assert (await handlers.lookup(ROOT, b"vda.raw", CONTEXT)).st_ino == VDA
+    assert (await handlers.lookup(ROOT, b"domain.xml", CONTEXT)).st_ino == XML
+    for name in (b".", b".."):
+        assert (await handlers.lookup(ROOT, name, CONTEXT)).st_ino == ROOT
+
+
+@pytest.mark.parametrize("name", [b"vdb.raw", b"VDA.RAW", b"", b"vda.raw/", b"\xff\xfe", b"..."])
+async def test_a_name_that_is_not_there_is_enoent(name: bytes) -> None:
+    with fails_with(errno.ENOENT):
+        await operations().lookup(ROOT, name, CONTEXT)
+
+
+async def test_the_attributes_are_those_of_the_snapshot() -> None:
+    entry = await operations().getattr(VDA, CONTEXT)
+    assert entry.st_ino == VDA
+    assert entry.st_mode == stat.S_IFREG | 0o400
+    assert entry.st_nlink == 1
+    assert (entry.st_uid, entry.st_gid) == (1000, 1001)
+    assert entry.st_size == len(DISK)
+    assert entry.st_blocks == len(DISK) // 512
+    assert entry.st_mtime_ns == entry.st_ctime_ns == entry.st_atime_ns == CREATED_NS
+
+
+async def test_the_root_is_a_directory_that_only_its_owner_may_enter() -> None:
+    entry = await operations().getattr(ROOT, CONTEXT)
+    assert entry.st_mode == stat.S_IFDIR | 0o500
+    assert entry.st_nlink == 2
+    assert await operations().opendir(ROOT, CONTEXT) == ROOT
+
+
+async def test_looking_up_tells_the_same_as_asking_for_the_attributes() -> None:
+    handlers = operations()
+    for name, inode in ((b"vda.raw", VDA), (b"domain.xml", XML), (b".", ROOT)):
+        found, asked = await handlers.lookup(ROOT, name, CONTEXT), await handlers.getattr(inode, CONTEXT)
+        for attribute in ("st_ino", "st_mode", "st_size", "st_blocks", "st_mtime_ns", "st_uid", "attr_timeout"):
+            assert getattr(found, attribute) == getattr(asked, attribute), attribute
+
+
+async def test_the_kernel_may_keep_what_never_changes() -> None:
+    handlers = operations()
+    entry = await handlers.lookup(ROOT, b"vda.raw", CONTEXT)
+    assert min(entry.entry_timeout, entry.attr_timeout) > 86400
+    assert (await handlers.open(VDA, os.O_RDONLY, CONTEXT)).keep_cache
+
+
+async def test_an_inode_that_is_not_there_is_enoent() -> None:
+    handlers = operations()
+    with fails_with(errno.ENOENT):
+        await handlers.getattr(UNKNOWN, CONTEXT)
+    for inode in (UNKNOWN, ROOT):
+        with fails_with(errno.ENOENT):
+            await handlers.read(FileHandleT(inode), 0, 1)
+
+
+async def test_the_file_system_is_as_large_as_its_files() -> None:
+    status = await operations().statfs(CONTEXT)
+    assert status.f_blocks * status.f_frsize >= len(DISK) + len(b"<domain/>")
+    assert status.f_files == 2
+    assert status.f_bfree == status.f_bavail == status.f_ffree == 0, "nothing can be written"
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 4096), (0, 1), (100, 300), (1000, 4096), (1024, 1), (1 << 40, 4096)]
+)
+async def test_a_read_gives_the_bytes_of_that_place(offset: int, length: int) -> None:
+    handlers = operations()
+    for _ in range(2):
+        assert await read(handlers, VDA, offset, length) == DISK[offset : offset + length]
+    assert await read(handlers, XML, offset, length) == b"<domain/>"[offset : offset + length]
+
+
+async def test_reads_at_the_same_time_do_not_wait_for_each_other() -> None:
+    both_are_there = trio.Event()
+    waiting = 0
+
+    async def meet() -> None:
+        nonlocal waiting
+        waiting += 1
+        if waiting == 2:
+            both_are_there.set()
+        await both_are_there.wait()
+
+    handlers = operations(ADisk(meet))
+    found: list[bytes] = []
+
+    async def read_at(offset: int) -> None:
+        found.append(await read(handlers, VDA, offset, 16))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_at, 0)
+            nursery.start_soon(read_at, 16)
+    assert sorted(found) == [DISK[:16], DISK[16:32]]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.ETIMEDOUT])
+async def test_an_oserror_of_the_image_becomes_its_errno_and_is_logged(
+    number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = operations(ADisk(raises(OSError(number, "no answer from QEMU"))))
+    with fails_with(number):
+        await handlers.read(FileHandleT(VDA), 0, 512)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "no answer from QEMU" in record.getMessage()
+    assert record.exc_info is None
+
+
+async def test_an_oserror_without_a_number_becomes_eio() -> None:
+    with fails_with(errno.EIO):
+        await operations(ADisk(raises(OSError("no number")))).read(FileHandleT(VDA), 0, 512)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), AssertionError("a bug")], ids=repr)
+async def test_an_unexpected_error_becomes_eio_and_is_logged_with_its_traceback(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fails_with(errno.EIO):
+        await operations(ADisk(raises(error))).read(FileHandleT(VDA), 0, 512)
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
+async def test_a_read_that_fails_fails_alone() -> None:
+    errors: list[Exception] = [OSError(errno.EIO, "once")]
+
+    async def fail_once() -> None:
+        if errors:
+            raise errors.pop()
+
+    handlers = operations(ADisk(fail_once))
+    with fails_with(errno.EIO):
+        await handlers.read(FileHandleT(VDA), 0, 512)
+    assert await read(handlers, VDA, 0, 512) == DISK[:512]
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+async def test_stopping_fails_the_reads_under_way_and_all_later_ones() -> None:
+    handlers = operations(ADisk(trio.sleep_forever))
+    failed: list[int] = []
+
+    async def read_and_fail() -> None:
+        with fails_with(errno.EIO):
+            await handlers.read(FileHandleT(VDA), 0, 512)
+        failed.append(1)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(read_and_fail)
+            await wait_all_tasks_blocked()
+            assert failed == []
+            handlers.stop()
+        assert len(failed) == 3
+        for inode in (VDA, XML):
+            with fails_with(errno.EIO):
+                await handlers.read(FileHandleT(inode), 0, 512)
+
+
+async def test_stopping_twice_or_with_no_read_under_way_is_fine() -> None:
+    handlers = operations()
+    assert await read(handlers, VDA, 0, 512) == DISK[:512]
+    handlers.stop()
+    handlers.stop()
+    with fails_with(errno.EIO):
+        await handlers.read(FileHandleT(VDA), 0, 512)
+
+
+async def test_what_is_known_can_still_be_asked_for_after_the_stop() -> None:
+    handlers = operations()
+    handlers.stop()
+    assert (await handlers.lookup(ROOT, b"vda.raw", CONTEXT)).st_size == len(DISK)
+
+
+async def test_a_read_that_is_cancelled_from_outside_is_not_taken_for_an_error() -> None:
+    handlers = operations(ADisk(trio.sleep_forever))
+    returned: list[Any] = []
+
+    async def read_it() -> None:
+        returned.append(await handlers.read(FileHandleT(VDA), 0, 512))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_it)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert nursery.cancel_scope.cancelled_caught
+    assert returned == []

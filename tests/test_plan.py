@@ -1,0 +1,153 @@
+"""What a snapshot will be is decided before anything is made: its disks, and whether the scratch space will do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapmount.core import plan
+from snapmount.core.domainxml import DiskDefinition
+from snapmount.core.plan import LeftOut, Space
+from snapmount.core.units import GIB, MIB
+from snapmount.errors import NotFoundError, SpaceError, StateError
+
+from .strategies import PROPERTY, disk_names
+
+VDA = DiskDefinition("vda", "disk", "file", "raw", "/images/vda.img")
+VDB = DiskDefinition("vdb", "disk", "block", "qcow2", "/dev/vg/vdb")
+CDROM = DiskDefinition("sda", "cdrom", "file", "raw", "/images/install.iso")
+FLOPPY = DiskDefinition("fda", "floppy", "file", "raw", "/images/floppy.img")
+EMPTY = DiskDefinition("vdc", "disk", "file", "raw", "")
+LUN = DiskDefinition("sdb", "lun", "block", "raw", "/dev/sdb")
+ALL = (VDA, VDB, CDROM, FLOPPY, EMPTY)
+
+
+def test_all_disks_are_chosen_but_removable_and_empty_ones() -> None:
+    selection = plan.select("vm1", ALL, (), ())
+    assert selection.chosen == (VDA, VDB)
+    assert selection.left_out == (LeftOut("sda", "CD-ROM"), LeftOut("fda", "floppy"), LeftOut("vdc", "empty drive"))
+
+
+def test_a_chosen_disk_leaves_the_others_out() -> None:
+    selection = plan.select("vm1", (VDA, VDB, CDROM), ("vdb",), ())
+    assert selection.chosen == (VDB,)
+    assert selection.left_out == (LeftOut("vda", "not chosen"), LeftOut("sda", "CD-ROM"))
+
+
+def test_an_excluded_disk_is_left_out() -> None:
+    selection = plan.select("vm1", (VDA, VDB), (), ("vda",))
+    assert selection.chosen == (VDB,)
+    assert selection.left_out == (LeftOut("vda", "excluded"),)
+
+
+def test_disks_keep_the_vm_s_order_whatever_the_user_s() -> None:
+    assert plan.select("vm1", (VDA, VDB), ("vdb", "vda"), ()).chosen == (VDA, VDB)
+
+
+@PROPERTY
+@given(st.data())
+def test_each_disk_is_either_chosen_or_left_out(data: st.DataObject) -> None:
+    disks = data.draw(
+        st.lists(
+            st.builds(
+                DiskDefinition,
+                name=disk_names,
+                device=st.sampled_from(["disk", "cdrom", "floppy"]),
+                kind=st.sampled_from(["file", "block", "network"]),
+                format=st.just("raw"),
+                origin=st.sampled_from(["", "/image"]),
+            ),
+            unique_by=lambda disk: disk.name,
+        )
+    )
+    known = [disk.name for disk in disks]
+    exclude = data.draw(st.lists(st.sampled_from(known)) if known else st.just([]))
+    try:
+        selection = plan.select("vm1", disks, (), exclude)
+    except NotFoundError:
+        assert all(disk.device != "disk" or not disk.origin or disk.name in exclude for disk in disks)
+        return
+    chosen, left_out = [disk.name for disk in selection.chosen], [each.name for each in selection.left_out]
+    assert sorted(chosen + left_out) == sorted(known)
+    assert [name for name in known if name in chosen] == chosen
+    assert not set(chosen) & set(exclude)
+
+
+@pytest.mark.parametrize(("only", "exclude"), [(("vdz",), ()), ((), ("vdz",)), (("vda", "vdz"), ())])
+def test_a_disk_that_the_vm_does_not_have_is_named(only: tuple[str, ...], exclude: tuple[str, ...]) -> None:
+    with pytest.raises(NotFoundError, match=r"^vm1: there is no disk 'vdz'; the VM has vda, vdb$"):
+        plan.select("vm1", (VDA, VDB), only, exclude)
+
+
+@pytest.mark.parametrize(
+    ("disk", "why"), [(CDROM, "CD-ROM"), (FLOPPY, "floppy"), (EMPTY, "empty drive")], ids=["CD-ROM", "floppy", "empty"]
+)
+def test_a_disk_that_cannot_be_chosen_says_why(disk: DiskDefinition, why: str) -> None:
+    with pytest.raises(StateError, match=f"{disk.name} cannot be part of a snapshot: {why}"):
+        plan.select("vm1", (VDA, disk), (disk.name,), ())
+
+
+def test_a_disk_cannot_be_both_chosen_and_excluded() -> None:
+    with pytest.raises(StateError, match="vda cannot be part of a snapshot: excluded"):
+        plan.select("vm1", (VDA, VDB), ("vda",), ("vda",))
+
+
+def test_no_disk_left_is_an_error_that_names_the_disks() -> None:
+    with pytest.raises(NotFoundError, match=r"no disk is left .* the VM has vda, sda"):
+        plan.select("vm1", (VDA, CDROM), (), ("vda",))
+    with pytest.raises(NotFoundError, match="the VM has no disks"):
+        plan.select("vm1", (), (), ())
+
+
+@pytest.mark.parametrize(
+    ("disk", "what"),
+    [
+        (LUN, r"device='lun'"),
+        (replace(VDB, kind="vhostuser"), r"served by another process \(vhostuser\)"),
+        (replace(VDB, kind="vhostvdpa"), r"served by another process \(vhostvdpa\)"),
+    ],
+    ids=["lun", "vhostuser", "vhostvdpa"],
+)
+def test_a_disk_whose_writes_bypass_qemu_must_be_excluded_by_name(disk: DiskDefinition, what: str) -> None:
+    with pytest.raises(StateError, match=what) as caught:
+        plan.select("vm 1", (VDA, disk), (), ())
+    assert caught.value.remedy == f"snapmount 'vm 1' MOUNTPOINT --exclude-disk {disk.name}"
+    assert plan.select("vm 1", (VDA, disk), (), (disk.name,)).chosen == (VDA,)
+    assert plan.select("vm 1", (VDA, disk), ("vda",), ()).chosen == (VDA,)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../etc/passwd", "a b", "vda\n"])
+def test_a_disk_name_that_cannot_be_a_file_name_is_refused(name: str) -> None:
+    with pytest.raises(StateError, match="cannot be a file name"):
+        plan.select("vm1", (replace(VDA, name=name),), (), ())
+
+
+@pytest.mark.parametrize(
+    ("allocated", "floor"), [(0, 64 * MIB), (640 * MIB, 64 * MIB), (641 * MIB, 641 * MIB // 10), (20 * GIB, 2 * GIB)]
+)
+def test_a_tenth_of_the_allocated_size_and_64_mib_must_be_free(allocated: int, floor: int) -> None:
+    assert Space(free=0, virtual=allocated, allocated=allocated).floor == floor
+    with pytest.raises(SpaceError):
+        plan.judge("vm1", "/scratch", Space(floor - 1, allocated, allocated))
+    plan.judge("vm1", "/scratch", Space(floor, allocated, allocated))
+
+
+def test_too_little_space_is_refused_with_both_figures_and_a_way_out() -> None:
+    with pytest.raises(SpaceError, match=r"/scratch has 1 GiB free .* at least 2 GiB must be free") as caught:
+        plan.judge("vm1", "/scratch", Space(free=GIB, virtual=40 * GIB, allocated=20 * GIB))
+    assert caught.value.remedy is not None
+    assert caught.value.remedy.startswith("snapmount vm1 MOUNTPOINT --scratch-dir DIRECTORY")
+
+
+def test_a_worst_case_that_does_not_fit_is_warned_of() -> None:
+    warning = plan.judge("vm1", "/scratch", Space(free=39 * GIB, virtual=40 * GIB, allocated=GIB))
+    assert warning is not None
+    assert "/scratch has 39 GiB free" in warning
+    assert "may need 40 GiB" in warning
+
+
+def test_space_for_the_worst_case_is_no_matter() -> None:
+    assert plan.judge("vm1", "/scratch", Space(free=40 * GIB, virtual=40 * GIB, allocated=GIB)) is None

@@ -1,0 +1,121 @@
+"""The tree of a mount: read-only files whose bytes are those of their content, wherever one reads."""
+
+from __future__ import annotations
+
+import errno
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapmount.core.image import Image
+from snapmount.core.tree import BLOCK_BYTES, ROOT_INODE, Attributes, File, Tree
+
+from .strategies import PROPERTY
+
+
+class BytesImage:
+    """A disk that is held in memory; it insists on what Image promises to be asked."""
+
+    def __init__(self, content: bytes) -> None:
+        self.name = "vda"
+        self.size_bytes = len(content)
+        self._content = content
+
+    async def read(self, offset: int, length: int) -> bytes:
+        assert offset >= 0
+        assert length > 0
+        assert offset + length <= self.size_bytes
+        return self._content[offset : offset + length]
+
+
+class BrokenImage:
+    """A disk whose point in time is lost."""
+
+    name = "vda"
+    size_bytes = 4096
+
+    async def read(self, offset: int, length: int) -> bytes:
+        raise OSError(errno.EIO, "lost")
+
+
+def tree(*files: File) -> Tree:
+    return Tree(files, mtime_ns=1, uid=1000, gid=1001)
+
+
+THREE = tree(
+    File("vda.raw", BytesImage(b"x" * 1000)), File("vdb.raw", BytesImage(b"")), File("domain.xml", b"<domain/>")
+)
+
+
+@PROPERTY
+@given(
+    st.binary(max_size=64),
+    st.sampled_from([BytesImage, bytes]),
+    st.integers(min_value=0, max_value=100),
+    st.integers(min_value=0, max_value=100),
+)
+async def test_a_read_gives_what_the_same_slice_of_the_content_does(
+    content: bytes, kind: type[BytesImage] | type[bytes], offset: int, length: int
+) -> None:
+    shown = tree(File("other", b"other"), File("file", kind(content)))
+    inode = shown.inode("file")
+    assert inode is not None
+    assert await shown.read(inode, offset, length) == content[offset : offset + length]
+
+
+async def test_an_image_is_not_asked_for_what_lies_past_its_end() -> None:
+    for offset in (4096, 5000, 1 << 62):
+        assert await tree(File("vda.raw", BrokenImage())).read(ROOT_INODE + 1, offset, 512) == b""
+
+
+async def test_an_image_s_error_passes() -> None:
+    with pytest.raises(OSError, match="lost") as caught:
+        await tree(File("vda.raw", BrokenImage())).read(ROOT_INODE + 1, 0, 512)
+    assert caught.value.errno == errno.EIO
+
+
+def test_files_are_found_by_name_and_by_inode() -> None:
+    assert THREE.inode("vdb.raw") == 3
+    assert THREE.file(3).name == "vdb.raw"
+    assert [THREE.file(inode).name for inode in THREE.inodes()] == ["vda.raw", "vdb.raw", "domain.xml"]
+    assert [THREE.inode(file.name) for file in THREE.files] == list(THREE.inodes())
+
+
+def test_what_is_not_there_is_not_found() -> None:
+    assert THREE.inode("vdc.raw") is None
+    assert THREE.inode("") is None
+    for inode in (-1, 0, ROOT_INODE, 5, 1 << 63):
+        with pytest.raises(KeyError):
+            THREE.file(inode)
+    for inode in (-1, 0, 5):
+        with pytest.raises(KeyError):
+            THREE.attributes(inode)
+
+
+@pytest.mark.parametrize("inode", [0, ROOT_INODE, 5])
+async def test_what_is_not_a_file_cannot_be_read(inode: int) -> None:
+    with pytest.raises(KeyError):
+        await THREE.read(inode, 0, 1)
+
+
+def test_the_root_is_a_directory_and_all_else_a_file_of_its_size() -> None:
+    assert stat.S_ISDIR(THREE.attributes(ROOT_INODE).mode)
+    assert THREE.attributes(2) == Attributes(2, stat.S_IFREG | 0o400, 1000, 1024, links=1)
+    assert THREE.attributes(3) == Attributes(3, stat.S_IFREG | 0o400, 0, 0, links=1)
+    assert THREE.attributes(4) == Attributes(4, stat.S_IFREG | 0o400, 9, 512, links=1)
+
+
+def test_nobody_may_write_and_nobody_but_the_owner_may_read() -> None:
+    for inode in (ROOT_INODE, *THREE.inodes()):
+        assert THREE.attributes(inode).mode & 0o277 == 0
+
+
+@PROPERTY
+@given(st.integers(min_value=0, max_value=4096))
+def test_a_file_allocates_whole_blocks_and_less_than_one_more_than_its_size(size: int) -> None:
+    image: Image = BytesImage(bytes(size))
+    allocated = tree(File("vda.raw", image)).attributes(ROOT_INODE + 1).allocated_bytes
+    assert allocated % BLOCK_BYTES == 0
+    assert size <= allocated < size + BLOCK_BYTES
