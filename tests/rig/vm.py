@@ -19,6 +19,7 @@ from .libvirtd import SYSTEM, wait_for
 IMAGES = Path("/var/lib/libvirt/images")  # a place that QEMU's user can reach
 PREFIX = "snapmount-test"
 BOOT_S = 60
+FOREIGN_SOCKET = Path("/var/lib/libvirt/qemu/snapmount-test.sock")
 MIB = 1 << 20
 
 
@@ -69,10 +70,7 @@ class VM:
     def begin_foreign_backup(self) -> None:
         """Start a backup job as another program would; the VM's end ends it."""
         job = self.directory / "foreign.xml"
-        job.write_text(
-            "<domainbackup mode='pull'><server transport='unix' socket='/var/lib/libvirt/qemu/snapmount-test.sock'/>"
-            "</domainbackup>"
-        )
+        job.write_text(f"<domainbackup mode='pull'><server transport='unix' socket='{FOREIGN_SOCKET}'/></domainbackup>")
         self.virsh("backup-begin", self.name, str(job))
 
     def start(self) -> None:
@@ -122,6 +120,7 @@ class VM:
         """Destroy and undefine the VM, and wait until QEMU has gone."""
         self.virsh("destroy", "--", self.name, check=False)
         self.virsh("undefine", "--checkpoints-metadata", "--", self.name, check=False)
+        FOREIGN_SOCKET.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
