@@ -230,9 +230,12 @@ async def _serve(view: fuse.View, claim: Claim) -> None:
 
 
 async def _watch_source(view: fuse.View, claim: Claim) -> None:
+    def note(reason: str) -> None:
+        log.error("the snapshot is lost: %s", reason)
+        claim.note(State.LOST, reason)
+
     record = claim.record
     await nbd.wait_until_gone(record.socket, record.snapshot.disks[0].name)
-    reason = await pull.why_lost(record)
-    log.error("the snapshot is lost: %s", reason)
-    claim.update(state=State.LOST, reason=reason)
+    note(pull.LOST_CONNECTION)
     await view.forget_cached()
+    await pull.explain_loss(record, note)

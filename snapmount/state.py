@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -22,6 +23,8 @@ from typing import Any
 from .core import names
 from .core.snapshot import Snapshot, dump
 from .errors import NotFoundError, SnapmountError, StateError
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 
@@ -250,6 +253,13 @@ class Claim:
         """Change the record, on disk too, atomically."""
         self.record = replace(self.record, **changes)
         self.write()
+
+    def note(self, state: State, reason: str | None = None) -> None:
+        """Note the state, for list and show; that it cannot be written must not keep anything from being done."""
+        try:
+            self.update(state=state, reason=reason)
+        except OSError as error:
+            log.error("cannot write the record: %s", error)
 
     def write(self) -> None:
         """Write the record as it is."""

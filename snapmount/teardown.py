@@ -26,7 +26,7 @@ async def tear_down(claim: Claim) -> None:
     Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
     """
     record = claim.record
-    _note(claim, State.ENDING)
+    claim.note(State.ENDING)
     try:
         log.info("unmounting %s", record.mountpoint)
         await mounts.unmount(record.mount_source)
@@ -35,22 +35,12 @@ async def tear_down(claim: Claim) -> None:
         log.info("removing %s", record.scratch)
         _remove_files(record.scratch, record.socket)
     except SnapmountError as error:
-        _note(claim, State.LEFTOVER, error.message)
+        claim.note(State.LEFTOVER, error.message)
         raise LeftoverError(
             f"{record.snapshot.vm_name}: snapshot {record.id} has not been undone: {error.message}",
             f"{error.remedy + ', then ' if error.remedy else ''}{names.command('snapmount', 'delete', record.id)}",
         ) from error
     claim.forget()
-
-
-def _note(claim: Claim, state: State, reason: str | None = None) -> None:
-    """Note the state for list and show; a runtime directory that cannot be written must not keep anything from being
-    undone.
-    """
-    try:
-        claim.update(state=state, reason=reason)
-    except OSError as error:
-        log.error("cannot write the record: %s", error)
 
 
 def _remove_files(scratch_directory: str, socket: str) -> None:

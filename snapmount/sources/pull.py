@@ -9,7 +9,7 @@ backup".
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import trio
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 SOCKET_PATH_MAX = 107  # bytes; sun_path in unix(7), less its final zero
 QEMU_DIRECTORY = Path("/var/lib/libvirt/qemu")
-WHY_LOST_S = 3.0
+EXPLAIN_S = 30.0
+LOST_CONNECTION = "QEMU has closed the connection"
 POLL_S = 0.1
 THAW_TRIES = 3
 
@@ -97,27 +98,28 @@ async def end(record: Record) -> None:
         await domain.end_backup(record.socket)
 
 
-async def why_lost(record: Record) -> str:
-    """Why QEMU has ended the export, in words that follow a colon: 'vm1 was destroyed'.
+async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:
+    """Tell why QEMU has ended the export, in words that follow a colon: 'vm1 was destroyed'.
 
     QEMU closes the connection before libvirt has told the end of the VM or of the job, and a VM that is shut down loses
-    its job first: so a VM that runs on is looked at for a while before somebody is said to have ended the job.
+    its job first, seconds before its end on a busy host.  So the reason is told as it is known so far, and told again
+    while the VM is looked at for its end.
     """
     name = record.snapshot.vm_name
-    reason = "QEMU has closed the connection"
-    try:
-        with trio.move_on_after(WHY_LOST_S):
+    reason = LOST_CONNECTION
+    with trio.move_on_after(EXPLAIN_S):
+        try:
             async with connected(record.connect) as hypervisor:
                 while True:
                     domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
                     if domain is None:
-                        return f"{name} is gone"
-                    if not await domain.has_job_at(record.socket):
+                        return tell(f"{name} is gone")
+                    if reason == LOST_CONNECTION and not await domain.has_job_at(record.socket):
                         reason = "the backup job was ended by somebody else"
+                        tell(reason)
                     why = await domain.why_shut_off()
                     if why:
-                        return f"{name} {why}"
+                        return tell(f"{name} {why}")
                     await trio.sleep(POLL_S)
-    except UnreachableError as error:
-        return f"{reason} ({error})"
-    return reason
+        except UnreachableError as error:
+            tell(f"{reason} ({error.message})")
