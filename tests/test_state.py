@@ -22,6 +22,7 @@ from snapmount.core.snapshot import Disk, Snapshot, dump
 from snapmount.errors import NotFoundError, StateError
 from snapmount.state import VERSION, Process, Record, State, Store
 
+from .rig.libvirtd import wait_for
 from .strategies import PROPERTY, file_names, snapshots
 
 ID, OTHER_ID = "3f2a91bc", "00c0ffee"
@@ -483,5 +484,6 @@ def test_a_process_may_have_any_name(tmp_path: Path, name: str) -> None:
     program.symlink_to("/bin/cat")
     own = Process.of_pid(os.getpid())
     with subprocess.Popen([program], stdin=subprocess.PIPE) as child:
-        assert Path(f"/proc/{child.pid}/comm").read_text() == f"{name}\n"
+        comm = Path(f"/proc/{child.pid}/comm")  # the kernel sets it a moment after Popen() knows of the execve(2)
+        wait_for(lambda: comm.read_text() == f"{name}\n", "the process has its name")
         assert Process.of_pid(child.pid).start_ticks >= own.start_ticks > 0
