@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 import trio
 
 from . import blocking
+from .core.extents import ExtentMap, agreed
 from .errors import MissingError, UnreachableError
 
 try:
@@ -25,26 +26,50 @@ except ImportError:
 
 log = logging.getLogger(__name__)
 
+# Threads that QEMU may hold up: of their own number, so that everything else still gets one.
+_THREADS = trio.CapacityLimiter(40)
+_ZEROS = bytes(1 << 20)  # FUSE asks for no more at once
+
 CONNECTIONS = 4
 CONNECT_S = 10.0
+STATUS_MAX_BYTES = 1 << 31  # lengths are 32 bit (NBD protocol, "Request message")
 
 
 class Connection:
-    """One connection to an export, and the way to cut it from another thread."""
+    """One connection to an export, and the way to cut it from another thread, also while it is being made."""
 
-    def __init__(self, socket_path: str, export: str) -> None:
-        """Connect; blocks.  Raises nbd.Error."""
+    def __init__(self) -> None:
         self._handle = nbd.NBD()
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.size_bytes = 0
+
+    def open(self, socket_path: str, export: str) -> None:
+        """Connect; blocks.  Raises nbd.Error or OSError."""
         self._handle.set_export_name(export)
-        self._handle.connect_unix(socket_path)
-        self.size_bytes: int = self._handle.get_size()
-        # a descriptor of our own: libnbd's may be closed, and its number used anew, at any time
-        self.socket = socket.socket(fileno=os.dup(self._handle.aio_get_fd()))
+        self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+        self.socket.settimeout(CONNECT_S)
+        self.socket.connect(socket_path)
+        # libnbd gets a descriptor of its own, which it closes, and whose number is used anew, at any time
+        self._handle.connect_socket(os.dup(self.socket.fileno()))
+        self.size_bytes = self._handle.get_size()
 
     def read(self, offset: int, length: int) -> bytearray:
         """Blocks.  Raises nbd.Error."""
         data: bytearray = self._handle.pread(length, offset)
         return data
+
+    def append_extents(self, extents: ExtentMap, size_bytes: int) -> None:
+        """Ask for the extents that follow those known, as many as one answer holds; blocks.  Raises nbd.Error."""
+        length = min(size_bytes - extents.end, STATUS_MAX_BYTES)
+        if not self._handle.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION):
+            extents.append(length, 0)
+            return
+
+        def add(_context: str, _offset: int, entries: list[int], _error: object) -> int:
+            extents.append_status(entries)
+            return 0
+
+        self._handle.block_status(length, extents.end, add)
 
     def is_usable(self) -> bool:
         """Whether another request can be sent."""
@@ -57,16 +82,27 @@ class Connection:
         self.socket.close()
 
 
+class SlowError(UnreachableError):
+    """QEMU is there, but does not answer."""
+
+
 async def connect(socket_path: str, export: str) -> Connection:
-    """A new connection.  Raises UnreachableError."""
+    """A new connection.  Raises UnreachableError, of it SlowError where it takes too long."""
+    connection = Connection()
     try:
-        return await blocking.call(CONNECT_S, Connection, socket_path, export)
-    except nbd.Error as error:
-        raise UnreachableError(f"QEMU's NBD export {export} at {socket_path} cannot be opened: {error}") from error
-    except trio.TooSlowError:
-        raise UnreachableError(
-            f"QEMU's NBD export {export} at {socket_path} did not answer within {CONNECT_S:g} s"
-        ) from None
+        with trio.fail_after(CONNECT_S):
+            await trio.to_thread.run_sync(
+                connection.open, socket_path, export, abandon_on_cancel=True, limiter=_THREADS
+            )
+        return connection
+    except BaseException as error:
+        connection.cut()  # the thread, where one still waits, ends with it
+        what = f"QEMU's NBD export {export} at {socket_path}"
+        if isinstance(error, (trio.TooSlowError, TimeoutError)):
+            raise SlowError(f"{what} did not answer within {CONNECT_S:g} s") from None
+        if isinstance(error, (nbd.Error, OSError)):
+            raise UnreachableError(f"{what} cannot be opened: {error}") from error
+        raise
 
 
 class NbdImage:
@@ -81,19 +117,74 @@ class NbdImage:
         self._slots = trio.CapacityLimiter(CONNECTIONS)
         self._idle: list[Connection] = []
         self._closed = False
+        self._extents: ExtentMap | None = None
+        self._fetching = trio.Lock()
 
-    async def read(self, offset: int, length: int) -> bytes | bytearray:
-        """See Image.  Waits for the deadline given to opened() at most."""
+    async def extents(self) -> ExtentMap:
+        """See Image.  Each question to QEMU must be answered within the deadline given to opened()."""
+        async with self._fetching:
+            if self._extents is None:
+                self._extents = await self._fetch_extents()
+        return self._extents
+
+    async def _fetch_extents(self) -> ExtentMap:
+        """Ask twice, and take for zero what was zero both times.
+
+        QEMU looks first whether the scratch file has a cluster, then at the origin.  A guest that discards the cluster
+        between the two makes it look like a hole, though its data has just gone into the scratch file.  That happens
+        to a cluster once at most: the second time the scratch file has it.
+        """
+        try:
+            connection = await self._connect()
+            try:
+                extents = agreed(await self._ask_extents(connection), await self._ask_extents(connection))
+            finally:
+                connection.cut()
+        except (nbd.Error, UnreachableError, trio.TooSlowError) as error:
+            raise OSError(errno.EIO, f"{self.name}: the extents cannot be had: {error}") from error
+        log.info("%s: %d extents, %d of %d bytes data", self.name, len(extents), extents.data_bytes, self.size_bytes)
+        return extents
+
+    async def _ask_extents(self, connection: Connection) -> ExtentMap:
+        extents = ExtentMap()
+        while extents.end < self.size_bytes:
+            await blocking.call(self._deadline_s, connection.append_extents, extents, self.size_bytes)
+        if extents.end != self.size_bytes:
+            raise UnreachableError("QEMU tells of extents past the end of the disk")
+        return extents
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+        """See Image.  Ends within the deadline given to opened().  What is known to be zero is not asked of QEMU."""
+        if self._closed:
+            raise OSError(errno.EIO, f"{self.name}: the snapshot has ended")
+        if self._extents is None:
+            return await self._ask(offset, length)
+        first = self._extents.find(offset)
+        if first.length < length:
+            return await self._read_mixed(self._extents, offset, length)
+        if first.is_zero and length <= len(_ZEROS):
+            return memoryview(_ZEROS)[:length]
+        return await self._ask(offset, length)
+
+    async def _read_mixed(self, extents: ExtentMap, offset: int, length: int) -> bytearray:
+        data = bytearray(length)
+        for extent in extents.between(offset, offset + length):
+            if not extent.is_zero:
+                data[extent.start - offset : extent.end - offset] = await self._ask(extent.start, extent.length)
+        return data
+
+    async def _ask(self, offset: int, length: int) -> bytearray:
+        """Read from QEMU, by the deadline.  Raises OSError (EIO)."""
         try:
             with trio.fail_after(self._deadline_s):
                 async with self._slots:
-                    return await self._read(offset, length)
+                    return await self._read_by_any(offset, length)
         except trio.TooSlowError:
             raise OSError(errno.EIO, f"{self.name}: no answer from QEMU within {self._deadline_s:g} s") from None
         except (nbd.Error, UnreachableError) as error:
             raise OSError(errno.EIO, f"{self.name}: read of {length} bytes at {offset}: {error}") from error
 
-    async def _read(self, offset: int, length: int) -> bytearray:
+    async def _read_by_any(self, offset: int, length: int) -> bytearray:
         while self._idle:
             connection = self._idle.pop()
             try:
@@ -104,6 +195,23 @@ class NbdImage:
                 # it was cut while it lay idle: so may the others be
         return await self._read_by(await self._connect(), offset, length)
 
+    async def _read_by(self, connection: Connection, offset: int, length: int) -> bytearray:
+        reusable = False
+        try:
+            data = await trio.to_thread.run_sync(
+                connection.read, offset, length, abandon_on_cancel=True, limiter=_THREADS
+            )
+            reusable = True
+            return data
+        except nbd.Error:
+            reusable = connection.is_usable()
+            raise
+        finally:
+            if reusable and not self._closed:
+                self._idle.append(connection)
+            else:
+                connection.cut()
+
     async def _connect(self) -> Connection:
         if self._closed:
             raise UnreachableError("the snapshot has ended")
@@ -112,21 +220,6 @@ class NbdImage:
             connection.cut()
             raise UnreachableError(f"the export has {connection.size_bytes} bytes now, it had {self.size_bytes}")
         return connection
-
-    async def _read_by(self, connection: Connection, offset: int, length: int) -> bytearray:
-        finished = False
-        try:
-            data = await trio.to_thread.run_sync(connection.read, offset, length, abandon_on_cancel=True)
-            finished = True
-            return data
-        except nbd.Error:
-            finished = connection.is_usable()
-            raise
-        finally:
-            if finished and not self._closed:
-                self._idle.append(connection)
-            else:
-                connection.cut()
 
     def close(self) -> None:
         """Cut all idle connections; reads fail from now on, those under way as soon as they end."""
@@ -152,10 +245,14 @@ async def wait_until_gone(socket_path: str, export: str) -> None:
 
     Returns at once where no connection can be had.
     """
-    try:
-        connection = await connect(socket_path, export)
-    except UnreachableError:
-        return
+    while True:
+        try:
+            connection = await connect(socket_path, export)
+        except SlowError:
+            continue  # it is there all the same
+        except UnreachableError:
+            return
+        break
     try:
         await trio.lowlevel.wait_readable(connection.socket)
     finally:

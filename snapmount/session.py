@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,8 +16,9 @@ import trio
 
 from . import blocking, hypervisor, mounts, nbd, scratch
 from .core import domainxml, names, plan
+from .core.image import Image
 from .core.snapshot import Disk, Snapshot, dump
-from .core.tree import File, Tree
+from .core.tree import Constant, File, MapText, RawImage, Tree
 from .core.user import User
 from .errors import InterruptedByUserError, StateError, first_cause
 from .publish import fuse
@@ -108,12 +109,13 @@ async def _live(request: Request, store: Store, reporter: Reporter, ready: trio.
             stack.push_async_callback(_undo, claim)
             reporter.claimed(claim.record)
             await _make(request, planned, claim)
-        tree = await _tree(stack, request, planned, claim)
+        images = await _connect(stack, request, claim)
+        tree = _tree(claim.record.snapshot, images, planned)
         view = await stack.enter_async_context(fuse.mounted(tree, claim.record.mountpoint, claim.record.mount_source))
         claim.update(state=State.ACTIVE)
         ready.set()
         reporter.ready(claim.record)
-        await _serve(view, claim)
+        await _serve(view, images, claim)
 
 
 async def _check(path: str, function: Callable[..., T], *args: object) -> T:
@@ -202,8 +204,8 @@ async def _make(request: Request, planned: _Plan, claim: Claim) -> None:
     log.info("%s: the backup job runs: this is the snapshot's moment", domain.name)
 
 
-async def _tree(stack: AsyncExitStack, request: Request, planned: _Plan, claim: Claim) -> Tree:
-    """Connect to the exports and lay out what the mount will hold."""
+async def _connect(stack: AsyncExitStack, request: Request, claim: Claim) -> list[nbd.NbdImage]:
+    """Connect to the exports; the record has the disks' true sizes then."""
     snapshot, socket = claim.record.snapshot, claim.record.socket
     images = [
         await stack.enter_async_context(nbd.opened(disk.name, socket, disk.name, request.read_timeout_s))
@@ -212,24 +214,29 @@ async def _tree(stack: AsyncExitStack, request: Request, planned: _Plan, claim: 
     sized = tuple(
         replace(disk, size_bytes=image.size_bytes) for disk, image in zip(snapshot.disks, images, strict=True)
     )
-    snapshot = replace(snapshot, disks=sized)
-    claim.update(snapshot=snapshot)
+    claim.update(snapshot=replace(snapshot, disks=sized))
     log.info("connected to the exports at %s", socket)
-    files = [File(disk.file, image) for disk, image in zip(snapshot.disks, images, strict=True)]
-    files.append(File("domain.xml", planned.xml.encode("utf-8", "surrogateescape")))
-    files.append(File("snapshot.json", dump(snapshot.document())))
+    return images
+
+
+def _tree(snapshot: Snapshot, images: Sequence[Image], planned: _Plan) -> Tree:
+    """Lay out what the mount will hold."""
+    files = [File(disk.file, RawImage(image)) for disk, image in zip(snapshot.disks, images, strict=True)]
+    files += [File(f"{image.name}.map", MapText(image)) for image in images]
+    files.append(File("domain.xml", Constant(planned.xml.encode("utf-8", "surrogateescape"))))
+    files.append(File("snapshot.json", Constant(dump(snapshot.document()))))
     return Tree(files, snapshot.created_ns, planned.user.uid, planned.user.gid)
 
 
-async def _serve(view: fuse.View, claim: Claim) -> None:
+async def _serve(view: fuse.View, images: Sequence[nbd.NbdImage], claim: Claim) -> None:
     """Return when the view has been unmounted; note in the record when its point in time is lost."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch_source, view, claim)
+        nursery.start_soon(_watch_source, view, images, claim)
         await view.wait_unmounted()
         nursery.cancel_scope.cancel()
 
 
-async def _watch_source(view: fuse.View, claim: Claim) -> None:
+async def _watch_source(view: fuse.View, images: Sequence[nbd.NbdImage], claim: Claim) -> None:
     def note(reason: str) -> None:
         log.error("the snapshot is lost: %s", reason)
         claim.note(State.LOST, reason)
@@ -237,5 +244,7 @@ async def _watch_source(view: fuse.View, claim: Claim) -> None:
     record = claim.record
     await nbd.wait_until_gone(record.socket, record.snapshot.disks[0].name)
     note(pull.LOST_CONNECTION)
+    for image in images:
+        image.close()
     await view.forget_cached()
     await pull.explain_loss(record, note)

@@ -16,7 +16,8 @@ import trio
 from pyfuse3 import FileHandleT, FUSEError, InodeT
 from trio.testing import wait_all_tasks_blocked
 
-from snapmount.core.tree import File, Tree
+from snapmount.core.extents import HOLE, ZERO, ExtentMap
+from snapmount.core.tree import Constant, File, RawImage, Tree
 from snapmount.publish.fuse import Operations
 
 DISK = bytes(range(256)) * 4
@@ -40,6 +41,11 @@ class ADisk:
             await self._first()
         return DISK[offset : offset + length]
 
+    async def extents(self) -> ExtentMap:
+        extents = ExtentMap()
+        extents.append_status([512, 0, len(DISK) - 512, HOLE | ZERO])
+        return extents
+
 
 def raises(error: Exception) -> Callable[[], Awaitable[None]]:
     async def fail() -> None:
@@ -49,7 +55,7 @@ def raises(error: Exception) -> Callable[[], Awaitable[None]]:
 
 
 def operations(disk: ADisk | None = None) -> Operations:
-    files = [File("vda.raw", disk or ADisk()), File("domain.xml", b"<domain/>")]
+    files = [File("vda.raw", RawImage(disk or ADisk())), File("domain.xml", Constant(b"<domain/>"))]
     return Operations(Tree(files, CREATED_NS, uid=1000, gid=1001))
 
 
@@ -93,7 +99,7 @@ async def test_the_attributes_are_those_of_the_snapshot() -> None:
     assert entry.st_nlink == 1
     assert (entry.st_uid, entry.st_gid) == (1000, 1001)
     assert entry.st_size == len(DISK)
-    assert entry.st_blocks == len(DISK) // 512
+    assert entry.st_blocks == 1, "its data alone"
     assert entry.st_mtime_ns == entry.st_ctime_ns == entry.st_atime_ns == CREATED_NS
 
 
@@ -268,3 +274,26 @@ async def test_a_read_that_is_cancelled_from_outside_is_not_taken_for_an_error()
         nursery.cancel_scope.cancel()
     assert nursery.cancel_scope.cancelled_caught
     assert returned == []
+
+
+# -- holes -------------------------------------------------------------------------------------------------------------
+
+
+async def test_seek_finds_data_and_holes_and_the_hole_at_the_end_of_every_file() -> None:
+    handlers = operations()
+    assert await handlers.seek(VDA, 0, os.SEEK_DATA) == 0
+    assert await handlers.seek(VDA, 100, os.SEEK_DATA) == 100
+    assert await handlers.seek(VDA, 100, os.SEEK_HOLE) == 512
+    assert await handlers.seek(VDA, 600, os.SEEK_HOLE) == 600
+    assert await handlers.seek(XML, 0, os.SEEK_HOLE) == len(b"<domain/>")
+
+
+async def test_seek_tells_enxio_where_there_is_nothing_more() -> None:
+    handlers = operations()
+    for offset, whence in ((600, os.SEEK_DATA), (len(DISK), os.SEEK_DATA), (len(DISK), os.SEEK_HOLE)):
+        with fails_with(errno.ENXIO):
+            await handlers.seek(VDA, offset, whence)
+    with fails_with(errno.EINVAL):
+        await handlers.seek(VDA, 0, os.SEEK_SET)
+    with fails_with(errno.ENOENT):
+        await handlers.seek(UNKNOWN, 0, os.SEEK_DATA)

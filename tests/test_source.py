@@ -19,7 +19,7 @@ MAX_LINES = 400
 # What of the standard library neither reads nor changes anything outside the process.
 PURE = frozenset(
     {
-        "__future__", "abc", "base64", "bisect", "collections", "dataclasses", "datetime", "difflib", "enum",
+        "__future__", "abc", "array", "base64", "bisect", "collections", "dataclasses", "datetime", "difflib", "enum",
         "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "shlex", "stat", "string",
         "struct", "textwrap", "typing", "urllib.parse", "xml.etree", "zlib",
     }

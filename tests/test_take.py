@@ -24,7 +24,7 @@ def test_a_snapshot_shows_the_disks_and_leaves_no_trace_when_deleted(writer: vm.
     assert f"{writer.name}: snapshot" in said
     assert f"mounted at {mountpoint}" in said
     assert "left out: sda (CD-ROM)" in said
-    assert sorted(os.listdir(mountpoint)) == ["domain.xml", "snapshot.json", "vda.raw", "vdb.raw"]
+    assert sorted(os.listdir(mountpoint)) == ["domain.xml", "snapshot.json", "vda.map", "vda.raw", "vdb.map", "vdb.raw"]
     assert [(mountpoint / f"{disk.name}.raw").stat().st_size for disk in writer.disks] == [d.size for d in writer.disks]
     assert writer.has_job()
 
@@ -52,7 +52,7 @@ def test_the_view_is_one_moment_and_the_same_bytes_on_every_later_read(writer: v
 
 def test_the_verb_take_may_be_said_and_options_may_stand_first(writer: vm.VM, mountpoint: Path) -> None:
     snapmount("--connect", "qemu:///system", "take", "--disk", "vdb", writer.uuid(), mountpoint)
-    assert sorted(os.listdir(mountpoint)) == ["domain.xml", "snapshot.json", "vdb.raw"]
+    assert sorted(os.listdir(mountpoint)) == ["domain.xml", "snapshot.json", "vdb.map", "vdb.raw"]
     snapmount("umount", mountpoint)
 
 

@@ -1,17 +1,94 @@
-"""What a mounted snapshot looks like: its files, their attributes and content.  Publishers that show files only
-translate.
-"""
+"""What a mounted snapshot looks like: its files, their attributes and content.  Publishers only translate."""
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
+from .extents import ExtentMap, json_map, json_map_size
 from .image import Image
 
 ROOT_INODE = 1
 BLOCK_BYTES = 512  # the unit of st_blocks, whatever st_blksize says (stat(3type))
+
+
+class Content(Protocol):
+    """What a file holds."""
+
+    async def size_bytes(self) -> int:
+        """Its size."""
+
+    async def extents(self) -> ExtentMap:
+        """Which parts of it are data."""
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+        """The bytes [offset, offset + length), which lie within the file.  Raises OSError."""
+
+
+class Constant:
+    """Bytes that are held in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def size_bytes(self) -> int:
+        return len(self._data)
+
+    async def extents(self) -> ExtentMap:
+        return _all_data(len(self._data))
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+
+class RawImage:
+    """A disk, byte for byte."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    async def size_bytes(self) -> int:
+        return self._image.size_bytes
+
+    async def extents(self) -> ExtentMap:
+        return await self._image.extents()
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+        return await self._image.read(offset, length)
+
+
+class MapText:
+    """A disk's extents as JSON text, made where it is read: never all of it in memory."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    async def size_bytes(self) -> int:
+        return json_map_size(await self._image.extents())
+
+    async def extents(self) -> ExtentMap:
+        return _all_data(await self.size_bytes())
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return json_map(await self._image.extents(), offset, length)
+
+
+def _all_data(size: int) -> ExtentMap:
+    extents = ExtentMap()
+    if size:
+        extents.append(size, 0)
+    return extents
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the tree."""
+
+    name: str
+    content: Content
 
 
 @dataclass(frozen=True)
@@ -26,18 +103,6 @@ class Attributes:
 
 
 @dataclass(frozen=True)
-class File:
-    """A file of the tree: an image, or bytes that are held in memory."""
-
-    name: str
-    content: Image | bytes
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.content) if isinstance(self.content, bytes) else self.content.size_bytes
-
-
-@dataclass(frozen=True)
 class Tree:
     """A directory of read-only files, all of one owner and one time.
 
@@ -49,12 +114,10 @@ class Tree:
     mtime_ns: int
     uid: int
     gid: int
-    _inodes: dict[str, int] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "_inodes", {file.name: number for number, file in enumerate(self.files, ROOT_INODE + 1)}
-        )
+    @cached_property
+    def _inodes(self) -> Mapping[str, int]:
+        return {file.name: number for number, file in enumerate(self.files, ROOT_INODE + 1)}
 
     def inode(self, name: str) -> int | None:
         """The inode of the file of that name, None where there is none."""
@@ -70,20 +133,30 @@ class Tree:
             raise KeyError(inode)
         return self.files[inode - ROOT_INODE - 1]
 
-    def attributes(self, inode: int) -> Attributes:
-        """The attributes of a file or of the root directory.  Raises KeyError for an inode of neither."""
+    async def attributes(self, inode: int) -> Attributes:
+        """The attributes of a file or of the root directory.
+
+        Raises KeyError for an inode of neither, OSError where the size cannot be told.
+        """
         if inode == ROOT_INODE:
             return Attributes(inode, stat.S_IFDIR | 0o500, 0, 0, links=2)
-        size = self.file(inode).size_bytes
-        return Attributes(inode, stat.S_IFREG | 0o400, size, -(-size // BLOCK_BYTES) * BLOCK_BYTES, links=1)
+        content = self.file(inode).content
+        size = await content.size_bytes()
+        try:
+            allocated = (await content.extents()).data_bytes
+        except OSError:
+            allocated = size  # none of it is known to be a hole
+        return Attributes(inode, stat.S_IFREG | 0o400, size, -(-allocated // BLOCK_BYTES) * BLOCK_BYTES, links=1)
 
-    async def read(self, inode: int, offset: int, length: int) -> bytes | bytearray:
+    async def read(self, inode: int, offset: int, length: int) -> bytes | bytearray | memoryview:
         """What read(2) gives at that place: short at the end of the file, empty past it.
 
-        Raises KeyError for an inode that is not a file's, OSError as the image does.
+        Raises KeyError for an inode that is not a file's, OSError as the content does.
         """
-        file = self.file(inode)
-        if isinstance(file.content, bytes):
-            return file.content[offset : offset + length]
-        length = min(length, file.size_bytes - offset)
-        return await file.content.read(offset, length) if length > 0 else b""
+        content = self.file(inode).content
+        length = min(length, await content.size_bytes() - offset)
+        return await content.read(offset, length) if length > 0 else b""
+
+    async def extents(self, inode: int) -> ExtentMap:
+        """Which parts of a file are data.  Raises as read() does."""
+        return await self.file(inode).content.extents()

@@ -12,15 +12,18 @@ import functools
 import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pyfuse3
 import trio
 
 from .. import blocking
+from ..core.extents import seek_data, seek_hole
 from ..core.tree import BLOCK_BYTES, ROOT_INODE, Tree
 from ..errors import StateError
+from .lseek import extension
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ MOUNT_S = 30.0
 STOP_S = 10.0
 NEVER_S = 86400 * 365.0  # how long the kernel may keep names and attributes: they do not change
 PAGE_BYTES = 4096
+READAHEAD_KIB = 4096
 
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
@@ -73,8 +77,8 @@ class Operations(pyfuse3.Operations):
         for scope in self._reads:
             scope.cancel()
 
-    def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
-        attributes = self._tree.attributes(inode)
+    async def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
+        attributes = await self._tree.attributes(inode)
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = attributes.inode
         entry.st_mode = attributes.mode
@@ -90,15 +94,15 @@ class Operations(pyfuse3.Operations):
     @_translated
     async def lookup(self, parent_inode: int, name: bytes, _context: Any) -> pyfuse3.EntryAttributes:
         if name in (b".", b".."):
-            return self._entry(ROOT_INODE)
+            return await self._entry(ROOT_INODE)
         inode = self._tree.inode(os.fsdecode(name))
         if inode is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        return self._entry(inode)
+        return await self._entry(inode)
 
     @_translated
     async def getattr(self, inode: int, _context: Any) -> pyfuse3.EntryAttributes:
-        return self._entry(inode)
+        return await self._entry(inode)
 
     @_translated
     async def opendir(self, inode: int, _context: Any) -> int:
@@ -108,7 +112,7 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, _handle: int, start: int, token: Any) -> None:
         for inode in self._tree.inodes()[start:]:
             name = os.fsencode(self._tree.file(inode).name)
-            if not pyfuse3.readdir_reply(token, name, self._entry(inode), inode - ROOT_INODE):
+            if not pyfuse3.readdir_reply(token, name, await self._entry(inode), inode - ROOT_INODE):
                 break
 
     @_translated
@@ -118,7 +122,7 @@ class Operations(pyfuse3.Operations):
     @_translated
     async def read(  # type: ignore[override]  # pyfuse3 takes any contiguous buffer
         self, inode: int, offset: int, length: int
-    ) -> bytes | bytearray:
+    ) -> bytes | bytearray | memoryview:
         with trio.CancelScope() as scope:
             self._reads.add(scope)
             try:
@@ -127,6 +131,17 @@ class Operations(pyfuse3.Operations):
             finally:
                 self._reads.discard(scope)
         raise pyfuse3.FUSEError(errno.EIO)
+
+    @_translated
+    async def seek(self, inode: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE; the kernel does the others itself."""
+        find = {os.SEEK_DATA: seek_data, os.SEEK_HOLE: seek_hole}.get(whence)
+        if find is None:
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        found = find(await self._tree.extents(inode), offset)
+        if found is None:
+            raise pyfuse3.FUSEError(errno.ENXIO)
+        return found
 
     @_translated
     async def release(self, _handle: int) -> None:
@@ -140,7 +155,8 @@ class Operations(pyfuse3.Operations):
     async def statfs(self, _context: Any) -> pyfuse3.StatvfsData:
         status = pyfuse3.StatvfsData()
         status.f_bsize = status.f_frsize = PAGE_BYTES
-        status.f_blocks = sum(-(-file.size_bytes // PAGE_BYTES) for file in self._tree.files)
+        sizes = [(await self._tree.attributes(inode)).size_bytes for inode in self._tree.inodes()]
+        status.f_blocks = sum(-(-size // PAGE_BYTES) for size in sizes)
         status.f_files = len(self._tree.files)
         status.f_namemax = 255
         return status
@@ -168,11 +184,22 @@ class View:
         """The loop, never cancelled: stop() ends it."""
         try:
             with trio.CancelScope(shield=True):
-                await pyfuse3.main()
+                async with trio.open_nursery() as nursery:
+                    if extension:
+                        extension.set_handler(lambda *seek: nursery.start_soon(self._answer_seek, *seek))
+                    await pyfuse3.main()
+                    nursery.cancel_scope.cancel()
         except Exception:
             log.exception("the FUSE loop has failed")
         finally:
             self._ended.set()
+
+    async def _answer_seek(self, request: object, inode: int, offset: int, whence: int) -> None:
+        assert extension
+        try:
+            extension.reply(request, await self._operations.seek(inode, offset, whence), 0)
+        except pyfuse3.FUSEError as error:
+            extension.reply(request, 0, error.errno)
 
     async def _stop(self) -> None:
         """End the loop when the requests under way have been answered."""
@@ -192,6 +219,8 @@ async def mounted(tree: Tree, mountpoint: str, source: str) -> AsyncIterator[Vie
     As root, the mount admits other users (allow_other), since QEMU's user must be able to read it; the kernel checks
     the files' modes then.  Raises StateError where the mount fails.
     """
+    if not extension:
+        log.warning("the extension for lseek was not built: programs will take holes for data")
     operations = Operations(tree)
     await _mount(operations, mountpoint, _options(source))
     view = View(tree, operations)
@@ -200,6 +229,7 @@ async def mounted(tree: Tree, mountpoint: str, source: str) -> AsyncIterator[Vie
             nursery.start_soon(view._serve)
             try:
                 await _answers(mountpoint)
+                log.info("mounted %s at %s", ", ".join(file.name for file in tree.files), mountpoint)
                 yield view
             finally:
                 await view._stop()
@@ -251,7 +281,14 @@ def _standard_error_into(lines: list[str]) -> Iterator[None]:
 async def _answers(mountpoint: str) -> None:
     """Return when the mount answers.  Raises StateError."""
     try:
-        names: Sequence[str] = await blocking.call(MOUNT_S, os.listdir, mountpoint)
+        status = await blocking.call(MOUNT_S, os.stat, mountpoint)
     except (OSError, trio.TooSlowError) as error:
         raise StateError(f"the mount at {mountpoint} does not answer: {error}") from error
-    log.info("mounted %s at %s", ", ".join(names), mountpoint)
+    _widen_readahead(status.st_dev)
+
+
+def _widen_readahead(device: int) -> None:
+    """Let the kernel read further ahead of sequential readers than its 128 KiB, where we may (as root)."""
+    window = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    with contextlib.suppress(OSError):
+        window.write_text(str(READAHEAD_KIB))

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
@@ -31,6 +31,7 @@ class Disk:
     kind: str = "raw"
     size: int = 32 * MIB
     ext4: bool = False
+    fill: Callable[[Path], None] | None = None  # writes into the raw image before the VM is started
 
 
 @dataclass
@@ -199,6 +200,8 @@ def make_image(directory: Path, disk: Disk) -> Path:
         f.truncate(disk.size)
     if disk.ext4:
         subprocess.run(["mkfs.ext4", "-q", raw], check=True)
+    if disk.fill:
+        disk.fill(raw)
     if disk.kind in ("raw", "block"):
         return raw
     top = directory / f"{disk.name}.qcow2"

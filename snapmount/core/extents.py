@@ -1,0 +1,159 @@
+"""The extents of a disk: which parts hold data and which are known to read as zeros.
+
+Kept as two flat arrays, nine bytes an extent, so that a disk with a million extents costs a few megabytes.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+# The flags of NBD's metadata context "base:allocation" (NBD protocol, "Metadata querying").
+HOLE = 1  # not allocated
+ZERO = 2  # reads as zeros
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A part of a disk that is of one kind."""
+
+    start: int
+    length: int
+    flags: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is known to read as zeros."""
+        return bool(self.flags & ZERO)
+
+
+class ExtentMap:
+    """The extents from the disk's start on, without gaps, up to `end`: all that is known so far.
+
+    It grows at its end only.  Neighbours of one kind are one extent.
+    """
+
+    def __init__(self) -> None:
+        self.end = 0
+        self.data_bytes = 0  # how much of it is not known to be zero
+        self._starts = array("Q")
+        self._flags = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def append(self, length: int, flags: int) -> None:
+        """Add what follows."""
+        flags &= HOLE | ZERO
+        if not self._flags or self._flags[-1] != flags:
+            self._starts.append(self.end)
+            self._flags.append(flags)
+        self.end += length
+        if not flags & ZERO:
+            self.data_bytes += length
+
+    def append_status(self, entries: Sequence[int]) -> None:
+        """Add what an NBD block status reply tells: length, flags, length, flags, ..."""
+        for length, flags in zip(entries[::2], entries[1::2], strict=True):
+            self.append(length, flags)
+
+    def __getitem__(self, number: int) -> Extent:
+        """The extent with that number.  Raises IndexError."""
+        start = self._starts[number]
+        return Extent(start, self._end_of(number) - start, self._flags[number])
+
+    def __iter__(self) -> Iterator[Extent]:
+        return self.between(0, self.end)
+
+    def between(self, start: int, stop: int) -> Iterator[Extent]:
+        """The extents of [start, stop), the first and the last cut to it.  The range must be known."""
+        number = bisect_right(self._starts, start) - 1
+        while start < stop:
+            end = min(stop, self._end_of(number))
+            yield Extent(start, end - start, self._flags[number])
+            start = end
+            number += 1
+
+    def find(self, offset: int) -> Extent:
+        """The rest of the extent that `offset` lies in; it must be known."""
+        number = bisect_right(self._starts, offset) - 1
+        return Extent(offset, self._end_of(number) - offset, self._flags[number])
+
+    def seek(self, offset: int, zero: bool) -> int | None:
+        """The first place from `offset` on that is known to be zero, or that is not; None where there is none."""
+        for extent in self.between(offset, self.end):
+            if extent.is_zero == zero:
+                return extent.start
+        return None
+
+    def _end_of(self, number: int) -> int:
+        return self._starts[number + 1] if number + 1 < len(self._starts) else self.end
+
+
+def agreed(first: ExtentMap, second: ExtentMap) -> ExtentMap:
+    """What two maps of one disk agree upon: a part is zero, or a hole, only where both say so."""
+    both = ExtentMap()
+    for extent in first:
+        for part in second.between(extent.start, extent.end):
+            both.append(part.length, extent.flags & part.flags)
+    return both
+
+
+def seek_data(extents: ExtentMap, offset: int) -> int | None:
+    """lseek(2) with SEEK_DATA on a disk whose extents are all known: None stands for ENXIO."""
+    return extents.seek(offset, zero=False) if 0 <= offset < extents.end else None
+
+
+def seek_hole(extents: ExtentMap, offset: int) -> int | None:
+    """lseek(2) with SEEK_HOLE: there is a hole at the end of every file.  None stands for ENXIO."""
+    if not 0 <= offset < extents.end:
+        return None
+    found = extents.seek(offset, zero=True)
+    return extents.end if found is None else found
+
+
+# A line of the map has one width, whatever it says, so that any part of the text can be made without the rest of it.
+_LINE = (
+    '{opening}{{"start": {start:20d}, "length": {length:20d}, "depth": 0, "present": true, '
+    '"zero": {zero:>5}, "data": {data:>5}}}{closing}\n'
+)
+_LINE_BYTES = len(_LINE.format(opening="[", start=0, length=0, zero="", data="", closing="]"))
+_EMPTY_MAP = b"[]\n"
+
+
+def json_map_size(extents: ExtentMap) -> int:
+    """The size of json_map()'s text in bytes."""
+    return len(extents) * _LINE_BYTES or len(_EMPTY_MAP)
+
+
+def json_map(extents: ExtentMap, offset: int, length: int) -> bytes:
+    """The bytes [offset, offset + length) of the extents as text: an extent a line.
+
+    The text is JSON in the form of `qemu-img map --output=json` (qemu-img(1), "map").  As for any NBD export the depth
+    is 0, and no "offset" tells where in the origin the data lies.
+    """
+    if not len(extents):
+        return _EMPTY_MAP[offset : offset + length]
+    first = offset // _LINE_BYTES
+    last = min(len(extents), -(-(offset + length) // _LINE_BYTES))
+    lines = (_json_line(extents, number) for number in range(first, last))
+    skipped = offset - first * _LINE_BYTES
+    return "".join(lines).encode()[skipped : skipped + length]
+
+
+def _json_line(extents: ExtentMap, number: int) -> str:
+    extent = extents[number]
+    return _LINE.format(
+        opening=" " if number else "[",
+        start=extent.start,
+        length=extent.length,
+        zero=str(extent.is_zero).lower(),
+        data=str(not extent.flags & HOLE).lower(),
+        closing="," if number + 1 < len(extents) else "]",
+    )
