@@ -119,7 +119,10 @@ def _verb_first(argv: list[str], verbs: dict[str, _Parser]) -> list[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Complains as the rest of the command does."""
+    """Complains as the rest of the command does, and takes no abbreviations, which could be taken for other words."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help")
@@ -194,7 +197,10 @@ def _add_take(verbs: Any, parents: list[_Parser]) -> None:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
     return value
@@ -225,6 +231,7 @@ def _request(arguments: argparse.Namespace) -> Request:
     from . import hypervisor
     from .session import Request
 
+    _check_utf_8(arguments.scratch_dir or "", "the scratch directory")
     uri = arguments.connect or hypervisor.default_uri()
     hypervisor.check_uri(uri)
     return Request(
@@ -237,6 +244,13 @@ def _request(arguments: argparse.Namespace) -> Request:
         quiesce=arguments.quiesce,
         read_timeout_s=arguments.read_timeout,
     )
+
+
+def _check_utf_8(path: str, what: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} {path} has a name that is not UTF-8, which libvirt insists on") from None
 
 
 def _take_in_foreground(request: Request, store: Store, arguments: argparse.Namespace) -> int:

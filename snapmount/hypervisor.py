@@ -111,6 +111,8 @@ class Hypervisor:
         for look_up in (self._connection.lookupByName, self._connection.lookupByUUIDString):
             try:
                 return Domain(await _call(f"look up {name}", look_up, name))
+            except UnicodeEncodeError:
+                break  # libvirt's names are UTF-8: there is none such
             except libvirt.libvirtError as error:
                 if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
                     raise UnreachableError(f"{name}: {error}") from error

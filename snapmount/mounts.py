@@ -29,7 +29,7 @@ class Mount:
 def parse(mountinfo: str) -> list[Mount]:
     """The mounts of a mountinfo text, in its order: later ones may lie over earlier ones."""
     mounts = []
-    for line in mountinfo.splitlines():
+    for line in filter(None, mountinfo.split("\n")):  # splitlines() would split at characters that paths may have
         fields = line.split(" ")
         separator = fields.index("-")
         mounts.append(Mount(_unescaped(fields[4]), fields[separator + 1], _unescaped(fields[separator + 2])))
@@ -43,7 +43,7 @@ def _unescaped(field: str) -> str:
 
 def current() -> list[Mount]:
     """The mounts that this process sees."""
-    return parse(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+    return parse(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
 def check_host() -> None:

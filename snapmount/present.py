@@ -64,7 +64,8 @@ def _when(record: Record) -> str:
 def taken(record: Record, store: Store) -> str:
     """What `take` prints when the view is readable."""
     snapshot = record.snapshot
-    lines = [f"{snapshot.vm_name}: snapshot {snapshot.id} of {_when(record)}, mounted at {record.mountpoint}"]
+    first = f"{snapshot.vm_name}: snapshot {snapshot.id} of {_when(record)}, mounted at {record.mountpoint}"
+    lines = [names.printable(first)]
     rows = [("  " + disk.file, units.size(disk.size_bytes), disk.format, disk.origin) for disk in snapshot.disks]
     lines.append(table((), rows).rstrip("\n"))
     lines += _left_out(record)
@@ -113,7 +114,7 @@ def details(record: Record, store: Store) -> str:
 
 def _left_out(record: Record) -> list[str]:
     left_out = ", ".join(f"{each.name} ({each.why})" for each in record.snapshot.left_out)
-    return [f"left out: {left_out}"] if left_out else []
+    return [f"left out: {names.printable(left_out)}"] if left_out else []
 
 
 def _text(lines: Iterable[str]) -> str:

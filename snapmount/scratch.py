@@ -5,6 +5,7 @@ One directory a snapshot, owned by QEMU's user and closed to others.  libvirt ma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -122,10 +123,9 @@ def _visible_to(pid: int, directory: Path) -> bool:
 
 def remove(directory: Path) -> None:
     """Remove the directory with all in it, and the default parent where it is empty then.  Raises OSError."""
-    try:
-        shutil.rmtree(directory)
-    except FileNotFoundError:
-        pass
+    while os.path.lexists(directory):
+        with contextlib.suppress(FileNotFoundError):  # libvirt removes its files at the same time
+            shutil.rmtree(directory)
     if directory.parent == default_parent():
         try:
             directory.parent.rmdir()

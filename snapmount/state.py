@@ -141,7 +141,7 @@ class Store:
             return Record.from_json(json.loads(path.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise StateError(f"the record {path} cannot be read: {error}") from error
 
     def load_all(self) -> tuple[list[Record], list[SnapmountError]]:
@@ -211,12 +211,16 @@ class Store:
         try:
             _make_private(self.directory)
             directory.mkdir(mode=0o700)
+        except OSError as error:
+            self.remove_if_empty()
+            raise _cannot_write(directory, error) from error
+        try:
             claim = Claim(self, record, _locked(directory / "lock", os.O_CREAT))
             claim.write()
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             self.remove_if_empty()
-            raise StateError(f"cannot write the runtime record {directory}: {error.strerror}") from error
+            raise _cannot_write(directory, error) from error
         return claim
 
     @contextlib.contextmanager
@@ -273,6 +277,10 @@ class Claim:
         """Remove the record: nothing is left of the snapshot."""
         shutil.rmtree(self.store.path(self.record.id), ignore_errors=True)
         self.store.remove_if_empty()
+
+
+def _cannot_write(directory: Path, error: OSError) -> StateError:
+    return StateError(f"cannot write the runtime record {directory}: {error.strerror}")
 
 
 def _make_private(directory: Path) -> None:

@@ -223,3 +223,15 @@ def test_each_error_has_an_exit_code_of_its_own_and_each_code_is_documented() ->
     assert len(codes) > 5
     assert len(set(codes)) == len(codes)
     assert sorted([0, *codes]) == documented_codes()
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5s", "0x10"])
+def test_a_read_timeout_that_is_no_number_is_explained_without_names_of_our_code(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--read-timeout: .*is not a positive number of seconds"):
+        cli.parse(["vm1", "/mnt", "--read-timeout", text])
+
+
+def test_an_option_must_be_written_in_full() -> None:
+    """An abbreviation's value could be taken for the verb."""
+    with pytest.raises(UsageError, match="unrecognized arguments: --scratch"):
+        cli.parse(["--scratch", "list", "vm1", "/mnt"])

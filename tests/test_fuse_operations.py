@@ -297,3 +297,9 @@ async def test_seek_tells_enxio_where_there_is_nothing_more() -> None:
         await handlers.seek(VDA, 0, os.SEEK_SET)
     with fails_with(errno.ENOENT):
         await handlers.seek(UNKNOWN, 0, os.SEEK_DATA)
+
+
+async def test_a_keyerror_of_an_image_is_a_bug_and_not_a_missing_file(caplog: pytest.LogCaptureFixture) -> None:
+    with fails_with(errno.EIO):
+        await operations(ADisk(raises(KeyError("a bug")))).read(FileHandleT(VDA), 0, 512)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]

@@ -132,3 +132,9 @@ async def test_unmounting_what_is_not_mounted_is_fine() -> None:
     before = mounts.current()
     await mounts.unmount("snapmount:no such vm:3f2a91bc")
     assert mounts.current() == before
+
+
+@pytest.mark.parametrize("c", ["\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"], ids=ascii)
+def test_a_mount_may_have_any_character_in_its_path(c: str) -> None:
+    line = f"36 35 98:0 / /mnt/a{c}b rw - ext4 /dev/vda rw\n"
+    assert mounts.parse(line) == [Mount(f"/mnt/a{c}b", "ext4", "/dev/vda")]

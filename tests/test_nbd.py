@@ -85,6 +85,11 @@ class Server:
         """End the server without a word to its clients."""
         self._end(signal.SIGKILL)
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the server alone."""
+        assert self._process
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         """End the server, which removes what it has made; where it holds requests back, it must be killed."""
         try:
@@ -498,3 +503,35 @@ async def test_who_waits_for_the_end_can_be_cancelled(serving: Server) -> None:
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     await until(lambda: serving.open_connections() == 0, "the server has seen the end of the connection")
+
+
+async def test_reads_from_a_server_that_hangs_use_up_no_threads(serving: Server, mock_clock: MockClock) -> None:
+    """Where all of trio's threads are taken, no program can be run and libvirt cannot be called: nothing is undone."""
+    threads = trio.to_thread.current_default_thread_limiter()
+    outcomes: list[bytes | OSError] = []
+    async with nbd.opened("vda", serving.socket, "vda", READ_S) as image:
+        serving.send(signal.SIGSTOP)
+        for _ in range(3 * nbd.CONNECTIONS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_into, outcomes, image)
+                await wait_all_tasks_blocked()
+                mock_clock.jump(READ_S + 0.1)
+        taken = threads.borrowed_tokens
+        serving.kill()
+    assert taken <= nbd.CONNECTIONS
+
+
+async def test_a_connection_that_comes_when_nobody_waits_any_more_is_closed(
+    serving: Server, mock_clock: MockClock
+) -> None:
+    outcomes: list[bytes | OSError] = []
+    threads = trio.to_thread.current_default_thread_limiter()
+    async with nbd.opened("vda", serving.socket, "vda", READ_S) as image:
+        serving.send(signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):  # the first has the connection that is there
+                nursery.start_soon(read_into, outcomes, image)
+            await wait_all_tasks_blocked()
+            mock_clock.jump(READ_S + 0.1)
+        serving.send(signal.SIGCONT)
+        await until(lambda: not threads.borrowed_tokens, "the threads have ended")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,17 @@ def test_what_is_in_the_way_is_an_error_and_not_followed(tmp_path: Path) -> None
     with pytest.raises(OSError, match="symbolic link"):
         scratch.remove(tmp_path / "link")
     assert (target / "precious").exists()
+
+
+def test_removing_goes_on_where_somebody_else_removes_the_files_too(tmp_path: Path) -> None:
+    for number in range(100):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        files = [directory / f"{n}.qcow2" for n in range(40)]
+        for file in files:
+            file.touch()
+        libvirt = threading.Thread(target=lambda files=files: [file.unlink(missing_ok=True) for file in files])
+        libvirt.start()
+        scratch.remove(directory)
+        libvirt.join()
+        assert not directory.exists()

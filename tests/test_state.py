@@ -487,3 +487,25 @@ def test_a_process_may_have_any_name(tmp_path: Path, name: str) -> None:
         comm = Path(f"/proc/{child.pid}/comm")  # the kernel sets it a moment after Popen() knows of the execve(2)
         wait_for(lambda: comm.read_text() == f"{name}\n", "the process has its name")
         assert Process.of_pid(child.pid).start_ticks >= own.start_ticks > 0
+
+
+def test_an_id_that_is_taken_meanwhile_costs_the_other_snapshot_nothing(store: Store) -> None:
+    record = store.claim(a_record()).record
+    with pytest.raises(StateError):
+        store.claim(a_record(a_snapshot(ID, vm="another")))
+    assert store.load(ID) == record
+    assert store.is_served(ID)
+
+
+def test_a_record_whose_time_has_no_zone_hides_no_other(store: Store) -> None:
+    store.claim(a_record())
+    snapshot = a_snapshot(OTHER_ID).document() | {"created": "2026-11-23T12:00:00"}
+    write(store, OTHER_ID, dump(a_record().to_json() | {"snapshot": snapshot}))
+    records, broken = store.load_all()
+    assert len(records) + len(broken) == 2
+
+
+def test_a_record_that_is_nested_too_deeply_is_an_error_that_names_it(store: Store) -> None:
+    path = write(store, ID, b"[" * 100_000)
+    with pytest.raises(StateError, match=f"the record {path} cannot be read"):
+        store.load(ID)

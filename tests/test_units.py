@@ -64,3 +64,8 @@ def test_a_time_is_never_shown_longer_than_it_is_nor_shorter_by_its_last_unit(se
     parts = [(int(part[:-1]), SECONDS_OF[part[-1]]) for part in units.duration(seconds).split(" ")]
     shown = sum(number * unit for number, unit in parts)
     assert shown <= seconds < shown + parts[-1][1]
+
+
+@pytest.mark.parametrize(("size", "shown"), [((1 << 20) - 1, "1 MiB"), ((1 << 30) - 1, "1 GiB"), (1, "1 byte")])
+def test_a_size_that_is_rounded_up_to_the_next_unit_is_shown_in_it(size: int, shown: str) -> None:
+    assert units.size(size) == shown

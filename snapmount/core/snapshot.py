@@ -60,11 +60,14 @@ class Snapshot:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Snapshot:
         """The snapshot that document() describes.  Raises KeyError, TypeError or ValueError for any other shape."""
+        created = datetime.fromisoformat(document["created"])
+        if created.tzinfo is None:
+            raise ValueError("its time has no zone")
         return cls(
             id=document["id"],
             vm_name=document["vm"]["name"],
             vm_uuid=document["vm"]["uuid"],
-            created=datetime.fromisoformat(document["created"]),
+            created=created,
             source=document["source"],
             quiesced=document["quiesced"],
             disks=tuple(Disk(d["name"], d["size_bytes"], d["format"], d["origin"]) for d in document["disks"]),

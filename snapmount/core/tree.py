@@ -15,6 +15,10 @@ ROOT_INODE = 1
 BLOCK_BYTES = 512  # the unit of st_blocks, whatever st_blksize says (stat(3type))
 
 
+class UnknownInodeError(KeyError):
+    """No file of the tree has that inode."""
+
+
 class Content(Protocol):
     """What a file holds."""
 
@@ -130,7 +134,7 @@ class Tree:
     def file(self, inode: int) -> File:
         """The file with that inode.  Raises KeyError where there is none."""
         if inode not in self.inodes():
-            raise KeyError(inode)
+            raise UnknownInodeError(inode)
         return self.files[inode - ROOT_INODE - 1]
 
     async def attributes(self, inode: int) -> Attributes:

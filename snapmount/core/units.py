@@ -12,6 +12,10 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 def size(size_bytes: int) -> str:
     """A size in binary units, rounded to a decimal place: 1536 is '1.5 KiB', 64 * MIB is '64 MiB'."""
     power = min(max(size_bytes.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    if round(size_bytes / 1024**power, 1) >= 1024 and power < len(_UNITS) - 1:
+        power += 1
+    if size_bytes == 1:
+        return "1 byte"
     return f"{size_bytes / 1024**power:.1f}".removesuffix(".0") + f" {_UNITS[power]}"
 
 

@@ -21,7 +21,7 @@ import trio
 
 from .. import blocking
 from ..core.extents import seek_data, seek_hole
-from ..core.tree import BLOCK_BYTES, ROOT_INODE, Tree
+from ..core.tree import BLOCK_BYTES, ROOT_INODE, Tree, UnknownInodeError
 from ..errors import StateError
 from .lseek import extension
 
@@ -48,7 +48,7 @@ def _translated(handler: Handler) -> Handler:
             return await handler(*args)
         except pyfuse3.FUSEError:
             raise
-        except KeyError:
+        except UnknownInodeError:
             raise pyfuse3.FUSEError(errno.ENOENT) from None
         except OSError as error:
             log.warning("%s%s: %s", handler.__name__, args[1:], error)
