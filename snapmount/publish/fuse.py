@@ -43,18 +43,20 @@ def _translated(handler: Handler) -> Handler:
     """
 
     @functools.wraps(handler)
-    async def wrapper(*args: Any) -> Any:
+    async def wrapper(self: Operations, *args: Any) -> Any:
         try:
-            return await handler(*args)
+            with self.stoppable():
+                return await handler(self, *args)
+            raise pyfuse3.FUSEError(errno.EIO)
         except pyfuse3.FUSEError:
             raise
         except UnknownInodeError:
             raise pyfuse3.FUSEError(errno.ENOENT) from None
         except OSError as error:
-            log.warning("%s%s: %s", handler.__name__, args[1:], error)
+            log.warning("%s%s: %s", handler.__name__, args, error)
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
         except Exception:
-            log.exception("%s%s", handler.__name__, args[1:])
+            log.exception("%s%s", handler.__name__, args)
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return cast(Handler, wrapper)
@@ -68,14 +70,26 @@ class Operations(pyfuse3.Operations):
     def __init__(self, tree: Tree) -> None:
         super().__init__()
         self._tree = tree
-        self._reads: set[trio.CancelScope] = set()
+        self._running: set[trio.CancelScope] = set()
         self._stopping = False
 
     def stop(self) -> None:
-        """Let reads fail with EIO from now on, also those under way."""
+        """Let reads fail with EIO from now on, and all that waits, also what is under way: QEMU may be hung."""
         self._stopping = True
-        for scope in self._reads:
+        for scope in self._running:
             scope.cancel()
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Once stop() has been called the block ends where it waits, and what follows it is reached."""
+        with trio.CancelScope() as scope:
+            if self._stopping:
+                scope.cancel()
+            self._running.add(scope)
+            try:
+                yield
+            finally:
+                self._running.discard(scope)
 
     async def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
         attributes = await self._tree.attributes(inode)
@@ -123,14 +137,9 @@ class Operations(pyfuse3.Operations):
     async def read(  # type: ignore[override]  # pyfuse3 takes any contiguous buffer
         self, inode: int, offset: int, length: int
     ) -> bytes | bytearray | memoryview:
-        with trio.CancelScope() as scope:
-            self._reads.add(scope)
-            try:
-                if not self._stopping:
-                    return await self._tree.read(inode, offset, length)
-            finally:
-                self._reads.discard(scope)
-        raise pyfuse3.FUSEError(errno.EIO)
+        if self._stopping:
+            raise pyfuse3.FUSEError(errno.EIO)
+        return await self._tree.read(inode, offset, length)
 
     @_translated
     async def seek(self, inode: int, offset: int, whence: int) -> int:
