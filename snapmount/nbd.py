@@ -11,11 +11,11 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 
 import trio
 
-from . import blocking
 from .core.extents import ExtentMap, agreed
 from .errors import MissingError, UnreachableError
 
@@ -25,6 +25,7 @@ except ImportError:
     raise MissingError("the Python module of libnbd is missing", "sudo apt-get install python3-libnbd") from None
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Threads that QEMU may hold up: of their own number, so that everything else still gets one.
 _THREADS = trio.CapacityLimiter(40)
@@ -33,6 +34,11 @@ _ZEROS = bytes(1 << 20)  # FUSE asks for no more at once
 CONNECTIONS = 4
 CONNECT_S = 10.0
 STATUS_MAX_BYTES = 1 << 31  # lengths are 32 bit (NBD protocol, "Request message")
+
+
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Wait for QEMU in a thread; where that is cancelled, whoever calls cuts the connection, which ends the thread."""
+    return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=_THREADS)
 
 
 class Connection:
@@ -91,9 +97,7 @@ async def connect(socket_path: str, export: str) -> Connection:
     connection = Connection()
     try:
         with trio.fail_after(CONNECT_S):
-            await trio.to_thread.run_sync(
-                connection.open, socket_path, export, abandon_on_cancel=True, limiter=_THREADS
-            )
+            await _in_thread(connection.open, socket_path, export)
         return connection
     except BaseException as error:
         connection.cut()  # the thread, where one still waits, ends with it
@@ -148,7 +152,8 @@ class NbdImage:
     async def _ask_extents(self, connection: Connection) -> ExtentMap:
         extents = ExtentMap()
         while extents.end < self.size_bytes:
-            await blocking.call(self._deadline_s, connection.append_extents, extents, self.size_bytes)
+            with trio.fail_after(self._deadline_s):
+                await _in_thread(connection.append_extents, extents, self.size_bytes)
         if extents.end != self.size_bytes:
             raise UnreachableError("QEMU tells of extents past the end of the disk")
         return extents
@@ -198,9 +203,7 @@ class NbdImage:
     async def _read_by(self, connection: Connection, offset: int, length: int) -> bytearray:
         reusable = False
         try:
-            data = await trio.to_thread.run_sync(
-                connection.read, offset, length, abandon_on_cancel=True, limiter=_THREADS
-            )
+            data = await _in_thread(connection.read, offset, length)
             reusable = True
             return data
         except nbd.Error:
