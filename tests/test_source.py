@@ -20,8 +20,8 @@ MAX_LINES = 400
 PURE = frozenset(
     {
         "__future__", "abc", "array", "base64", "bisect", "collections", "dataclasses", "datetime", "difflib", "enum",
-        "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "shlex", "stat", "string",
-        "struct", "textwrap", "typing", "urllib.parse", "xml.etree", "zlib",
+        "functools", "hashlib", "heapq", "ipaddress", "itertools", "json", "math", "operator", "re", "shlex", "stat",
+        "string", "struct", "textwrap", "typing", "urllib.parse", "uuid", "xml.etree", "zlib",
     }
 )  # fmt: skip
 
