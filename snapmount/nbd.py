@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import trio
 
 from .core.extents import ExtentMap, agreed
+from .core.image import Direct
 from .errors import MissingError, UnreachableError
 
 try:
@@ -32,6 +33,7 @@ _THREADS = trio.CapacityLimiter(40)
 _ZEROS = bytes(1 << 20)  # FUSE asks for no more at once
 
 CONNECTIONS = 4
+DIRECT_CONNECTIONS = 4
 CONNECT_S = 10.0
 STATUS_MAX_BYTES = 1 << 31  # lengths are 32 bit (NBD protocol, "Request message")
 
@@ -49,10 +51,13 @@ class Connection:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.size_bytes = 0
 
-    def open(self, socket_path: str, export: str) -> None:
-        """Connect; blocks.  Raises nbd.Error or OSError."""
+    def open(self, socket_path: str, export: str, simple: bool) -> None:
+        """Connect; blocks.  With `simple`, for simple replies to reads alone.  Raises nbd.Error or OSError."""
         self._handle.set_export_name(export)
-        self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+        if simple:
+            self._handle.set_request_structured_replies(False)
+        else:
+            self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
         self.socket.settimeout(CONNECT_S)
         self.socket.connect(socket_path)
         # libnbd gets a descriptor of its own, which it closes, and whose number is used anew, at any time
@@ -92,12 +97,12 @@ class SlowError(UnreachableError):
     """QEMU is there, but does not answer."""
 
 
-async def connect(socket_path: str, export: str) -> Connection:
-    """A new connection.  Raises UnreachableError, of it SlowError where it takes too long."""
+async def connect(socket_path: str, export: str, *, simple: bool = False) -> Connection:
+    """A new connection, see Connection.open().  Raises UnreachableError, of it SlowError where it takes too long."""
     connection = Connection()
     try:
         with trio.fail_after(CONNECT_S):
-            await _in_thread(connection.open, socket_path, export)
+            await _in_thread(connection.open, socket_path, export, simple)
         return connection
     except BaseException as error:
         connection.cut()  # the thread, where one still waits, ends with it
@@ -120,6 +125,7 @@ class NbdImage:
         self._deadline_s = deadline_s
         self._slots = trio.CapacityLimiter(CONNECTIONS)
         self._idle: list[Connection] = []
+        self._direct: list[Connection] = []
         self._closed = False
         self._extents: ExtentMap | None = None
         self._fetching = trio.Lock()
@@ -157,6 +163,17 @@ class NbdImage:
         if extents.end != self.size_bytes:
             raise UnreachableError("QEMU tells of extents past the end of the disk")
         return extents
+
+    async def direct(self) -> Direct:
+        """See Image.  A read over it asks QEMU for less than read() does: with structured replies QEMU looks for holes
+        in what it sends each time.
+        """
+        while len(self._direct) < DIRECT_CONNECTIONS:
+            try:
+                self._direct.append(await self._connect(simple=True))
+            except UnreachableError as error:
+                raise OSError(errno.EIO, f"{self.name}: {error}") from error
+        return Direct(tuple(connection.socket.fileno() for connection in self._direct), self._deadline_s)
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """See Image.  Ends within the deadline given to opened().  What is known to be zero is not asked of QEMU."""
@@ -215,10 +232,13 @@ class NbdImage:
             else:
                 connection.cut()
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, *, simple: bool = False) -> Connection:
         if self._closed:
             raise UnreachableError("the snapshot has ended")
-        connection = await connect(self._socket_path, self._export)
+        connection = await connect(self._socket_path, self._export, simple=simple)
+        if self._closed:
+            connection.cut()
+            raise UnreachableError("the snapshot has ended")
         if connection.size_bytes != self.size_bytes:
             connection.cut()
             raise UnreachableError(f"the export has {connection.size_bytes} bytes now, it had {self.size_bytes}")
@@ -227,8 +247,10 @@ class NbdImage:
     def close(self) -> None:
         """Cut all idle connections; reads fail from now on, those under way as soon as they end."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().cut()
+        for connection in self._idle + self._direct:
+            connection.cut()
+        self._idle.clear()
+        self._direct.clear()
 
 
 @contextlib.asynccontextmanager

@@ -36,6 +36,9 @@ class ADisk:
     def __init__(self, first: Callable[[], Awaitable[None]] | None = None) -> None:
         self._first = first
 
+    async def direct(self) -> None:
+        return None
+
     async def read(self, offset: int, length: int) -> bytes:
         if self._first:
             await self._first()

@@ -26,6 +26,9 @@ class BytesImage:
         self.size_bytes = len(content)
         self._content = content
 
+    async def direct(self) -> None:
+        return None
+
     async def read(self, offset: int, length: int) -> bytes:
         assert offset >= 0
         assert length > 0
@@ -48,6 +51,9 @@ class BrokenImage:
 
     name = "vda"
     size_bytes = 4096
+
+    async def direct(self) -> None:
+        return None
 
     async def read(self, offset: int, length: int) -> bytes:
         raise OSError(errno.EIO, "lost")

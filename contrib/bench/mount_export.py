@@ -1,11 +1,11 @@
-"""Mounts NBD exports as snapmount does, without a VM: mount_export.py MOUNTPOINT SOCKET EXPORT...; ends on SIGTERM."""
+"""Mounts NBD exports as snapmount does, without a VM, until SIGTERM or an unmount."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
-import sys
 
 import trio
 
@@ -13,13 +13,11 @@ from snapmount import nbd
 from snapmount.core.tree import File, MapText, RawImage, Tree
 from snapmount.publish import fuse
 
-READ_TIMEOUT_S = 30.0
 
-
-async def main(mountpoint: str, socket: str, exports: list[str]) -> None:
+async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s: float) -> None:
     async with contextlib.AsyncExitStack() as stack:
         images = [
-            await stack.enter_async_context(nbd.opened(export or "disk", socket, export, READ_TIMEOUT_S))
+            await stack.enter_async_context(nbd.opened(export or "disk", socket, export, read_timeout_s))
             for export in exports
         ]
         files = [File(f"{image.name}.raw", RawImage(image)) for image in images]
@@ -39,4 +37,10 @@ async def end_on_signal(signals: object, scope: trio.CancelScope) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1], sys.argv[2], sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--read-timeout", metavar="SECONDS", type=float, default=30.0)
+    parser.add_argument("mountpoint")
+    parser.add_argument("socket", help="a unix socket")
+    parser.add_argument("exports", nargs="+", help="their names; the default export's is empty")
+    arguments = parser.parse_args()
+    trio.run(main, arguments.mountpoint, arguments.socket, arguments.exports, arguments.read_timeout)

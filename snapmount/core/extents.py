@@ -48,6 +48,10 @@ class ExtentMap:
     def __len__(self) -> int:
         return len(self._starts)
 
+    def arrays(self) -> tuple[array[int], bytearray]:
+        """Where each extent starts, in bytes, and its flags; a map that others look into so must grow no more."""
+        return self._starts, self._flags
+
     def append(self, length: int, flags: int) -> None:
         """Add what follows."""
         flags &= HOLE | ZERO

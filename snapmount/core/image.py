@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from .extents import ExtentMap
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A way to read an image past Python: connections to its NBD export on which nothing is under way.
+
+    They are in the transmission phase, agreed on simple replies (NBD protocol, "Transmission"), and whoever gets them
+    has them for itself.  The image ends them when it is closed.
+    """
+
+    sockets: tuple[int, ...]  # file descriptors
+    deadline_s: float  # for each read
 
 
 class Image(Protocol):
@@ -20,6 +33,9 @@ class Image(Protocol):
 
     async def extents(self) -> ExtentMap:
         """All extents of the disk.  They are fetched once; raises OSError (EIO) where they cannot be had."""
+
+    async def direct(self) -> Direct | None:
+        """A faster way to the same bytes, where there is one.  Raises OSError where it cannot be opened."""
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """The bytes [offset, offset + length), all of them; the range lies within the disk.

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Protocol
 
 from .extents import ExtentMap, json_map, json_map_size
-from .image import Image
+from .image import Direct, Image
 
 ROOT_INODE = 1
 BLOCK_BYTES = 512  # the unit of st_blocks, whatever st_blksize says (stat(3type))
@@ -28,6 +28,9 @@ class Content(Protocol):
     async def extents(self) -> ExtentMap:
         """Which parts of it are data."""
 
+    async def direct(self) -> Direct | None:
+        """A faster way to its bytes than read(), where there is one.  Raises OSError."""
+
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """The bytes [offset, offset + length), which lie within the file.  Raises OSError."""
 
@@ -43,6 +46,9 @@ class Constant:
 
     async def extents(self) -> ExtentMap:
         return _all_data(len(self._data))
+
+    async def direct(self) -> None:
+        return None
 
     async def read(self, offset: int, length: int) -> bytes:
         return self._data[offset : offset + length]
@@ -60,6 +66,9 @@ class RawImage:
     async def extents(self) -> ExtentMap:
         return await self._image.extents()
 
+    async def direct(self) -> Direct | None:
+        return await self._image.direct()
+
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         return await self._image.read(offset, length)
 
@@ -75,6 +84,9 @@ class MapText:
 
     async def extents(self) -> ExtentMap:
         return _all_data(await self.size_bytes())
+
+    async def direct(self) -> None:
+        return None
 
     async def read(self, offset: int, length: int) -> bytes:
         return json_map(await self._image.extents(), offset, length)

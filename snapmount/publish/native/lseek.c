@@ -1,20 +1,18 @@
 /* Gives pyfuse3 the FUSE operation lseek (SEEK_HOLE and SEEK_DATA), which it has not.
  *
- * Loaded with RTLD_GLOBAL before pyfuse3, this module's fuse_session_new stands before libfuse's: it copies the
+ * Loaded with RTLD_GLOBAL before pyfuse3, this library's fuse_session_new stands before libfuse's: it copies the
  * operations that pyfuse3 registers, adds lseek, and calls the next fuse_session_new.  From version 3.17 on, libfuse's header
  * makes programs call fuse_session_new_versioned instead, so both are here.
  *
- * A request for lseek is handed to a Python function as a capsule; reply() answers it, once.  One that is dropped
+ * A request for lseek is handed to a Python function as a capsule; lseek_reply() answers it, once.  One that is dropped
  * without an answer is answered with EIO, so that no caller waits for ever.
  */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#define _GNU_SOURCE
+#include "native.h"
 
-#define FUSE_USE_VERSION 34
 #include <dlfcn.h>
 #include <errno.h>
-#include <fuse_lowlevel.h>
 #include <string.h>
 
 static const char CAPSULE[] = "snapmount.fuse_request";
@@ -58,11 +56,10 @@ static const struct fuse_lowlevel_ops *with_lseek(const struct fuse_lowlevel_ops
     return &operations;
 }
 
-/* The names that the linker sees; libfuse's header declares (or defines) functions of these names. */
 struct fuse_session *session_new(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *)
-    __asm__("fuse_session_new");
+    STANDS_BEFORE("fuse_session_new");
 struct fuse_session *session_new_versioned(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *, void *)
-    __asm__("fuse_session_new_versioned");
+    STANDS_BEFORE("fuse_session_new_versioned");
 
 struct fuse_session *session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *given, size_t size, void *user)
 {
@@ -79,7 +76,7 @@ struct fuse_session *session_new_versioned(struct fuse_args *args, const struct 
     return next ? next(args, with_lseek(given, size), sizeof operations, version, user) : NULL;
 }
 
-static PyObject *set_handler(PyObject *self, PyObject *function)
+PyObject *lseek_set_handler(PyObject *self, PyObject *function)
 {
     (void)self;
     Py_XINCREF(function);
@@ -87,7 +84,7 @@ static PyObject *set_handler(PyObject *self, PyObject *function)
     Py_RETURN_NONE;
 }
 
-static PyObject *reply(PyObject *self, PyObject *args)
+PyObject *lseek_reply(PyObject *self, PyObject *args)
 {
     (void)self;
     PyObject *capsule;
@@ -109,17 +106,4 @@ static PyObject *reply(PyObject *self, PyObject *args)
     else
         fuse_reply_lseek(request, (off_t)offset);
     Py_RETURN_NONE;
-}
-
-static PyMethodDef methods[] = {
-    {"set_handler", set_handler, METH_O, "set_handler(f): call f(request, inode, offset, whence) for each lseek"},
-    {"reply", reply, METH_VARARGS, "reply(request, offset, errno): answer with the offset, or with errno where not 0"},
-    {NULL, NULL, 0, NULL},
-};
-
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_lseek", NULL, -1, methods, NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__lseek(void)
-{
-    return PyModule_Create(&module);
 }

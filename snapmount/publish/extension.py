@@ -1,0 +1,59 @@
+"""Loads the C extension that stands between pyfuse3 and libfuse; the package imports it before pyfuse3.
+
+Without it (no compiler where snapmount was installed) everything works, but programs take a whole disk for data, and
+reads are slower.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from array import array
+from collections.abc import Callable
+from importlib import import_module
+from typing import Protocol, cast
+
+SeekHandler = Callable[[object, int, int, int], None]
+
+
+class Extension(Protocol):
+    """The module _native: the operation lseek, which pyfuse3 has not, and a thread that answers reads of disks.
+
+    A read that the thread cannot answer reaches the operation read() as if there were no thread.
+    """
+
+    def set_seek_handler(self, handler: SeekHandler) -> None:
+        """Call handler(request, inode, offset, whence) for each lseek; it returns at once and answers when it can."""
+
+    def reply_seek(self, request: object, offset: int, errno: int) -> None:
+        """Answer a request: with the offset, or with errno where that is not 0.
+
+        A request that is dropped unanswered is answered with EIO.
+        """
+
+    def add_disk(
+        self, inode: int, size: int, starts: array[int], flags: bytearray, sockets: tuple[int, ...], deadline_s: float
+    ) -> None:
+        """Answer reads of this file: `starts` and `flags` are all of its extents (ExtentMap.arrays()), `sockets`
+        connections to its export as core.image.Direct describes them.
+        """
+
+    def cut(self) -> None:
+        """Let all reads under way fail with EIO, and leave further ones to read()."""
+
+    def stop(self) -> None:
+        """End the thread; must be called before the session is closed."""
+
+
+def _load() -> Extension | None:
+    before = sys.getdlopenflags()
+    sys.setdlopenflags(before | os.RTLD_GLOBAL)  # its functions must be found before libfuse's of the same name
+    try:
+        return cast(Extension, import_module(f"{__package__}._native"))
+    except ImportError:
+        return None
+    finally:
+        sys.setdlopenflags(before)
+
+
+extension: Extension | None = _load()

@@ -1,0 +1,398 @@
+/* Answers reads of disks from NBD connections.
+ *
+ * What meets anything out of the ordinary, an error, a connection that ends, no room, is handed over to Python, which
+ * tries it again and says what is wrong.
+ *
+ * Sources: fuse(4) and <linux/fuse.h> for requests; the NBD protocol, "Request message" and "Simple reply message",
+ * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
+ */
+
+#define _GNU_SOURCE
+#include "native.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    MAX_FILES = 256,
+    MAX_CONNECTIONS = 8,     /* of a file */
+    MAX_REQUESTS = 32,       /* at once; each has a buffer of MAX_READ bytes, used as far as it was ever needed */
+    MAX_PARTS = 16,          /* of one request */
+    MAX_READ = 1 << 20,      /* FUSE asks for no more at once */
+    PART_BYTES = 256 << 10,  /* larger reads are split over the connections */
+    EXTENT_ZERO = 2,         /* NBD_STATE_ZERO */
+};
+#define NBD_REQUEST_MAGIC 0x25609513u
+#define NBD_SIMPLE_REPLY_MAGIC 0x67446698u
+
+struct nbd_request {
+    uint32_t magic;
+    uint16_t flags, type;
+    uint64_t cookie, offset;
+    uint32_t length;
+} __attribute__((packed));
+
+struct nbd_reply {
+    uint32_t magic, error;
+    uint64_t cookie;
+} __attribute__((packed));
+
+struct connection {
+    int fd; /* -1: closed */
+    struct file *file;
+    unsigned parts; /* that are asked for */
+    struct nbd_reply reply;
+    struct part *part; /* whose data comes now, once the reply's header is whole */
+    size_t got;        /* bytes of the header, or then of the data */
+};
+
+struct file {
+    uint64_t inode, size;
+    int64_t deadline_ns; /* for each read, from its arrival on */
+    Py_buffer starts, flags; /* of its extents (core/extents.py) */
+    unsigned connection_count;
+    bool usable;
+    struct connection connections[MAX_CONNECTIONS];
+};
+
+struct part {
+    struct request *request;
+    struct connection *connection; /* NULL once it is done */
+    char *data;
+    uint32_t length;
+};
+
+struct request {
+    unsigned parts_left; /* 0: this place is free */
+    bool failed, answered;
+    uint64_t unique;
+    int64_t deadline_ns; /* CLOCK_MONOTONIC */
+    uint32_t length;
+    size_t raw_size;
+    char raw[sizeof(struct fuse_in_header) + sizeof(struct fuse_read_in)]; /* as it came, for pyfuse3 */
+    char *buffer;
+    struct part parts[MAX_PARTS];
+};
+
+static struct file *files[MAX_FILES];
+static unsigned file_count;
+static struct request requests[MAX_REQUESTS];
+static bool cut_off;
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static void finish_part(struct part *part, bool failed)
+{
+    struct request *request = part->request;
+    part->connection->parts--;
+    part->connection = NULL;
+    request->failed |= failed;
+    if (--request->parts_left || request->answered)
+        return;
+    if (!request->failed)
+        session_answer(request->unique, 0, request->buffer, request->length);
+    else if (cut_off)
+        session_answer(request->unique, EIO, NULL, 0);
+    else
+        session_hand_over(request->raw, request->raw_size);
+}
+
+/* From now on Python reads this file: also its holes, which are known to be zeros only while the snapshot lives. */
+static void give_up(struct file *file)
+{
+    if (!file->usable)
+        return;
+    file->usable = false;
+    for (unsigned i = 0; i < file->connection_count; i++) {
+        session_unwatch(file->connections[i].fd); /* closing it does not, since Python has it too */
+        close(file->connections[i].fd);
+        file->connections[i].fd = -1;
+    }
+    for (unsigned i = 0; i < MAX_REQUESTS; i++)
+        for (unsigned j = 0; requests[i].parts_left && j < MAX_PARTS; j++)
+            if (requests[i].parts[j].connection && requests[i].parts[j].connection->file == file)
+                finish_part(&requests[i].parts[j], true);
+}
+
+/* What is asked for fits into the socket's buffer; where it does not, as when QEMU hangs, the file is given up. */
+static bool ask(struct part *part, uint64_t offset)
+{
+    uint64_t request = part->request - requests, number = part - part->request->parts;
+    struct nbd_request message = {
+        .magic = htobe32(NBD_REQUEST_MAGIC),
+        .cookie = request * MAX_PARTS + number,
+        .offset = htobe64(offset),
+        .length = htobe32(part->length),
+    };
+    return send(part->connection->fd, &message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof message;
+}
+
+static struct connection *least_busy(struct file *file)
+{
+    struct connection *best = &file->connections[0];
+    for (unsigned i = 1; i < file->connection_count; i++)
+        if (file->connections[i].parts < best->parts)
+            best = &file->connections[i];
+    return best;
+}
+
+static struct part *part_of_reply(struct connection *connection)
+{
+    uint64_t cookie = connection->reply.cookie;
+    if (be32toh(connection->reply.magic) != NBD_SIMPLE_REPLY_MAGIC || cookie >= MAX_REQUESTS * MAX_PARTS)
+        return NULL;
+    struct part *part = &requests[cookie / MAX_PARTS].parts[cookie % MAX_PARTS];
+    return part->connection == connection ? part : NULL;
+}
+
+/* Receive what has come.  False where the connection has ended, or makes no sense. */
+static bool receive(struct connection *connection)
+{
+    for (;;) {
+        struct part *part = connection->part;
+        char *into = part ? part->data : (char *)&connection->reply;
+        size_t length = part ? part->length : sizeof connection->reply;
+        ssize_t count = recv(connection->fd, into + connection->got, length - connection->got, MSG_DONTWAIT);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count <= 0)
+            return count < 0 && errno == EAGAIN;
+        connection->got += count;
+        if (connection->got < length)
+            continue;
+        connection->got = 0;
+        connection->part = NULL;
+        if (part) {
+            finish_part(part, false);
+        } else if (!(part = part_of_reply(connection))) {
+            return false;
+        } else if (connection->reply.error) {
+            finish_part(part, true);
+        } else {
+            connection->part = part;
+        }
+        if (!connection->parts)
+            return true; /* nothing more can come */
+    }
+}
+
+/* -- reads --------------------------------------------------------------------------------------------------------- */
+
+static struct file *file_of(uint64_t inode)
+{
+    for (unsigned i = 0; i < file_count; i++)
+        if (files[i]->inode == inode && files[i]->usable)
+            return files[i];
+    return NULL;
+}
+
+static struct request *free_request(void)
+{
+    for (unsigned i = 0; i < MAX_REQUESTS; i++)
+        if (!requests[i].parts_left) {
+            if (!requests[i].buffer)
+                requests[i].buffer = malloc(MAX_READ);
+            return requests[i].buffer ? &requests[i] : NULL;
+        }
+    return NULL;
+}
+
+static size_t extent_at(const struct file *file, uint64_t offset)
+{
+    const uint64_t *starts = file->starts.buf;
+    size_t low = 0, high = file->flags.len;
+    while (high - low > 1) {
+        size_t middle = low + (high - low) / 2;
+        if (starts[middle] <= offset)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Divide [offset, offset + length) into parts to ask for, and fill in what is zero.  -1: too many parts. */
+static int divide(struct request *request, const struct file *file, uint64_t offset, uint32_t length)
+{
+    const uint64_t *starts = file->starts.buf;
+    const uint8_t *flags = file->flags.buf;
+    uint64_t end = offset + length;
+    int count = 0;
+    for (size_t extent = extent_at(file, offset); offset < end; extent++) {
+        uint64_t extent_end = extent + 1 < (size_t)file->flags.len ? starts[extent + 1] : file->size;
+        uint64_t stop = extent_end < end ? extent_end : end;
+        char *data = request->buffer + request->length;
+        if (flags[extent] & EXTENT_ZERO) {
+            memset(data, 0, stop - offset);
+            request->length += stop - offset;
+            offset = stop;
+        }
+        while (offset < stop) {
+            uint32_t size = stop - offset < PART_BYTES ? stop - offset : PART_BYTES;
+            if (count == MAX_PARTS)
+                return -1;
+            request->parts[count++] = (struct part){.request = request, .data = data, .length = size};
+            request->length += size;
+            data += size;
+            offset += size;
+        }
+    }
+    return count;
+}
+
+/* Begin to answer a read.  False where Python shall. */
+bool reads_begin(const char *raw, size_t size)
+{
+    struct fuse_in_header header;
+    struct fuse_read_in read;
+    if (size != sizeof header + sizeof read)
+        return false;
+    memcpy(&header, raw, sizeof header);
+    memcpy(&read, raw + sizeof header, sizeof read);
+    struct file *file = file_of(header.nodeid);
+    if (!file || read.size > MAX_READ)
+        return false;
+    if (read.offset >= file->size) {
+        session_answer(header.unique, 0, NULL, 0);
+        return true;
+    }
+    struct request *request = free_request();
+    if (!request)
+        return false;
+    request->length = 0;
+    uint64_t left = file->size - read.offset;
+    int count = divide(request, file, read.offset, read.size < left ? read.size : left);
+    if (count < 0)
+        return false;
+    if (!count) {
+        session_answer(header.unique, 0, request->buffer, request->length);
+        return true;
+    }
+    request->failed = request->answered = false;
+    request->unique = header.unique;
+    request->deadline_ns = now_ns() + file->deadline_ns;
+    request->raw_size = size;
+    memcpy(request->raw, raw, size);
+    request->parts_left = count;
+    bool asked = true;
+    for (int i = 0; i < count; i++) {
+        struct part *part = &request->parts[i];
+        part->connection = least_busy(file);
+        part->connection->parts++;
+        asked = asked && ask(part, read.offset + (part->data - request->buffer));
+    }
+    if (!asked)
+        give_up(file);
+    return true;
+}
+
+/* The connection can be read. */
+void reads_take(struct connection *connection)
+{
+    if (connection->fd >= 0 && !receive(connection))
+        give_up(connection->file);
+}
+
+/* Whether that request is under way. */
+bool reads_has(uint64_t unique)
+{
+    for (unsigned i = 0; i < MAX_REQUESTS; i++)
+        if (requests[i].parts_left && requests[i].unique == unique)
+            return true;
+    return false;
+}
+
+/* Reads whose time is over get EIO.  Their places stay taken until the data comes or the connection ends.  True where
+ * others still wait. */
+bool reads_check_deadlines(void)
+{
+    bool waiting = false;
+    int64_t now = now_ns();
+    for (unsigned i = 0; i < MAX_REQUESTS; i++) {
+        struct request *request = &requests[i];
+        if (!request->parts_left || request->answered)
+            continue;
+        if (request->deadline_ns > now) {
+            waiting = true;
+            continue;
+        }
+        request->answered = true;
+        session_answer(request->unique, EIO, NULL, 0);
+        dprintf(STDERR_FILENO, "no answer from QEMU to a read of %u bytes by its deadline\n", request->length);
+    }
+    return waiting;
+}
+
+/* Let all reads under way fail with EIO; further ones are Python's. */
+void reads_cut(void)
+{
+    cut_off = true;
+    for (unsigned i = 0; i < file_count; i++)
+        give_up(files[i]);
+}
+
+static void discard(struct file *file)
+{
+    PyBuffer_Release(&file->starts);
+    PyBuffer_Release(&file->flags);
+    free(file);
+}
+
+PyObject *reads_add(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *sockets;
+    double deadline_s;
+    unsigned long long inode, size;
+    struct file *file = calloc(1, sizeof *file);
+    if (!file)
+        return PyErr_NoMemory();
+    if (!PyArg_ParseTuple(args, "KKy*y*O!d", &inode, &size, &file->starts, &file->flags, &PyTuple_Type, &sockets,
+                          &deadline_s)) {
+        free(file);
+        return NULL;
+    }
+    Py_ssize_t count = PyTuple_GET_SIZE(sockets);
+    if (file->starts.len != file->flags.len * (Py_ssize_t)sizeof(uint64_t) || !file->flags.len || !count ||
+        count > MAX_CONNECTIONS || file_count == MAX_FILES) {
+        discard(file);
+        PyErr_SetString(PyExc_ValueError, "the extents or the sockets make no sense");
+        return NULL;
+    }
+    file->inode = inode;
+    file->size = size;
+    file->deadline_ns = deadline_s * 1e9;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        int fd = fcntl(PyLong_AsLong(PyTuple_GET_ITEM(sockets, i)), F_DUPFD_CLOEXEC, 0);
+        file->connections[file->connection_count++] = (struct connection){.fd = fd, .file = file};
+    }
+    file->usable = true;
+    Py_BEGIN_ALLOW_THREADS;
+    session_lock();
+    files[file_count++] = file;
+    for (unsigned i = 0; i < file->connection_count && file->usable; i++)
+        if (!session_watch(file->connections[i].fd, &file->connections[i]))
+            give_up(file);
+    session_unlock();
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+/* Forget all files; the thread has ended. */
+void reads_discard(void)
+{
+    while (file_count)
+        discard(files[--file_count]);
+}
