@@ -35,6 +35,7 @@ _ZEROS = bytes(1 << 20)  # FUSE asks for no more at once
 CONNECTIONS = 4
 DIRECT_CONNECTIONS = 4
 CONNECT_S = 10.0
+GLANCE_S = 0.5  # how long the extents may take before a file's attributes are told without them
 STATUS_MAX_BYTES = 1 << 31  # lengths are 32 bit (NBD protocol, "Request message")
 
 
@@ -114,10 +115,31 @@ async def connect(socket_path: str, export: str, *, simple: bool = False) -> Con
         raise
 
 
+class _Fetch:
+    """One try to get the extents, for all who wait for them."""
+
+    def __init__(self) -> None:
+        self.started = trio.current_time()
+        self.ended = trio.Event()
+        self.extents: ExtentMap | None = None
+        self.error: OSError | None = None
+
+    async def result(self) -> ExtentMap:
+        """Raises OSError."""
+        await self.ended.wait()
+        if self.extents is None:
+            assert self.error
+            raise OSError(*self.error.args) from self.error
+        return self.extents
+
+
 class NbdImage:
     """An Image (core.image) that is read from an NBD export."""
 
-    def __init__(self, name: str, socket_path: str, export: str, size_bytes: int, deadline_s: float) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, name: str, socket_path: str, export: str, size_bytes: int, deadline_s: float
+    ) -> None:
+        self._nursery = nursery
         self.name = name
         self.size_bytes = size_bytes
         self._socket_path = socket_path
@@ -128,14 +150,36 @@ class NbdImage:
         self._direct: list[Connection] = []
         self._closed = False
         self._extents: ExtentMap | None = None
-        self._fetching = trio.Lock()
+        self._fetch: _Fetch | None = None
 
     async def extents(self) -> ExtentMap:
         """See Image.  Each question to QEMU must be answered within the deadline given to opened()."""
-        async with self._fetching:
-            if self._extents is None:
-                self._extents = await self._fetch_extents()
+        if self._extents is None:
+            self._extents = await self._fetching().result()
         return self._extents
+
+    async def allocated_bytes(self) -> int | None:
+        """See Image.  Who asks waits for the first moments of the search only: a listing asks many times."""
+        if self._extents is None:
+            fetch = self._fetching()
+            with trio.move_on_at(fetch.started + GLANCE_S):
+                self._extents = await fetch.result()
+        return self._extents.data_bytes if self._extents else None
+
+    def _fetching(self) -> _Fetch:
+        if self._fetch is None:
+            self._fetch = _Fetch()
+            self._nursery.start_soon(self._run, self._fetch)
+        return self._fetch
+
+    async def _run(self, fetch: _Fetch) -> None:
+        """It goes on where who asked first waits no longer."""
+        try:
+            fetch.extents = await self._fetch_extents()
+        except OSError as error:
+            fetch.error = error
+            self._fetch = None  # who asks next tries anew
+        fetch.ended.set()
 
     async def _fetch_extents(self) -> ExtentMap:
         """Ask twice, and take for zero what was zero both times.
@@ -257,10 +301,12 @@ class NbdImage:
 async def opened(name: str, socket_path: str, export: str, deadline_s: float) -> AsyncIterator[NbdImage]:
     """An image that is read from an export; each read ends within `deadline_s` seconds.  Raises UnreachableError."""
     connection = await connect(socket_path, export)
-    image = NbdImage(name, socket_path, export, connection.size_bytes, deadline_s)
-    image._idle.append(connection)
     try:
-        yield image
+        async with trio.open_nursery() as nursery:
+            image = NbdImage(nursery, name, socket_path, export, connection.size_bytes, deadline_s)
+            image._idle.append(connection)
+            yield image
+            nursery.cancel_scope.cancel()
     finally:
         image.close()
 

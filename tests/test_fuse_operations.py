@@ -17,7 +17,7 @@ from pyfuse3 import FileHandleT, FUSEError, InodeT
 from trio.testing import wait_all_tasks_blocked
 
 from snapmount.core.extents import HOLE, ZERO, ExtentMap
-from snapmount.core.tree import Constant, File, RawImage, Tree
+from snapmount.core.tree import Constant, File, MapText, RawImage, Tree
 from snapmount.publish.fuse import Operations
 
 DISK = bytes(range(256)) * 4
@@ -35,6 +35,9 @@ class ADisk:
 
     def __init__(self, first: Callable[[], Awaitable[None]] | None = None) -> None:
         self._first = first
+
+    async def allocated_bytes(self) -> int | None:
+        return (await self.extents()).data_bytes
 
     async def direct(self) -> None:
         return None
@@ -126,6 +129,26 @@ async def test_the_kernel_may_keep_what_never_changes() -> None:
     entry = await handlers.lookup(ROOT, b"vda.raw", CONTEXT)
     assert min(entry.entry_timeout, entry.attr_timeout) > 86400
     assert (await handlers.open(VDA, os.O_RDONLY, CONTEXT)).keep_cache
+
+
+class AVeryLargeDisk(ADisk):
+    """Its extents are not known yet."""
+
+    async def allocated_bytes(self) -> None:
+        return None
+
+
+async def test_what_is_not_known_yet_is_asked_for_again() -> None:
+    disk = AVeryLargeDisk()
+    handlers = Operations(Tree([File("vda.raw", RawImage(disk)), File("vda.map", MapText(disk))], CREATED_NS, 0, 0))
+    raw, text = [await handlers.getattr(inode, CONTEXT) for inode in (VDA, XML)]
+    assert (raw.st_size, raw.st_blocks) == (len(DISK), len(DISK) // 512), "no hole is known"
+    assert text.st_size == 0
+    for entry in (raw, text):
+        assert entry.entry_timeout == entry.attr_timeout == 0
+    assert (await handlers.open(VDA, os.O_RDONLY, CONTEXT)).keep_cache
+    assert (await handlers.open(XML, os.O_RDONLY, CONTEXT)).direct_io, "or else it would be read as empty"
+    assert (await read(handlers, XML, 0, 4096)).startswith(b"[{")
 
 
 async def test_an_inode_that_is_not_there_is_enoent() -> None:

@@ -429,3 +429,59 @@ async def test_a_connection_that_comes_when_nobody_waits_any_more_is_closed(
             mock_clock.jump(READ_S + 0.1)
         serving.send(signal.SIGCONT)
         await until(lambda: not threads.borrowed_tokens, "the threads have ended")
+
+
+# -- extents -----------------------------------------------------------------------------------------------------------
+
+
+async def test_nobody_who_only_glances_waits_for_extents_that_take_long(serving: Server, mock_clock: MockClock) -> None:
+    async with nbd.opened("vda", serving.socket, "vda", READ_S) as image, trio.open_nursery() as nursery:
+        serving.hold_back()
+        found: list[int | None] = []
+
+        async def glance() -> None:
+            found.append(await image.allocated_bytes())
+
+        nursery.start_soon(glance)
+        await wait_all_tasks_blocked()
+        assert found == []
+        mock_clock.jump(nbd.GLANCE_S)
+        await wait_all_tasks_blocked()
+        assert found == [None]
+        await glance()  # while the clock stands still: who comes later waits no more
+        assert found == [None, None]
+        serving.go_on()
+        await image.extents()
+        await glance()
+        assert found[-1] == len(DISK)
+
+
+async def test_extents_that_could_not_be_had_are_asked_for_again(serving: Server, mock_clock: MockClock) -> None:
+    async with nbd.opened("vda", serving.socket, "vda", READ_S) as image, trio.open_nursery() as nursery:
+        serving.hold_back()
+        failed = trio.Event()
+
+        async def ask() -> None:
+            with pytest.raises(OSError, match="the extents cannot be had"):
+                await image.extents()
+            failed.set()
+
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(READ_S + 0.1)
+        await failed.wait()
+        serving.go_on()
+        assert (await image.extents()).data_bytes == len(DISK)
+
+
+async def test_connections_that_read_past_python_end_with_the_image(serving: Server) -> None:
+    async with nbd.opened("vda", serving.socket, "vda", READ_S) as image:
+        direct = await image.direct()
+        assert len(direct.sockets) == nbd.DIRECT_CONNECTIONS
+        assert direct.deadline_s == READ_S
+        kept = os.dup(direct.sockets[0])
+    with socket.socket(fileno=kept) as connection:
+        assert connection.recv(1) == b""
+    serving.kill()
+    with pytest.raises(OSError, match="the snapshot has ended"):
+        await image.direct()

@@ -26,6 +26,9 @@ class BytesImage:
         self.size_bytes = len(content)
         self._content = content
 
+    async def allocated_bytes(self) -> int | None:
+        return (await self.extents()).data_bytes
+
     async def direct(self) -> None:
         return None
 
@@ -51,6 +54,9 @@ class BrokenImage:
 
     name = "vda"
     size_bytes = 4096
+
+    async def allocated_bytes(self) -> int | None:
+        return (await self.extents()).data_bytes
 
     async def direct(self) -> None:
         return None

@@ -34,6 +34,11 @@ class Image(Protocol):
     async def extents(self) -> ExtentMap:
         """All extents of the disk.  They are fetched once; raises OSError (EIO) where they cannot be had."""
 
+    async def allocated_bytes(self) -> int | None:
+        """How much of the disk is data; None where that is not known yet, as of a very large disk at first, which is
+        then found out while nobody waits.  Raises OSError (EIO) as extents() does.
+        """
+
     async def direct(self) -> Direct | None:
         """A faster way to the same bytes, where there is one.  Raises OSError where it cannot be opened."""
 

@@ -19,11 +19,23 @@ class UnknownInodeError(KeyError):
     """No file of the tree has that inode."""
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What stat(2) tells of a file's content, in bytes."""
+
+    size: int
+    allocated: int
+    settled: bool = True  # whether it is final, or only the best that is known so far
+
+
 class Content(Protocol):
     """What a file holds."""
 
+    async def sizes(self) -> Sizes:
+        """What is known of its size within a moment.  Raises OSError."""
+
     async def size_bytes(self) -> int:
-        """Its size."""
+        """Its true size.  Raises OSError."""
 
     async def extents(self) -> ExtentMap:
         """Which parts of it are data."""
@@ -40,6 +52,9 @@ class Constant:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+
+    async def sizes(self) -> Sizes:
+        return Sizes(len(self._data), len(self._data))
 
     async def size_bytes(self) -> int:
         return len(self._data)
@@ -60,6 +75,14 @@ class RawImage:
     def __init__(self, image: Image) -> None:
         self._image = image
 
+    async def sizes(self) -> Sizes:
+        size = self._image.size_bytes
+        try:
+            allocated = await self._image.allocated_bytes()
+        except OSError:
+            allocated = None
+        return Sizes(size, allocated) if allocated is not None else Sizes(size, size, settled=False)  # no known hole
+
     async def size_bytes(self) -> int:
         return self._image.size_bytes
 
@@ -78,6 +101,12 @@ class MapText:
 
     def __init__(self, image: Image) -> None:
         self._image = image
+
+    async def sizes(self) -> Sizes:
+        if await self._image.allocated_bytes() is None:
+            return Sizes(0, 0, settled=False)  # as the files of proc(5), which can be read all the same
+        size = await self.size_bytes()
+        return Sizes(size, size)
 
     async def size_bytes(self) -> int:
         return json_map_size(await self._image.extents())
@@ -116,6 +145,7 @@ class Attributes:
     size_bytes: int
     allocated_bytes: int
     links: int
+    settled: bool = True  # whether they will never change
 
 
 @dataclass(frozen=True)
@@ -156,13 +186,9 @@ class Tree:
         """
         if inode == ROOT_INODE:
             return Attributes(inode, stat.S_IFDIR | 0o500, 0, 0, links=2)
-        content = self.file(inode).content
-        size = await content.size_bytes()
-        try:
-            allocated = (await content.extents()).data_bytes
-        except OSError:
-            allocated = size  # none of it is known to be a hole
-        return Attributes(inode, stat.S_IFREG | 0o400, size, -(-allocated // BLOCK_BYTES) * BLOCK_BYTES, links=1)
+        sizes = await self.file(inode).content.sizes()
+        allocated = -(-sizes.allocated // BLOCK_BYTES) * BLOCK_BYTES
+        return Attributes(inode, stat.S_IFREG | 0o400, sizes.size, allocated, links=1, settled=sizes.settled)
 
     async def read(self, inode: int, offset: int, length: int) -> bytes | bytearray | memoryview:
         """What read(2) gives at that place: short at the end of the file, empty past it.

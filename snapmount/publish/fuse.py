@@ -106,7 +106,7 @@ class Operations(pyfuse3.Operations):
         entry.st_blocks = attributes.allocated_bytes // BLOCK_BYTES
         entry.st_blksize = PAGE_BYTES
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._tree.mtime_ns
-        entry.entry_timeout = entry.attr_timeout = NEVER_S
+        entry.entry_timeout = entry.attr_timeout = NEVER_S if attributes.settled else 0
         return entry
 
     @_translated
@@ -136,7 +136,9 @@ class Operations(pyfuse3.Operations):
     @_translated
     async def open(self, inode: int, _flags: int, _context: Any) -> pyfuse3.FileInfo:
         self.opened(inode)
-        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+        attributes = await self._tree.attributes(inode)
+        unsized = not attributes.settled and not attributes.size_bytes  # the kernel would read no further than its size
+        return pyfuse3.FileInfo(fh=inode, keep_cache=not unsized, direct_io=unsized)
 
     async def hasten(self, inode: int) -> None:
         """Let reads of a file be answered past Python from now on, where that can be done."""
@@ -184,7 +186,7 @@ class Operations(pyfuse3.Operations):
     async def statfs(self, _context: Any) -> pyfuse3.StatvfsData:
         status = pyfuse3.StatvfsData()
         status.f_bsize = status.f_frsize = PAGE_BYTES
-        sizes = [(await self._tree.attributes(inode)).size_bytes for inode in self._tree.inodes()]
+        sizes = [(await file.content.sizes()).size for file in self._tree.files]
         status.f_blocks = sum(-(-size // PAGE_BYTES) for size in sizes)
         status.f_files = len(self._tree.files)
         status.f_namemax = 255
