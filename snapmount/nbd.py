@@ -233,10 +233,12 @@ class NbdImage:
         return await self._ask(offset, length)
 
     async def _read_mixed(self, extents: ExtentMap, offset: int, length: int) -> bytearray:
+        """What lies from the first data to the last is asked for at once, with the holes between."""
+        parts = [extent for extent in extents.between(offset, offset + length) if not extent.is_zero]
         data = bytearray(length)
-        for extent in extents.between(offset, offset + length):
-            if not extent.is_zero:
-                data[extent.start - offset : extent.end - offset] = await self._ask(extent.start, extent.length)
+        if parts:
+            start, end = parts[0].start, parts[-1].end
+            data[start - offset : end - offset] = await self._ask(start, end - start)
         return data
 
     async def _ask(self, offset: int, length: int) -> bytearray:

@@ -115,25 +115,28 @@ def assert_eio(read: Callable[[], object]) -> None:
     assert caught.value.errno == errno.EIO
 
 
-def make_patchy(path: Path, seed: int) -> bytes:
-    """An image with data and holes whose borders lie anywhere, and a size that no page divides."""
-    generator = random.Random(seed)
+def make_patchy(path: Path, data_max: int, hole_max: int) -> bytes:
+    """An image with data and holes up to that long whose borders lie anywhere, and a size that no page divides."""
+    generator = random.Random(data_max)
     size = 24 * MIB + 3 * 512
     content = bytearray(size)
     with path.open("wb") as f:
         f.truncate(size)
         offset = 0
         while offset < size:
-            data = generator.randbytes(min(size - offset, generator.randrange(1, MIB)))
+            data = generator.randbytes(min(size - offset, generator.randrange(1, data_max)))
             f.seek(offset)
             f.write(data)
             content[offset : offset + len(data)] = data
-            offset += len(data) + generator.randrange(1, 3 * MIB)
+            offset += len(data) + generator.randrange(1, hole_max)
     return bytes(content)
 
 
-def test_reads_of_all_kinds_give_the_image_s_bytes(directory: Path) -> None:
-    content = make_patchy(directory / "vda", 1)
+@pytest.mark.parametrize(
+    ("data_max", "hole_max"), [(MIB, 3 * MIB), (20_000, 300_000), (5000, 20_000)], ids=["large", "mixed", "small"]
+)
+def test_reads_of_all_kinds_give_the_image_s_bytes(directory: Path, data_max: int, hole_max: int) -> None:
+    content = make_patchy(directory / "vda", data_max, hole_max)
     with qemu(directory / "vda") as socket, mounted(directory, socket, "vda") as (mount, _):
         disk = mount / "vda.raw"
         assert disk.read_bytes() == content

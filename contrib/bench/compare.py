@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import mmap
 import os
 import platform
 import random
@@ -21,35 +20,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import guest
 from peers import PEERS, Shown, nbd_server, resident_bytes
+from reading import MIB, drop, sequential
 
-MIB = 1 << 20
 FIO_S = 3
 SPARSE_SIZE = 100 << 30
 SPARSE_DATA = 12 * MIB
-
-
-def sequential(path: Path, block: int = MIB, direct: bool = False, start: int = 0, stop: int | None = None) -> float:
-    """Read a part of the file once; the speed in bytes a second."""
-    flags = os.O_RDONLY | (os.O_DIRECT if direct else 0)
-    descriptor = os.open(path, flags)
-    try:
-        stop = os.fstat(descriptor).st_size if stop is None else stop
-        with mmap.mmap(-1, block) as buffer:
-            begin = time.perf_counter()
-            for offset in range(start, stop, block):
-                if os.preadv(descriptor, [buffer], offset) != min(block, stop - offset):
-                    raise OSError(f"a short read at {offset}")
-            return (stop - start) / (time.perf_counter() - begin)
-    finally:
-        os.close(descriptor)
-
-
-def drop(path: Path) -> None:
-    """Drop the file's pages from the page cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
 
 
 def cold(shown: Shown) -> float:
@@ -125,7 +102,7 @@ def measure(socket: Path, size: int, rows: list[str], repeat: int) -> dict[str, 
     figures: dict[str, dict[str, list[float]]] = {row: {peer: [] for peer in PEERS} for row in rows}
     figures["resident memory"] = {peer: [] for peer in PEERS}
     with contextlib.ExitStack() as stack:
-        shown = {peer: stack.enter_context(show(socket, size)) for peer, show in PEERS.items()}
+        shown = {peer: stack.enter_context(show(socket, "", size)) for peer, show in PEERS.items()}
         for each in shown.values():
             sequential(each.path)  # use the page cache's memory once
         for row in rows:
@@ -166,7 +143,7 @@ def make_sparse(path: Path) -> None:
 def sparse_figures(image: Path, repeat: int) -> dict[str, list[float]]:
     figures: dict[str, list[float]] = {peer: [] for peer in PEERS}
     with nbd_server(image) as socket, contextlib.ExitStack() as stack:
-        shown = {peer: stack.enter_context(show(socket, SPARSE_SIZE)) for peer, show in PEERS.items()}
+        shown = {peer: stack.enter_context(show(socket, "", SPARSE_SIZE)) for peer, show in PEERS.items()}
         for _ in range(repeat):
             for peer, each in shown.items():
                 if peer != "nbdfuse" or not figures[peer]:  # one time-out tells as much as five
@@ -195,7 +172,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="measurements of each row and peer (default: 5)")
     parser.add_argument("--size", type=int, default=512, help="MiB of the disk (default: 512)")
     parser.add_argument("--json", help="write all figures to this file")
-    parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}, sparse copy (default: all)")
+    parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}, sparse copy, guest (default: all)")
     arguments = parser.parse_args()
     rows = [row for row in ROWS if not arguments.rows or any(word in row for word in arguments.rows)]
     image = Path("/var/tmp/snapmount-bench-image")
@@ -208,14 +185,17 @@ def main() -> None:
         if not arguments.rows or "sparse copy" in arguments.rows:
             make_sparse(sparse)
             figures["sparse copy, 100 GiB"] = sparse_figures(sparse, arguments.repeat)
+        guests = guest.measure(arguments.repeat) if not arguments.rows or "guest" in arguments.rows else {}
     finally:
         image.unlink(missing_ok=True)
         sparse.unlink(missing_ok=True)
     print(report(figures, bounds))
+    if guests:
+        print(guest.report(guests))
     if arguments.json:
         machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
         Path(arguments.json).write_text(
-            json.dumps({"machine": machine, "figures": figures, "ceilings": bounds}, indent=2)
+            json.dumps({"machine": machine, "figures": figures, "ceilings": bounds, "guest": guests}, indent=2)
         )
 
 

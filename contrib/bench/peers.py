@@ -25,7 +25,7 @@ class Shown:
     pid: int
 
 
-Peer = Callable[[Path, int], "contextlib.AbstractContextManager[Shown]"]
+Peer = Callable[[Path, str, int], "contextlib.AbstractContextManager[Shown]"]  # socket, export, size in bytes
 
 
 @contextlib.contextmanager
@@ -54,20 +54,20 @@ def running(command: list[str], is_ready: Callable[[], bool]) -> Iterator[subpro
 
 
 @contextlib.contextmanager
-def snapmount(socket: Path, size: int) -> Iterator[Shown]:
+def snapmount(socket: Path, export: str, size: int) -> Iterator[Shown]:
     """snapmount's own mount of the export, without a VM."""
     with tempfile.TemporaryDirectory(prefix="snapmount-bench-") as mountpoint:
-        path = Path(mountpoint) / "disk.raw"
-        command = [sys.executable, str(HERE / "mount_export.py"), mountpoint, str(socket), ""]
+        path = Path(mountpoint) / f"{export or 'disk'}.raw"
+        command = [sys.executable, str(HERE / "mount_export.py"), mountpoint, str(socket), export]
         with running(command, path.exists) as process:
             yield Shown(path, process.pid)
 
 
 @contextlib.contextmanager
-def nbdfuse(socket: Path, size: int) -> Iterator[Shown]:
+def nbdfuse(socket: Path, export: str, size: int) -> Iterator[Shown]:
     """libnbd's nbdfuse."""
     with tempfile.TemporaryDirectory(prefix="snapmount-bench-") as mountpoint:
-        command = ["nbdfuse", "-r", "-C", "4", mountpoint, "--unix", str(socket)]
+        command = ["nbdfuse", "-r", "-C", "4", mountpoint, f"nbd+unix:///{export}?socket={socket}"]
         path = Path(mountpoint) / "nbd"
         with running(command, path.exists) as process:
             yield Shown(path, process.pid)
@@ -75,7 +75,7 @@ def nbdfuse(socket: Path, size: int) -> Iterator[Shown]:
 
 
 @contextlib.contextmanager
-def storage_daemon(socket: Path, size: int) -> Iterator[Shown]:
+def storage_daemon(socket: Path, export: str, size: int) -> Iterator[Shown]:
     """QEMU's storage daemon: its FUSE export over its NBD client."""
     with tempfile.NamedTemporaryFile(prefix="snapmount-bench-") as file:
         node = {
@@ -83,6 +83,7 @@ def storage_daemon(socket: Path, size: int) -> Iterator[Shown]:
             "node-name": "disk",
             "read-only": True,
             "server": {"type": "unix", "path": str(socket)},
+            "export": export,
         }
         export = f"type=fuse,id=fuse,node-name=disk,mountpoint={file.name},writable=off"
         command = ["qemu-storage-daemon", "--blockdev", json.dumps(node), "--export", export]

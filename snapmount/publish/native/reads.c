@@ -24,9 +24,10 @@ enum {
     MAX_FILES = 256,
     MAX_CONNECTIONS = 8,     /* of a file */
     MAX_REQUESTS = 32,       /* at once; each has a buffer of MAX_READ bytes, used as far as it was ever needed */
-    MAX_PARTS = 16,          /* of one request */
     MAX_READ = 1 << 20,      /* FUSE asks for no more at once */
     PART_BYTES = 256 << 10,  /* larger reads are split over the connections */
+    HOLE_BYTES = 64 << 10,   /* smaller holes between data are read along with it */
+    MAX_PARTS = MAX_READ / HOLE_BYTES + MAX_READ / PART_BYTES, /* of one request */
     EXTENT_ZERO = 2,         /* NBD_STATE_ZERO */
 };
 #define NBD_REQUEST_MAGIC 0x25609513u
@@ -223,32 +224,53 @@ static size_t extent_at(const struct file *file, uint64_t offset)
     return low;
 }
 
-/* Divide [offset, offset + length) into parts to ask for, and fill in what is zero.  -1: too many parts. */
-static int divide(struct request *request, const struct file *file, uint64_t offset, uint32_t length)
+/* Where the extents from `offset` on stop being zero, or data; `end` at the latest.  `extent` is that of the offset. */
+static uint64_t run_end(const struct file *file, size_t *extent, uint64_t offset, uint64_t end, bool zero)
 {
     const uint64_t *starts = file->starts.buf;
     const uint8_t *flags = file->flags.buf;
-    uint64_t end = offset + length;
-    int count = 0;
-    for (size_t extent = extent_at(file, offset); offset < end; extent++) {
-        uint64_t extent_end = extent + 1 < (size_t)file->flags.len ? starts[extent + 1] : file->size;
-        uint64_t stop = extent_end < end ? extent_end : end;
-        char *data = request->buffer + request->length;
-        if (flags[extent] & EXTENT_ZERO) {
-            memset(data, 0, stop - offset);
-            request->length += stop - offset;
-            offset = stop;
-        }
+    while (offset < end && !(flags[*extent] & EXTENT_ZERO) == !zero) {
+        uint64_t extent_end = *extent + 1 < (size_t)file->flags.len ? starts[*extent + 1] : file->size;
+        offset = extent_end < end ? extent_end : end;
+        *extent += offset == extent_end;
+    }
+    return offset;
+}
+
+/* Where the data from `offset` on ends.  Holes between data that are too small to be worth a request are read along. */
+static uint64_t data_end(const struct file *file, size_t *extent, uint64_t offset, uint64_t end)
+{
+    for (;;) {
+        offset = run_end(file, extent, offset, end, false);
+        size_t next = *extent;
+        uint64_t hole_end = run_end(file, &next, offset, end, true);
+        if (hole_end == end || hole_end - offset >= HOLE_BYTES)
+            return offset;
+        offset = hole_end;
+        *extent = next;
+    }
+}
+
+/* Divide [offset, end) into parts to ask for, and fill in what is zero; how many parts. */
+static unsigned divide(struct request *request, const struct file *file, uint64_t offset, uint64_t end)
+{
+    size_t extent = extent_at(file, offset);
+    char *data = request->buffer;
+    unsigned count = 0;
+    while (offset < end) {
+        uint64_t stop = run_end(file, &extent, offset, end, true);
+        memset(data, 0, stop - offset);
+        data += stop - offset;
+        offset = stop;
+        stop = data_end(file, &extent, offset, end);
         while (offset < stop) {
             uint32_t size = stop - offset < PART_BYTES ? stop - offset : PART_BYTES;
-            if (count == MAX_PARTS)
-                return -1;
             request->parts[count++] = (struct part){.request = request, .data = data, .length = size};
-            request->length += size;
             data += size;
             offset += size;
         }
     }
+    request->length = data - request->buffer;
     return count;
 }
 
@@ -271,11 +293,8 @@ bool reads_begin(const char *raw, size_t size)
     struct request *request = free_request();
     if (!request)
         return false;
-    request->length = 0;
     uint64_t left = file->size - read.offset;
-    int count = divide(request, file, read.offset, read.size < left ? read.size : left);
-    if (count < 0)
-        return false;
+    unsigned count = divide(request, file, read.offset, read.offset + (read.size < left ? read.size : left));
     if (!count) {
         session_answer(header.unique, 0, request->buffer, request->length);
         return true;
@@ -287,7 +306,7 @@ bool reads_begin(const char *raw, size_t size)
     memcpy(request->raw, raw, size);
     request->parts_left = count;
     bool asked = true;
-    for (int i = 0; i < count; i++) {
+    for (unsigned i = 0; i < count; i++) {
         struct part *part = &request->parts[i];
         part->connection = least_busy(file);
         part->connection->parts++;
