@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
-import re
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...core.iscsi import Portal
-from ...errors import UsageError
+from ...errors import StateError, UsageError
 
 _LISTENING = "0A"  # TCP_LISTEN in the kernel's include/net/tcp_states.h
 
@@ -37,37 +38,49 @@ def _bind(portal: Portal, port: int) -> None:
         probe.bind((portal.address, port))
 
 
-def is_taken(portal: Portal) -> bool:
-    """Whether something listens at the portal, or at its port on all addresses."""
+def refusal(portal: Portal) -> StateError:
+    """Why a server cannot listen at the portal: who listens there, as far as that can be told."""
     try:
         _bind(portal, portal.port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise
-        return True
-    return False
+            return StateError(f"cannot listen at {portal}: {error.strerror}")
+        by = ", ".join(_users(portal)) or "the kernel or another user's process"
+        return StateError(f"{portal} is in use by {by}", f"ss -Htlnp sport = :{portal.port}")
+    return StateError(f"the target software cannot listen at {portal}, though nothing else does")
 
 
-def users(port: int) -> list[str]:
-    """The processes of this network namespace that listen at the port, such as 'tgtd (pid 4711)'.
+def _users(portal: Portal) -> list[str]:
+    """The processes that listen at the portal, such as 'tgtd (pid 4711)'.
 
-    Read from /proc/net/tcp (proc_net_tcp in the kernel's documentation) and the descriptors in /proc; a listener of
-    the kernel's own, such as LIO's, has no process.
+    A listener of the kernel's own, such as LIO's, belongs to no process; those of others can be told by root only.
     """
-    sockets = {f"socket:[{inode}]" for inode in _listeners(port)}
+    sockets = {f"socket:[{inode}]" for inode in _listeners(portal)}
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
-            if any(os.readlink(fd) in sockets for fd in (process / "fd").iterdir()):
+            if any(os.readlink(descriptor) in sockets for descriptor in (process / "fd").iterdir()):
                 found.append(f"{(process / 'comm').read_text().strip()} (pid {process.name})")
-    return sorted(found)
+    return found
 
 
-def _listeners(port: int) -> Iterator[str]:
-    """The inodes of the sockets that listen at the port."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+def _listeners(portal: Portal) -> Iterator[str]:
+    """The inodes of the sockets that listen at the portal, or at its port on all addresses (proc_pid_net(5))."""
+    for table in ("tcp", "tcp6"):
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-            for line in Path(table).read_text().splitlines()[1:]:
-                words = line.split()
-                if words[3] == _LISTENING and re.fullmatch(f"[0-9A-F]+:{port:04X}", words[1]):
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+                _number, local, _remote, state, *_rest = words = line.split()
+                address, port = local.split(":")
+                is_same = int(address, 16) == 0 or _is_any(portal) or address == _hexadecimal(portal)
+                if state == _LISTENING and int(port, 16) == portal.port and is_same:
                     yield words[9]
+
+
+def _is_any(portal: Portal) -> bool:
+    return ipaddress.ip_address(portal.address).is_unspecified
+
+
+def _hexadecimal(portal: Portal) -> str:
+    """The address as the kernel's tables have it: words of 32 bits in the host's byte order."""
+    packed = ipaddress.ip_address(portal.address).packed
+    return "".join(f"{word:08X}" for word in struct.unpack(f"={len(packed) // 4}I", packed))
