@@ -1,12 +1,13 @@
 """Publishes with tgtd(8), the target in user space: one of the snapshot's own, with a control socket of its own.
 
-What belongs to the snapshot is told by that socket, which stands in tgtd's environment from its first moment: so
-nothing needs to be recorded, and a tgtd of the system is never taken for ours.  All that tgtd keeps dies with it.
+That socket stands in tgtd's environment from its first moment: so even one that was started but not yet recorded is
+found, and a tgtd of the system is never taken for ours.  All that tgtd keeps dies with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import select
@@ -14,12 +15,13 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from ...core.iscsi import Credentials, Lun, Portal, Session, Target
 from ...core.names import command
 from ...errors import LeftoverError, MissingError, StateError, UnreachableError
+from ...state import Process
 from . import portals
 from .tgtadm import SOCKET_PATH_MAX, Direction, Mode, Op, RefusedError, Tgtd
 
@@ -95,19 +97,16 @@ def withdraw(directory: Path, target: Target) -> None:
     """Kill the snapshot's tgtd, and remove its files.
 
     Initiators that are logged in see their connections closed, as with an orderly end.  Raises LeftoverError for a tgtd
-    that waits in the kernel for a read of the mount: SIGKILL ends it as soon as that read ends.
+    that waits in the kernel for an answer of the mount, if only to close a file: it ends with that.
     """
-    deadline = time.monotonic() + DEATH_S
-    for pid, process in _daemons(directory):
-        try:
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-            if not _has_ended(process, deadline):
-                raise LeftoverError(
-                    f"tgtd (pid {pid}) hangs in a read of the mount, and holds {target.iqn} until that ends",
-                    command("snapmount", "delete", directory.name),
-                )
-        finally:
-            os.close(process)
+    daemon = _recorded(directory) or _found(directory)
+    if daemon:
+        _record(directory, daemon)
+        if not _killed(daemon):
+            raise LeftoverError(
+                f"tgtd (pid {daemon.pid}) hangs in a call to the mount, and holds {target.iqn} until that ends",
+                command("snapmount", "delete", directory.name),
+            )
     for path in directory.glob("tgtd*"):
         path.unlink(missing_ok=True)
 
@@ -134,6 +133,7 @@ def _start(directory: Path) -> int:
             cwd=directory,
             start_new_session=True,
         )
+    _record(directory, Process.of_pid(process.pid))
     deadline = time.monotonic() + START_S
     while not _answers(Tgtd(_socket(directory))):
         if process.poll() is not None:
@@ -152,37 +152,48 @@ def _answers(tgtd: Tgtd) -> bool:
     return True
 
 
-def _daemons(directory: Path) -> Iterator[tuple[int, int]]:
-    """The tgtd processes of this directory, each as its pid and a pidfd that the caller closes."""
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            # Only then the environment: to read that of a process which hangs in a page fault would hang too.
-            if comm.read_text() != "tgtd\n":
-                continue
-            pid = int(comm.parent.name)
-            process = os.pidfd_open(pid)
-            if _is_ours(comm.parent, directory):
-                yield pid, process
-            else:
-                os.close(process)
+def _record(directory: Path, daemon: Process) -> None:
+    """Note our tgtd: of one that was killed, but hangs, the environment can no longer be read."""
+    _record_path(directory).write_text(json.dumps(asdict(daemon)))
 
 
-def _is_ours(process: Path, directory: Path) -> bool:
-    """Whether the process was started for this directory.
+def _recorded(directory: Path) -> Process | None:
+    try:
+        return Process(**json.loads(_record_path(directory).read_text()))
+    except (FileNotFoundError, ValueError):  # whoever was to write it has died before, or meanwhile
+        return None
 
-    Any thread may tell: once killed, the first one is gone before those that still hang.
-    """
+
+def _found(directory: Path) -> Process | None:
+    """Our tgtd, as its environment tells."""
     wanted = os.fsencode(f"{_SOCKET_VARIABLE}={_socket_prefix(directory)}")
-    for thread in (process / "task").iterdir():
-        with contextlib.suppress(OSError):
-            if wanted in (thread / "environ").read_bytes().split(b"\0"):
-                return True
-    return False
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            # The environment of others is not looked at: to read that of one which hangs in a page fault would hang.
+            if comm.read_text() == "tgtd\n" and wanted in (comm.parent / "environ").read_bytes().split(b"\0"):
+                return Process.of_pid(int(comm.parent.name))
+    return None
 
 
-def _has_ended(process: int, deadline: float) -> bool:
-    """Whether the process, a pidfd, ends before that moment of time.monotonic()."""
-    return bool(select.select([process], [], [], max(0.0, deadline - time.monotonic()))[0])
+def _killed(daemon: Process) -> bool:
+    """Kill the process, if it still is the same; whether it has ended within DEATH_S."""
+    try:
+        handle = os.pidfd_open(daemon.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if Process.of_pid(daemon.pid) != daemon:
+            return True
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        return bool(select.select([handle], [], [], DEATH_S)[0])
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    finally:
+        os.close(handle)
+
+
+def _record_path(directory: Path) -> Path:
+    return directory / "tgtd.process"
 
 
 def _socket_prefix(directory: Path) -> str:
