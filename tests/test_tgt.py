@@ -331,6 +331,13 @@ def test_no_secret_can_be_seen_on_the_host(directory: Path, target: Target, file
     assert b"--control-port" in shown
 
 
+def test_tgtd_stands_on_its_own(view: Published) -> None:
+    assert os.getsid(view.tgtd) == view.tgtd
+    opened = [os.readlink(fd) for fd in Path(f"/proc/{view.tgtd}/fd").iterdir()]
+    assert not [name for name in opened if "pipe:" in name or "/dev/pts" in name]
+    assert (view.directory / "tgtd.log").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_lun_cannot_be_written_and_its_file_is_open_for_reading_only(view: Published) -> None:
     refused = run("qemu-io", "-f", "raw", "-c", "write 0 512", view.url())
     assert "write protected" in refused.stderr
@@ -635,6 +642,16 @@ def test_a_hung_view_does_not_hang_withdrawing_which_says_what_is_left_each_time
             assert thread_states(tgtd)
         view.withdraw()
         assert not listens_at(single.portals[0].port)
+
+
+def test_publishing_a_hung_view_ends_at_the_deadline(
+    directory: Path, single: Target, fuse_view: FuseView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iscsi, "DEADLINE_S", 1.0)
+    with stopped(fuse_view.server):
+        refusal(UnreachableError, directory, single, [str(fuse_view.file)], CREDENTIALS)
+        assert not listens_at(single.portals[0].port)
+    withdraw(directory, single)
 
 
 @contextlib.contextmanager
