@@ -114,6 +114,15 @@ class Target:
         )
 
 
+@dataclass(frozen=True)
+class Session:
+    """An initiator that is logged in."""
+
+    initiator: str  # its name
+    address: str | None  # None where the target software does not tell
+    bytes_read: int | None  # since it logged in; None where the target software does not count
+
+
 def target_of(snapshot: Snapshot, portals: tuple[Portal, ...], initiators: tuple[str, ...]) -> Target:
     """The target of a snapshot: one LUN a disk, in the disks' order, numbered from 1 on."""
     luns = tuple(

@@ -1,0 +1,146 @@
+"""Publishes files as iSCSI LUNs: what the server and the command line call.
+
+Each call runs in a helper process (`control`), under a deadline: the target software opens files of our own mount,
+and whoever does so hangs with it, in a state that not even SIGKILL ends.  Nothing here waits for such a process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ... import errors
+from ...core.iscsi import Credentials, Session, Target
+from ...errors import LeftoverError, MissingError, SnapmountError, UnreachableError
+
+log = logging.getLogger(__name__)
+
+BACKENDS = ("lio", "tgt")  # as preferred: the kernel's is faster
+DEADLINE_S = 60.0
+DEATH_S = 2.0
+
+_left_behind: list[trio.Process] = []  # killed, but in D state; Popen warns of a process that it is to forget
+
+
+async def choose(backend: str) -> str:
+    """The backend to use: `backend`, or for "auto" the first that works here.  Raises MissingError for none."""
+    wanted = BACKENDS if backend == "auto" else (backend,)
+    faults = []
+    for name in wanted:
+        fault = await missing(name)
+        if fault is None:
+            return name
+        faults.append(fault)
+    raise MissingError("; ".join(why for why, _ in faults), faults[-1][1])
+
+
+async def missing(backend: str) -> tuple[str, str] | None:
+    """Why the backend cannot be used on this host, and the command that mends it; None where it can be."""
+    fault = await _ask(backend, "missing")
+    return tuple(fault) if fault else None
+
+
+async def publish(backend: str, directory: Path, target: Target, files: list[str], credentials: Credentials) -> None:
+    """Publish the files as the target's LUNs, in their order.  Whatever happens, withdraw() undoes it.
+
+    `directory` is private to the snapshot, and gone after a reboot.  Raises UsageError, StateError, MissingError or
+    UnreachableError.
+    """
+    await _ask(
+        backend,
+        "publish",
+        directory=str(directory),
+        target=target.document(),
+        files=files,
+        credentials=asdict(credentials),
+    )
+
+
+async def sessions(backend: str, directory: Path, target: Target) -> list[Session]:
+    """Who is logged in.  Raises UnreachableError or StateError where the target software does not tell."""
+    answer = await _ask(backend, "sessions", directory=str(directory), target=target.document())
+    return [Session(**session) for session in answer]
+
+
+async def withdraw(backend: str, directory: Path, target: Target) -> None:
+    """Undo what publish() did or began, also with initiators logged in; nothing to undo is no error.
+
+    Raises LeftoverError.
+    """
+    try:
+        await _ask(backend, "withdraw", directory=str(directory), target=target.document())
+    except UnreachableError as error:
+        raise LeftoverError(error.message, error.remedy) from error
+
+
+async def _ask(backend: str, do: str, **request: Any) -> Any:
+    """What the helper process answers.  Raises UnreachableError at the deadline, else what the helper raised."""
+    document = json.dumps({"do": do, "backend": backend, **request}).encode()
+    command = [sys.executable, "-P", "-m", "snapmount.publish.iscsi.control"]
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        with trio.fail_after(DEADLINE_S):
+            answer, complaints = await _converse(process, document)
+            await process.wait()
+    except trio.TooSlowError:
+        raise UnreachableError(f"{backend}: {do} has not ended within {DEADLINE_S:g} s") from None
+    finally:
+        await _end(process)
+    return _understood(answer, complaints.decode(errors="replace"))
+
+
+async def _converse(process: trio.Process, document: bytes) -> tuple[bytes, bytes]:
+    """Hand the document in; what the process then writes to its standard output and its standard error."""
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    async with process.stdin, process.stdout, process.stderr, trio.open_nursery() as nursery:
+        complaints = bytearray()
+        nursery.start_soon(_collect, process.stderr, complaints)
+        try:
+            await process.stdin.send_all(document)
+        except trio.BrokenResourceError:
+            log.debug("the helper has ended without reading its request")
+        await process.stdin.aclose()
+        answer = bytearray()
+        await _collect(process.stdout, answer)
+    return bytes(answer), bytes(complaints)
+
+
+async def _collect(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
+    async for part in stream:
+        into += part
+
+
+async def _end(process: trio.Process) -> None:
+    """Kill the process, if need be, and wait for its death no longer than a moment."""
+    if process.returncode is not None:
+        return
+    process.kill()
+    with trio.move_on_after(DEATH_S, shield=True) as scope:
+        await process.wait()
+    if scope.cancelled_caught:
+        log.error("the helper process %d hangs in the kernel and is left behind", process.pid)
+        _left_behind.append(process)
+
+
+def _understood(answer: bytes, complaints: str) -> Any:
+    for line in complaints.splitlines():
+        log.warning("helper: %s", line)
+    try:
+        document = json.loads(answer)
+    except ValueError:
+        raise RuntimeError(f"the helper process failed: {complaints.strip()}") from None
+    if "error" in document:
+        kind: type[SnapmountError] = getattr(errors, document["kind"])
+        raise kind(document["error"], document["remedy"])
+    return document["ok"]

@@ -1,0 +1,86 @@
+"""Portals against what this host has: its addresses, and the ports that are in use and by whom."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...core.iscsi import Portal
+from ...errors import StateError, UsageError
+
+_LISTENING = "0A"  # TCP_LISTEN in the kernel's include/net/tcp_states.h
+
+
+def check_addresses(portals: tuple[Portal, ...]) -> None:
+    """Raises UsageError for a portal whose address this host does not have."""
+    for portal in portals:
+        try:
+            _bind(portal, 0)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+            raise UsageError(f"this host does not have the address {portal.address}", "ip -brief address") from None
+
+
+def _bind(portal: Portal, port: int) -> None:
+    """Bind the address for a moment, as a server does.  Raises OSError."""
+    family = socket.AF_INET6 if portal.is_ipv6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not count
+        if portal.is_ipv6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.bind((portal.address, port))
+
+
+def refusal(portal: Portal) -> StateError:
+    """Why a server cannot listen at the portal: who listens there, as far as that can be told."""
+    try:
+        _bind(portal, portal.port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            return StateError(f"cannot listen at {portal}: {error.strerror}")
+        by = ", ".join(_users(portal)) or "the kernel or another user's process"
+        return StateError(f"{portal} is in use by {by}", f"ss -Htlnp sport = :{portal.port}")
+    return StateError(f"the target software cannot listen at {portal}, though nothing else does")
+
+
+def _users(portal: Portal) -> list[str]:
+    """The processes that listen at the portal, such as 'tgtd (pid 4711)'.
+
+    A listener of the kernel's own, such as LIO's, belongs to no process; those of others can be told by root only.
+    """
+    sockets = {f"socket:[{inode}]" for inode in _listeners(portal)}
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
+            if any(os.readlink(descriptor) in sockets for descriptor in (process / "fd").iterdir()):
+                found.append(f"{(process / 'comm').read_text().strip()} (pid {process.name})")
+    return found
+
+
+def _listeners(portal: Portal) -> Iterator[str]:
+    """The inodes of the sockets that listen at the portal, or at its port on all addresses (proc_pid_net(5))."""
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+                _number, local, _remote, state, *_rest = words = line.split()
+                address, port = local.split(":")
+                is_same = int(address, 16) == 0 or _is_any(portal) or address == _hexadecimal(portal)
+                if state == _LISTENING and int(port, 16) == portal.port and is_same:
+                    yield words[9]
+
+
+def _is_any(portal: Portal) -> bool:
+    return ipaddress.ip_address(portal.address).is_unspecified
+
+
+def _hexadecimal(portal: Portal) -> str:
+    """The address as the kernel's tables have it: words of 32 bits in the host's byte order."""
+    packed = ipaddress.ip_address(portal.address).packed
+    return "".join(f"{word:08X}" for word in struct.unpack(f"={len(packed) // 4}I", packed))
