@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -17,14 +18,15 @@ import trio
 from . import blocking, hypervisor, mounts, nbd, scratch
 from .core import domainxml, names, plan
 from .core.image import Image
+from .core.iscsi import Portal, target_of
 from .core.snapshot import Disk, Snapshot, dump
 from .core.tree import Constant, File, MapText, RawImage, Tree
 from .core.user import User
-from .errors import InterruptedByUserError, StateError, first_cause
-from .publish import fuse
+from .errors import InterruptedByUserError, SnapmountError, StateError, first_cause
+from .publish import fuse, iscsi
 from .sources import pull
-from .state import Claim, Process, Record, State, Store
-from .teardown import tear_down
+from .state import Claim, Process, Publication, Record, State, Store
+from .teardown import tear_down, withdraw
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,12 +35,25 @@ CHECK_S = 10.0
 
 
 @dataclass(frozen=True)
+class Luns:
+    """How the disks shall be published over iSCSI."""
+
+    backend: str  # 'lio', 'tgt' or 'auto'
+    portals: tuple[Portal, ...]
+    initiators: tuple[str, ...]  # empty: any
+    mutual: bool
+    secret: str | None  # None: a random one
+
+
+@dataclass(frozen=True)
 class Request:
-    """What the user asks for."""
+    """What the user asks for: a mount, LUNs, or both."""
 
     vm: str
-    mountpoint: str
+    mountpoint: str | None
     connect: str
+    luns: Luns | None = None
+    expire_s: float | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     scratch_dir: str | None = None
@@ -100,8 +115,10 @@ async def _then_cancel(scope: trio.CancelScope, wait: Callable[[], Awaitable[obj
 
 async def _live(request: Request, store: Store, reporter: Reporter, ready: trio.Event) -> None:
     """The snapshot, from its plan to its end."""
-    await _check(request.mountpoint, mounts.check_host)
-    await _check(request.mountpoint, mounts.check_mountpoint, request.mountpoint)
+    await _check("/dev/fuse", mounts.check_host)
+    if request.mountpoint:
+        await _check(request.mountpoint, mounts.check_mountpoint, request.mountpoint)
+    backend = await iscsi.choose(request.luns.backend) if request.luns else ""
     async with AsyncExitStack() as stack:
         async with hypervisor.connected(request.connect) as connection:
             planned = await _plan(request, store, connection, reporter)
@@ -112,10 +129,15 @@ async def _live(request: Request, store: Store, reporter: Reporter, ready: trio.
         images = await _connect(stack, request, claim)
         tree = _tree(claim.record.snapshot, images, planned)
         view = await stack.enter_async_context(fuse.mounted(tree, claim.record.mountpoint, claim.record.mount_source))
-        claim.update(state=State.ACTIVE)
+        if request.luns:
+            await _publish(stack, request.luns, backend, claim)
+        claim.update(state=State.ACTIVE, expires=_expiry(request))
         ready.set()
         reporter.ready(claim.record)
-        await _serve(view, images, claim)
+        with trio.move_on_after(request.expire_s or math.inf) as expiry:
+            await _serve(view, images, claim)
+        if expiry.cancelled_caught:
+            log.info("the snapshot has expired")
 
 
 async def _check(path: str, function: Callable[..., T], *args: object) -> T:
@@ -129,6 +151,10 @@ async def _check(path: str, function: Callable[..., T], *args: object) -> T:
 async def _undo(claim: Claim) -> None:
     with trio.CancelScope(shield=True):
         await tear_down(claim)
+
+
+def _expiry(request: Request) -> datetime | None:
+    return datetime.now(UTC) + timedelta(seconds=request.expire_s) if request.expire_s else None
 
 
 async def _plan(request: Request, store: Store, connection: hypervisor.Hypervisor, reporter: Reporter) -> _Plan:
@@ -152,16 +178,18 @@ async def _plan(request: Request, store: Store, connection: hypervisor.Hyperviso
         disks=tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen),
         left_out=selection.left_out,
     )
+    mountpoint = request.mountpoint or str(store.hidden_mountpoint(snapshot.id))
     log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
     directory = parent / f"snapmount-{snapshot.id}"
     record = Record(
         snapshot=snapshot,
         connect=request.connect,
-        mountpoint=await _check(request.mountpoint, os.path.realpath, request.mountpoint),
+        mountpoint=await _check(mountpoint, os.path.realpath, mountpoint),
         mount_source=names.mount_source(domain.name, snapshot.id),
         socket=pull.socket_path(await domain.run_id(), snapshot.id, directory),
         scratch=str(directory),
         server=Process.of_pid(os.getpid()),
+        is_hidden=request.mountpoint is None,
     )
     return _Plan(domain, xml, hypervisor.qemu_user(xml), record)
 
@@ -197,6 +225,8 @@ async def _judge_space(vm: str, parent: Path, sizes: list[tuple[int, int]]) -> s
 async def _make(request: Request, planned: _Plan, claim: Claim) -> None:
     """Make the scratch directory and start the job: the point in time."""
     domain, record = planned.domain, planned.record
+    if record.is_hidden:
+        Path(record.mountpoint).mkdir(mode=0o700)
     await scratch.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
     left_out = [each.name for each in record.snapshot.left_out]
     claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
@@ -226,6 +256,26 @@ def _tree(snapshot: Snapshot, images: Sequence[Image], planned: _Plan) -> Tree:
     files.append(File("domain.xml", Constant(planned.xml.encode("utf-8", "surrogateescape"))))
     files.append(File("snapshot.json", Constant(dump(snapshot.document()))))
     return Tree(files, snapshot.created_ns, planned.user.uid, planned.user.gid)
+
+
+async def _publish(stack: AsyncExitStack, luns: Luns, backend: str, claim: Claim) -> None:
+    """Publish the mounted files as LUNs; they are withdrawn before the mount goes."""
+    target = target_of(claim.record.snapshot, luns.portals, luns.initiators)
+    credentials = iscsi.new_credentials(luns.secret, mutual=luns.mutual)
+    claim.write_credentials(credentials)
+    claim.update(publication=Publication(backend, target))
+    stack.push_async_callback(_withdraw_first, claim)
+    files = [f"{claim.record.mountpoint}/{disk.file}" for disk in claim.record.snapshot.disks]
+    await iscsi.publish(backend, claim.directory, target, files, credentials)
+    log.info("published by %s as %s at %s", backend, target.iqn, ", ".join(map(str, target.portals)))
+
+
+async def _withdraw_first(claim: Claim) -> None:
+    with trio.CancelScope(shield=True):
+        try:
+            await withdraw(claim)
+        except SnapmountError as error:
+            log.warning("%s", error.message)  # tear_down() tries again, when nobody can read any more, and tells
 
 
 async def _serve(view: fuse.View, images: Sequence[nbd.NbdImage], claim: Claim) -> None:

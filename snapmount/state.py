@@ -16,17 +16,19 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from .core import names
-from .core.snapshot import Snapshot, dump
+from .core.iscsi import Credentials, Target
+from .core.snapshot import Snapshot, dump, format_time
 from .errors import NotFoundError, SnapmountError, StateError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 class State(Enum):
@@ -55,6 +57,22 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Publication:
+    """What is, or may be, published over iSCSI."""
+
+    backend: str  # of publish.iscsi: 'lio' or 'tgt'
+    target: Target
+
+    def to_json(self) -> dict[str, Any]:
+        return {"backend": self.backend, "target": self.target.document()}
+
+    @classmethod
+    def from_json(cls, document: Any) -> Publication:
+        """Raises KeyError, TypeError or ValueError for another shape."""
+        return cls(document["backend"], Target.from_document(document["target"]))
+
+
+@dataclass(frozen=True)
 class Record:
     """All that must be known to show a snapshot, and to undo it without the process that made it."""
 
@@ -68,6 +86,9 @@ class Record:
     state: State = State.STARTING
     reason: str | None = None  # for LOST and LEFTOVER
     frozen: bool = False  # the guest's file systems may be frozen: they must be thawed
+    is_hidden: bool = False  # nobody asked for the mount: it lies in the runtime directory, for LUNs alone
+    publication: Publication | None = None
+    expires: datetime | None = None  # UTC
 
     @property
     def id(self) -> str:
@@ -91,6 +112,9 @@ class Record:
             "state": self.state.value,
             "reason": self.reason,
             "frozen": self.frozen,
+            "is_hidden": self.is_hidden,
+            "publication": self.publication and self.publication.to_json(),
+            "expires": self.expires and format_time(self.expires),
         }
 
     @classmethod
@@ -102,6 +126,8 @@ class Record:
         fields["snapshot"] = Snapshot.from_document(fields["snapshot"])
         fields["server"] = Process(**fields["server"])
         fields["state"] = State(fields["state"])
+        fields["publication"] = fields["publication"] and Publication.from_json(fields["publication"])
+        fields["expires"] = fields["expires"] and datetime.fromisoformat(fields["expires"])
         return cls(**fields)
 
 
@@ -126,6 +152,19 @@ class Store:
     def log(self, snapshot_id: str) -> Path:
         """The log of a snapshot's server."""
         return self.path(snapshot_id) / "log"
+
+    def hidden_mountpoint(self, snapshot_id: str) -> Path:
+        """Where a snapshot is mounted that nobody asked to mount."""
+        return self.path(snapshot_id) / "mount"
+
+    def credentials(self, snapshot_id: str) -> Credentials | None:
+        """Who may log in to the snapshot's iSCSI target; None where that was never written."""
+        try:
+            return Credentials(**json.loads((self.path(snapshot_id) / "credentials.json").read_bytes()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, TypeError, ValueError) as error:
+            raise StateError(f"the secret of snapshot {snapshot_id} cannot be read: {error}") from error
 
     def new_id(self) -> str:
         """An id that no snapshot of this directory has."""
@@ -253,6 +292,11 @@ class Claim:
         self.record = record
         self._lock = lock
 
+    @property
+    def directory(self) -> Path:
+        """The snapshot's runtime directory."""
+        return self.store.path(self.record.id)
+
     def update(self, **changes: Any) -> None:
         """Change the record, on disk too, atomically."""
         self.record = replace(self.record, **changes)
@@ -267,15 +311,23 @@ class Claim:
 
     def write(self) -> None:
         """Write the record as it is."""
-        directory = self.store.path(self.record.id)
-        new = directory / "record.json.new"
-        new.write_bytes(dump(self.record.to_json()))
-        new.chmod(0o600)
-        new.replace(directory / "record.json")
+        self._write("record.json", self.record.to_json())
+
+    def write_credentials(self, credentials: Credentials) -> None:
+        """Write down who may log in, in a file apart: a record can be shown."""
+        self._write("credentials.json", asdict(credentials))
+
+    def _write(self, name: str, document: dict[str, Any]) -> None:
+        path = self.directory / name
+        new = path.with_name(f"{name}.new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as f:
+            f.write(dump(document))
+        new.replace(path)
 
     def forget(self) -> None:
         """Remove the record: nothing is left of the snapshot."""
-        shutil.rmtree(self.store.path(self.record.id), ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
         self.store.remove_if_empty()
 
 

@@ -1,6 +1,6 @@
 """Undoes a snapshot from its record: the one way in which a snapshot ends, whether its server ends it or has died.
 
-The order is that of use: nobody reads when the job ends (QEMU is spared clients that vanish in mid-request), nobody
+The order is that of use: no LUN rests on a mount that goes, nobody reads when the job ends (QEMU is spared clients that vanish in mid-request), nobody
 writes scratch files when they go, and the record goes last, when nothing is left.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from . import mounts, scratch
 from .core import names
 from .errors import LeftoverError, SnapmountError
+from .publish import iscsi
 from .sources import pull
 from .state import Claim, State
 
@@ -21,13 +22,15 @@ log = logging.getLogger(__name__)
 
 
 async def tear_down(claim: Claim) -> None:
-    """Unmount, end the job, remove the scratch files, the socket and the record.  Each step is idempotent.
+    """Withdraw the LUNs, unmount, end the job, remove the scratch files, the socket and the record.  Each step is
+    idempotent.
 
     Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
     """
     record = claim.record
     claim.note(State.ENDING)
     try:
+        await withdraw(claim)
         log.info("unmounting %s", record.mountpoint)
         await mounts.unmount(record.mount_source)
         log.info("ending the backup job of %s", record.snapshot.vm_name)
@@ -41,6 +44,14 @@ async def tear_down(claim: Claim) -> None:
             f"{error.remedy + ', then ' if error.remedy else ''}{names.command('snapmount', 'delete', record.id)}",
         ) from error
     claim.forget()
+
+
+async def withdraw(claim: Claim) -> None:
+    """Withdraw the LUNs, also from initiators that are logged in.  Idempotent.  Raises LeftoverError."""
+    publication = claim.record.publication
+    if publication:
+        log.info("withdrawing %s", publication.target.iqn)
+        await iscsi.withdraw(publication.backend, claim.directory, publication.target)
 
 
 def _remove_files(scratch_directory: str, socket: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
@@ -17,6 +19,23 @@ def size(size_bytes: int) -> str:
     if size_bytes == 1:
         return "1 byte"
     return f"{size_bytes / 1024**power:.1f}".removesuffix(".0") + f" {_UNITS[power]}"
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def parse_duration(text: str) -> float:
+    """The seconds of '90', '90s', '15m', '2h', '1d 12h' (as duration() writes it) or '1w'.  Raises ValueError."""
+    parts = [re.fullmatch(r"(\d+)([smhdw])", word) for word in text.split()]
+    if text.isascii() and text.isdecimal():
+        seconds = int(text)
+    elif parts and all(parts):
+        seconds = sum(int(part[1]) * _SECONDS[part[2]] for part in parts if part)
+    else:
+        raise ValueError(f"{text!r} is no span of time such as 90s, 15m, 2h or 1d")
+    if not 0 < seconds <= _SECONDS["w"] * 520:
+        raise ValueError(f"{text!r} is not between a second and ten years")
+    return float(seconds)
 
 
 def duration(seconds: float) -> str:

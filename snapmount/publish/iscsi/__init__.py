@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
+import string
 import subprocess
 import sys
 from dataclasses import asdict
@@ -17,7 +19,7 @@ from typing import Any
 import trio
 
 from ... import errors
-from ...core.iscsi import Credentials, Session, Target
+from ...core.iscsi import SECRET_MAX, Credentials, Session, Target
 from ...errors import LeftoverError, MissingError, SnapmountError, UnreachableError
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,17 @@ DEADLINE_S = 60.0
 DEATH_S = 2.0
 
 _left_behind: list[trio.Process] = []  # killed, but in D state; Popen warns of a process that it is to forget
+
+
+def new_credentials(secret: str | None, *, mutual: bool) -> Credentials:
+    """A user with that secret, or a random one; with `mutual` the target gets a random one too, as it must differ."""
+    if not mutual:
+        return Credentials("snapmount", secret or _random_secret())
+    return Credentials("snapmount", secret or _random_secret(), "snapmount-target", _random_secret())
+
+
+def _random_secret() -> str:
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(SECRET_MAX))
 
 
 async def choose(backend: str) -> str:
