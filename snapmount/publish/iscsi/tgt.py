@@ -85,7 +85,7 @@ def sessions_of(connections: str, statistics: str) -> list[Session]:
     """
     bytes_read: dict[str, int] = {}
     for line in statistics.splitlines()[1:]:
-        _tid, _lun, session, _submitted, _commands, done, *_rest = line.split()
+        _target, _lun, session, _submitted, _commands, done, *_rest = line.split()
         bytes_read[session] = bytes_read.get(session, 0) + int(done)
     found = re.findall(
         r"^Session: (\d+)\n +Connection: \d+\n +Initiator: (.*)\n +(?:IP Address: (\S+))?", connections, re.MULTILINE
