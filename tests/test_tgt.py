@@ -193,9 +193,13 @@ def tgtds(directory: Path) -> list[int]:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens at, below those that the kernel gives to clients meanwhile."""
+    while True:
+        port = random.randrange(20000, 32768)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with contextlib.suppress(OSError), socket.socket(family) as probe:
+            probe.bind((address, port))
+            return port
 
 
 def listens_at(port: int) -> bool:

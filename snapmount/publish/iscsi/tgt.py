@@ -85,7 +85,7 @@ def sessions_of(connections: str, statistics: str) -> list[Session]:
     """
     bytes_read: dict[str, int] = {}
     for line in statistics.splitlines()[1:]:
-        _tid, _lun, session, _submitted, _commands, done, *_rest = line.split()
+        _target, _lun, session, _submitted, _commands, done, *_rest = line.split()
         bytes_read[session] = bytes_read.get(session, 0) + int(done)
     found = re.findall(
         r"^Session: (\d+)\n +Connection: \d+\n +Initiator: (.*)\n +(?:IP Address: (\S+))?", connections, re.MULTILINE
@@ -251,16 +251,18 @@ def _add_lun(tgtd: Tgtd, tid: int, lun: Lun, path: str) -> None:
 
 
 def _check_not_writable(pid: int, files: list[str]) -> None:
-    """tgtd opens for reading only what it may not write: on a mount that is read-only.  Raises StateError."""
-    opened = {}
+    """tgtd opens for reading only what it may not write (bs_rdwr_open() in usr/bs_rdwr.c): files of a read-only mount.
+
+    The files are absolute paths without symbolic links.  Raises StateError.
+    """
+    modes: dict[str, set[int]] = {}
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        flags = re.search(
-            r"^flags:\s*([0-7]+)", Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text(), re.MULTILINE
-        )
-        if flags:
-            opened[os.readlink(descriptor)] = int(flags[1], 8) & os.O_ACCMODE
+        with contextlib.suppress(FileNotFoundError):  # the connection of the last request, which tgtd closes meanwhile
+            status = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text()
+            flags = dict(line.split(":", 1) for line in status.splitlines())["flags"]
+            modes.setdefault(os.readlink(descriptor), set()).add(int(flags, 8) & os.O_ACCMODE)
     for file in files:
-        if opened.get(file) != os.O_RDONLY:
+        if modes.get(file) != {os.O_RDONLY}:
             raise StateError(f"tgtd has not opened {file} read-only: is it on a read-only mount?")
 
 
