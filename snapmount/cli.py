@@ -1,37 +1,24 @@
-"""The command line: the only module that parses arguments, prints or exits."""
+"""The command line: what each verb does.  The only module that prints or exits."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import math
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from . import __version__
+from .arguments import parse
 from .core import names
 from .errors import NotFoundError, SnapmountError, UsageError
 
 if TYPE_CHECKING:
-    from .session import Request
-    from .state import Record, Store
+    import argparse
 
-EXIT_CODES = """\
-exit codes:
-  0  done
-  1  an internal error
-  2  the command line makes no sense
-  3  no such VM, disk, snapshot or mountpoint
-  4  its state forbids it: the VM is shut off, a backup job runs, the mountpoint is in use
-  5  the scratch directory is too small, or QEMU cannot use it
-  6  libvirt or QEMU does not answer, or refuses
-  7  the host or the guest lacks something: /dev/fuse, fusermount3, the guest agent
-  8  something could not be undone; the record is kept for another `snapmount delete`
-  130  interrupted before the view was ready; all was undone
-"""
+    from .core.iscsi import Session
+    from .session import LunRequest, Request
+    from .state import Record, Store
 
 
 class _CannotPrintError(Exception):
@@ -57,8 +44,7 @@ def _run(argv: list[str]) -> int:
     logging.basicConfig(
         level=logging.INFO if getattr(arguments, "verbose", False) else logging.WARNING, format="snapmount: %(message)s"
     )
-    command: Any = arguments.command
-    return int(command(arguments))
+    return _COMMANDS[arguments.verb](arguments)
 
 
 def _complain(error: SnapmountError) -> None:
@@ -83,135 +69,12 @@ def _print_json(document: object) -> None:
     _print(json.dumps(document, indent=2) + "\n")
 
 
-# -- arguments ---------------------------------------------------------------------------------------------------------
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The arguments, of which the first word that is no option is the verb, or else the VM of a `take`."""
-    parser, verbs = _parser()
-    return parser.parse_args(_verb_first(argv, verbs))
-
-
-def _verb_first(argv: list[str], verbs: dict[str, _Parser]) -> list[str]:
-    """Move the verb to the front, or put `take` there: options may stand before it."""
-    with_value = {
-        option
-        for verb in verbs.values()
-        for action in verb._actions
-        if action.nargs != 0
-        for option in action.option_strings
-    }
-    words = iter(enumerate(argv))
-    for position, word in words:
-        if word == "--":
-            break
-        if word in with_value:
-            next(words, None)
-        elif not word.startswith("-") or word == "-":
-            if word in verbs:
-                return [word, *argv[:position], *argv[position + 1 :]]
-            break
-    else:
-        if not any(word in ("-h", "--help", "--version") for word in argv) and argv:
-            raise UsageError("a VM or a verb is missing", "snapmount --help")
-        return argv or ["--help"]
-    return ["take", *argv]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Complains as the rest of the command does, and takes no abbreviations, which could be taken for other words."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, f"{self.prog} --help")
-
-
-def _parser() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(
-        prog="snapmount",
-        usage="snapmount [OPTION...] VM MOUNTPOINT\n       snapmount VERB [OPTION...] [ARGUMENT...]",
-        description="Show the disks of a running VM, as they are at this moment, as read-only image files. "
-        "The guest goes on writing.",
-        epilog=f"`snapmount VERB --help` tells the options of a verb.\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"snapmount {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, prog="snapmount")
-    acting = _Parser(add_help=False)
-    acting.add_argument("-v", "--verbose", action="store_true", help="tell what is being done")
-    printing = _Parser(add_help=False)
-    printing.add_argument("--json", action="store_true", help="print JSON")
-    _add_take(verbs, [acting, printing])
-
-    added = verbs.add_parser("list", parents=[printing], help="list the active snapshots")
-    added.set_defaults(command=_list)
-
-    added = verbs.add_parser("show", parents=[printing], help="show all of one snapshot")
-    added.add_argument("snapshot", metavar="SNAPSHOT", help="its id, its VM's name, or its mountpoint")
-    added.set_defaults(command=_show)
-
-    added = verbs.add_parser("delete", parents=[acting], help="end snapshots and remove all that belongs to them")
-    added.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="its id, its VM's name, or its mountpoint")
-    added.set_defaults(command=_delete)
-
-    added = verbs.add_parser("umount", parents=[acting], help="the same, by the mountpoint")
-    added.add_argument("mountpoint", metavar="MOUNTPOINT")
-    added.set_defaults(command=_umount)
-    return parser, verbs.choices
-
-
-def _add_take(verbs: Any, parents: list[_Parser]) -> None:
-    take = verbs.add_parser(
-        "take",
-        parents=parents,
-        help="take a snapshot of a running VM and mount it; the word may be left out",
-        description="Take a snapshot of a running VM and mount it. Returns when the view is readable; "
-        "a background process serves it.",
-    )
-    take.add_argument("vm", metavar="VM", help="name or uuid of a running VM")
-    take.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
-    take.add_argument("-c", "--connect", metavar="URI", help="libvirt connection (default: as virsh)")
-    take.add_argument(
-        "--disk", metavar="NAME", action="append", default=[], help="only this disk, such as vda (repeatable)"
-    )
-    take.add_argument(
-        "--exclude-disk", metavar="NAME", action="append", default=[], help="all but this disk (repeatable)"
-    )
-    take.add_argument("--scratch-dir", metavar="DIR", help="where QEMU keeps what the guest overwrites")
-    take.add_argument(
-        "--quiesce", action="store_true", help="freeze the guest's file systems at that moment (guest agent)"
-    )
-    take.add_argument(
-        "--read-timeout",
-        metavar="SECONDS",
-        type=_seconds,
-        default=30.0,
-        help="a read that QEMU does not answer fails then (default: 30)",
-    )
-    take.add_argument(
-        "--foreground", action="store_true", help="serve the view in this process, until Ctrl-C or an unmount"
-    )
-    take.set_defaults(command=_take)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
-    return value
-
-
 # -- commands ----------------------------------------------------------------------------------------------------------
 # The modules behind a command are imported when it runs: `list` needs neither libvirt nor FUSE.
 
 
 def _take(arguments: argparse.Namespace) -> int:
-    from . import background, present
+    from . import background
 
     request, store = _request(arguments), _store()
     if arguments.foreground:
@@ -220,11 +83,18 @@ def _take(arguments: argparse.Namespace) -> int:
     record = store.load(snapshot_id)
     if record is None:
         raise SnapmountError(f"snapshot {snapshot_id} has been ended already, by somebody else")
-    if arguments.json:
-        _print_json(present.document(record, store))
-    else:
-        _print(present.taken(record, store))
+    _print_taken(record, store, arguments.json)
     return 0
+
+
+def _print_taken(record: Record, store: Store, as_json: bool) -> None:
+    from . import present
+
+    shown = present.Shown(record, store, with_secret=True)
+    if as_json:
+        _print_json(shown.document())
+    else:
+        _print(shown.taken())
 
 
 def _request(arguments: argparse.Namespace) -> Request:
@@ -236,14 +106,45 @@ def _request(arguments: argparse.Namespace) -> Request:
     hypervisor.check_uri(uri)
     return Request(
         vm=arguments.vm,
-        mountpoint=os.path.abspath(arguments.mountpoint),
+        mountpoint=arguments.mountpoint and os.path.abspath(arguments.mountpoint),
         connect=uri,
+        luns=_luns(arguments),
+        expire_s=arguments.expire,
         only=tuple(arguments.disk),
         exclude=tuple(arguments.exclude_disk),
         scratch_dir=arguments.scratch_dir and os.path.abspath(arguments.scratch_dir),
         quiesce=arguments.quiesce,
         read_timeout_s=arguments.read_timeout,
     )
+
+
+def _luns(arguments: argparse.Namespace) -> LunRequest | None:
+    """How to publish; None where that is not asked for.  Raises UsageError."""
+    from .core import iscsi
+    from .session import LunRequest
+
+    if not arguments.iscsi:
+        return None
+    if os.geteuid() != 0:
+        raise UsageError("only root can publish over iSCSI", "sudo snapmount --iscsi ...")
+    portals = [iscsi.parse_portal(text) for text in arguments.portal] or [iscsi.Portal(iscsi.LOOPBACK)]
+    return LunRequest(
+        backend=arguments.target,
+        portals=tuple(dict.fromkeys(portals)),
+        initiators=tuple(dict.fromkeys(map(iscsi.check_initiator, arguments.initiator))),
+        mutual=arguments.mutual,
+        secret=_secret(arguments.secret_file) if arguments.secret_file else None,
+    )
+
+
+def _secret(path: str) -> str:
+    from .core import iscsi
+
+    try:
+        with sys.stdin if path == "-" else open(path, encoding="utf-8", errors="replace") as f:  # noqa: PTH123
+            return iscsi.check_secret(f.readline().rstrip("\n"))
+    except OSError as error:
+        raise UsageError(f"the secret cannot be read from {path}: {error.strerror}") from None
 
 
 def _check_utf_8(path: str, what: str) -> None:
@@ -276,12 +177,7 @@ class _ForegroundReporter:
         pass
 
     def ready(self, record: Record) -> None:
-        from . import present
-
-        if self._as_json:
-            _print_json(present.document(record, self._store))
-        else:
-            _print(present.taken(record, self._store))
+        _print_taken(record, self._store, self._as_json)
 
     async def wait_abandoned(self) -> None:
         import trio
@@ -300,10 +196,12 @@ def _list(arguments: argparse.Namespace) -> int:
 
     store = _store()
     records, broken = store.load_all()
+    sessions = _sessions(records, store)
+    snapshots = [present.Shown(record, store, sessions[record.id]) for record in records]
     if arguments.json:
-        _print_json([present.document(record, store) for record in records])
-    elif records:
-        _print(present.listing(records, store))
+        _print_json([shown.document() for shown in snapshots])
+    elif snapshots:
+        _print(present.listing(snapshots))
     elif sys.stdout.isatty():
         _print("no snapshots\n")
     for error in broken:
@@ -316,11 +214,23 @@ def _show(arguments: argparse.Namespace) -> int:
 
     store = _store()
     record = store.find(arguments.snapshot)
+    shown = present.Shown(record, store, _sessions([record], store)[record.id], with_secret=arguments.show_secret)
     if arguments.json:
-        _print_json(present.document(record, store))
+        _print_json(shown.document())
     else:
-        _print(present.details(record, store))
+        _print(shown.details())
     return 0
+
+
+def _sessions(records: Sequence[Record], store: Store) -> dict[str, list[Session] | None]:
+    """Who is logged in to each; None where there is nothing to log in to, or nobody tells."""
+    if not any(record.publication for record in records):
+        return dict.fromkeys((record.id for record in records), None)
+    import trio
+
+    from . import luns
+
+    return trio.run(luns.sessions, records, store)
 
 
 def _delete(arguments: argparse.Namespace) -> int:
@@ -328,7 +238,7 @@ def _delete(arguments: argparse.Namespace) -> int:
     failed = 0
     for word in arguments.snapshots:
         try:
-            _end(store, store.find(word))
+            _end(store, store.find(word), arguments.force)
         except SnapmountError as error:
             _complain(error)
             failed = failed or error.exit_code
@@ -341,18 +251,27 @@ def _umount(arguments: argparse.Namespace) -> int:
     records, _ = store.load_all()
     for record in records:
         if record.mountpoint == path:
-            _end(store, record)
+            _end(store, record, arguments.force)
             return 0
     raise NotFoundError(f"no snapshot is mounted at {arguments.mountpoint}", "snapmount list")
 
 
-def _end(store: Store, record: Record) -> None:
+def _end(store: Store, record: Record, force: bool) -> None:
     import trio
 
     from . import ending
     from .errors import first_cause
 
     try:
-        trio.run(ending.end, store, record)
+        trio.run(ending.end, store, record, force)
     except BaseExceptionGroup as group:
         raise first_cause(group) from None
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "take": _take,
+    "list": _list,
+    "show": _show,
+    "delete": _delete,
+    "umount": _umount,
+}

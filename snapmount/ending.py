@@ -8,6 +8,7 @@ import signal
 
 import trio
 
+from . import luns
 from .core import names
 from .errors import StateError
 from .state import Process, Record, Store
@@ -20,12 +21,14 @@ KILLED_S = 10.0
 POLL_S = 0.05
 
 
-async def end(store: Store, record: Record) -> None:
-    """End the snapshot, with all that belongs to it.
+async def end(store: Store, record: Record, force: bool) -> None:
+    """End the snapshot, with all that belongs to it; where initiators are logged in, with `force` only.
 
-    Raises LeftoverError where something could not be undone, StateError where somebody else undoes it and does not
-    finish.
+    Raises StateError where they are, or where somebody else undoes it and does not finish; LeftoverError where
+    something could not be undone.
     """
+    if not force:
+        await _refuse_if_used(store, record)
     await _stop_server(store, record)
     with trio.move_on_after(SERVER_S):
         while store.load(record.id):
@@ -38,6 +41,18 @@ async def end(store: Store, record: Record) -> None:
     raise StateError(
         f"snapshot {record.id} is being undone by another process", names.command("snapmount", "show", record.id)
     )
+
+
+async def _refuse_if_used(store: Store, record: Record) -> None:
+    who = (await luns.sessions([record], store))[record.id]
+    if who:
+        names_of = ", ".join(
+            f"{each.initiator} from {each.address}" if each.address else each.initiator for each in who
+        )
+        raise StateError(
+            f"snapshot {record.id} is in use: logged in over iSCSI is {names_of}",
+            names.command("snapmount", "delete", "--force", record.id),
+        )
 
 
 async def _stop_server(store: Store, record: Record) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,32 +12,128 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from . import scratch
+from . import luns, scratch
 from .core import names, units
+from .core.iscsi import Credentials, Session
+from .core.snapshot import format_time
 from .errors import SpaceError
 from .state import Record, State, Store
 
 _PIPED_WIDTH = 10_000  # no wrapping for programs
 
 
-def document(record: Record, store: Store) -> dict[str, Any]:
-    """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
-    shown = record.snapshot.document()
-    for disk in shown["disks"]:
-        disk["nbd_uri"] = record.export_uri(disk["name"])
-    log = store.log(record.id)
-    return shown | {
-        "connect": record.connect,
-        "state": store.state(record).value,
-        "reason": record.reason,
-        "mountpoint": record.mountpoint,
-        "scratch": {
-            "directory": record.scratch,
-            "used_bytes": scratch.used_bytes(Path(record.scratch)),
-            "free_bytes": _free_bytes(record),
-        },
-        "server": {"pid": record.server.pid, "log": str(log) if log.exists() else None},
-    }
+@dataclass(frozen=True)
+class Shown:
+    """A snapshot as it is shown."""
+
+    record: Record
+    store: Store
+    sessions: list[Session] | None = None  # with its iSCSI target; None: there is none, or nobody tells
+    with_secret: bool = False
+
+    @property
+    def _credentials(self) -> Credentials | None:
+        return self.store.credentials(self.record.id) if self.record.publication else None
+
+    def document(self) -> dict[str, Any]:
+        """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
+        record = self.record
+        shown = record.snapshot.document()
+        for disk in shown["disks"]:
+            disk["nbd_uri"] = record.export_uri(disk["name"])
+        log = self.store.log(record.id)
+        return shown | {
+            "connect": record.connect,
+            "state": self.store.state(record).value,
+            "reason": record.reason,
+            "expires": record.expires and format_time(record.expires),
+            "mountpoint": None if record.is_hidden else record.mountpoint,
+            "iscsi": record.publication
+            and luns.document(record.publication, self.sessions, self._credentials, self.with_secret),
+            "scratch": {
+                "directory": record.scratch,
+                "used_bytes": scratch.used_bytes(Path(record.scratch)),
+                "free_bytes": _free_bytes(record),
+            },
+            "server": {"pid": record.server.pid, "log": str(log) if log.exists() else None},
+        }
+
+    def taken(self) -> str:
+        """What `take` prints when the view is readable."""
+        record, snapshot = self.record, self.record.snapshot
+        where = [] if record.is_hidden else [f"mounted at {record.mountpoint}"]
+        where += [f"published over iSCSI by {record.publication.backend}"] if record.publication else []
+        first = f"{snapshot.vm_name}: snapshot {snapshot.id} of {_when(record)}, {' and '.join(where)}"
+        lines = [names.printable(first)]
+        if not record.is_hidden:
+            rows = [
+                ("  " + disk.file, units.size(disk.size_bytes), disk.format, disk.origin) for disk in snapshot.disks
+            ]
+            lines.append(_table(rows))
+        if record.publication:
+            lines.append(_indented(luns.lun_rows(record.publication)))
+            lines.append(_indented(luns.facts(record.publication, self._credentials, self.with_secret)))
+        lines += _left_out(record)
+        lines += self._recipes()
+        if record.expires:
+            lines.append(f"it ends by itself in {_left(record)}")
+        lines.append(f"to end it: {names.command('snapmount', 'delete', snapshot.id)}")
+        return _text(lines)
+
+    def row(self) -> tuple[str, ...]:
+        """Its row in `list`."""
+        record = self.record
+        return (
+            record.id,
+            record.snapshot.vm_name,
+            _age(record),
+            "-" if record.is_hidden else record.mountpoint,
+            luns.summary(record.publication, self.sessions) if record.publication else "-",
+            units.size(scratch.used_bytes(Path(record.scratch))),
+            _status(record, self.store.state(record)),
+        )
+
+    def details(self) -> str:
+        """What `show` prints: everything of one snapshot."""
+        record, snapshot, shown = self.record, self.record.snapshot, self.document()
+        free = shown["scratch"]["free_bytes"]
+        log = shown["server"]["log"]
+        facts = [
+            ("snapshot", f"{snapshot.id} of {snapshot.vm_name} (uuid {snapshot.vm_uuid})"),
+            ("state", _status(record, self.store.state(record))),
+            ("taken", f"{_when(record)}, {_age(record)} ago" + (", quiesced" if snapshot.quiesced else "")),
+            *([("expires", f"in {_left(record)}")] if record.expires else []),
+            *([] if record.is_hidden else [("mounted at", record.mountpoint)]),
+            ("connection", record.connect),
+            (
+                "scratch",
+                f"{record.scratch}, {units.size(shown['scratch']['used_bytes'])} used"
+                + (f", {units.size(free)} free" if free is not None else ""),
+            ),
+            ("server", f"process {record.server.pid}" + (f", log {log}" if log else "")),
+        ]
+        disks = [
+            (d.name, units.size(d.size_bytes), d.format, d.origin, record.export_uri(d.name)) for d in snapshot.disks
+        ]
+        lines = [_table(facts), "", _table(disks, ("DISK", "SIZE", "FORMAT", "ORIGIN", "NBD"))]
+        return _text([*lines, *_left_out(record), *self._target_details(), *self._recipes()])
+
+    def _target_details(self) -> list[str]:
+        publication = self.record.publication
+        if not publication:
+            return []
+        lines = ["", _table([*luns.facts(publication, self._credentials, self.with_secret)]), ""]
+        lines.append(_table(luns.lun_rows(publication)))
+        if self.sessions is not None:
+            none = [("nobody is logged in",)]
+            lines += ["", _table(luns.session_rows(self.sessions) or none)]
+        return lines
+
+    def _recipes(self) -> list[str]:
+        publication, credentials = self.record.publication, self._credentials
+        if not publication or not credentials:
+            return []
+        return [*luns.recipes(publication, credentials, self.with_secret), ""]
 
 
 def _free_bytes(record: Record) -> int | None:
@@ -57,59 +154,26 @@ def _age(record: Record) -> str:
     return units.duration((datetime.now(UTC) - record.snapshot.created).total_seconds())
 
 
+def _left(record: Record) -> str:
+    assert record.expires
+    return units.duration((record.expires - datetime.now(UTC)).total_seconds())
+
+
 def _when(record: Record) -> str:
     return f"{record.snapshot.created.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def taken(record: Record, store: Store) -> str:
-    """What `take` prints when the view is readable."""
-    snapshot = record.snapshot
-    first = f"{snapshot.vm_name}: snapshot {snapshot.id} of {_when(record)}, mounted at {record.mountpoint}"
-    lines = [names.printable(first)]
-    rows = [("  " + disk.file, units.size(disk.size_bytes), disk.format, disk.origin) for disk in snapshot.disks]
-    lines.append(table((), rows).rstrip("\n"))
-    lines += _left_out(record)
-    lines.append(f"to end it: {names.command('snapmount', 'delete', snapshot.id)}")
-    return _text(lines)
-
-
-def listing(records: Sequence[Record], store: Store) -> str:
+def listing(snapshots: Iterable[Shown]) -> str:
     """What `list` prints: a row a snapshot."""
-    rows = [
-        (
-            record.id,
-            record.snapshot.vm_name,
-            _age(record),
-            record.mountpoint,
-            units.size(scratch.used_bytes(Path(record.scratch))),
-            _status(record, store.state(record)),
-        )
-        for record in records
-    ]
-    return table(("ID", "VM", "AGE", "MOUNTPOINT", "SCRATCH", "STATE"), rows)
+    return table(("ID", "VM", "AGE", "MOUNTPOINT", "ISCSI", "SCRATCH", "STATE"), [each.row() for each in snapshots])
 
 
-def details(record: Record, store: Store) -> str:
-    """What `show` prints: everything of one snapshot."""
-    snapshot, shown = record.snapshot, document(record, store)
-    free = shown["scratch"]["free_bytes"]
-    log = shown["server"]["log"]
-    facts = (
-        ("snapshot", f"{snapshot.id} of {snapshot.vm_name} (uuid {snapshot.vm_uuid})"),
-        ("state", _status(record, store.state(record))),
-        ("taken", f"{_when(record)}, {_age(record)} ago" + (", quiesced" if snapshot.quiesced else "")),
-        ("mounted at", record.mountpoint),
-        ("connection", record.connect),
-        (
-            "scratch",
-            f"{record.scratch}, {units.size(shown['scratch']['used_bytes'])} used"
-            + (f", {units.size(free)} free" if free is not None else ""),
-        ),
-        ("server", f"process {record.server.pid}" + (f", log {log}" if log else "")),
-    )
-    disks = [(d.name, units.size(d.size_bytes), d.format, d.origin, record.export_uri(d.name)) for d in snapshot.disks]
-    lines = [table((), facts).rstrip("\n"), "", table(("DISK", "SIZE", "FORMAT", "ORIGIN", "NBD"), disks).rstrip("\n")]
-    return _text([*lines, *_left_out(record)])
+def _table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
+    return table(header, rows).rstrip("\n")
+
+
+def _indented(rows: Iterable[Sequence[str]]) -> str:
+    return _table([("  " + first, *rest) for first, *rest in rows])
 
 
 def _left_out(record: Record) -> list[str]:

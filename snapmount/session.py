@@ -35,7 +35,7 @@ CHECK_S = 10.0
 
 
 @dataclass(frozen=True)
-class Luns:
+class LunRequest:
     """How the disks shall be published over iSCSI."""
 
     backend: str  # 'lio', 'tgt' or 'auto'
@@ -52,7 +52,7 @@ class Request:
     vm: str
     mountpoint: str | None
     connect: str
-    luns: Luns | None = None
+    luns: LunRequest | None = None
     expire_s: float | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -225,8 +225,6 @@ async def _judge_space(vm: str, parent: Path, sizes: list[tuple[int, int]]) -> s
 async def _make(request: Request, planned: _Plan, claim: Claim) -> None:
     """Make the scratch directory and start the job: the point in time."""
     domain, record = planned.domain, planned.record
-    if record.is_hidden:
-        Path(record.mountpoint).mkdir(mode=0o700)
     await scratch.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
     left_out = [each.name for each in record.snapshot.left_out]
     claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
@@ -258,7 +256,7 @@ def _tree(snapshot: Snapshot, images: Sequence[Image], planned: _Plan) -> Tree:
     return Tree(files, snapshot.created_ns, planned.user.uid, planned.user.gid)
 
 
-async def _publish(stack: AsyncExitStack, luns: Luns, backend: str, claim: Claim) -> None:
+async def _publish(stack: AsyncExitStack, luns: LunRequest, backend: str, claim: Claim) -> None:
     """Publish the mounted files as LUNs; they are withdrawn before the mount goes."""
     target = target_of(claim.record.snapshot, luns.portals, luns.initiators)
     credentials = iscsi.new_credentials(luns.secret, mutual=luns.mutual)

@@ -256,6 +256,8 @@ class Store:
         try:
             claim = Claim(self, record, _locked(directory / "lock", os.O_CREAT))
             claim.write()
+            if record.is_hidden:
+                self.hidden_mountpoint(record.id).mkdir(mode=0o700)
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             self.remove_if_empty()
@@ -321,7 +323,7 @@ class Claim:
         path = self.directory / name
         new = path.with_name(f"{name}.new")
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as f:
+        with os.fdopen(descriptor, "wb") as f:
             f.write(dump(document))
         new.replace(path)
 

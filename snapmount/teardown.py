@@ -1,7 +1,7 @@
 """Undoes a snapshot from its record: the one way in which a snapshot ends, whether its server ends it or has died.
 
-The order is that of use: no LUN rests on a mount that goes, nobody reads when the job ends (QEMU is spared clients that vanish in mid-request), nobody
-writes scratch files when they go, and the record goes last, when nothing is left.
+The order is that of use: no LUN rests on a mount that goes, nobody reads when the job ends (QEMU is spared clients that
+vanish in mid-request), nobody writes scratch files when they go, and the record goes last, when nothing is left.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ import re
 
 import pytest
 
-from snapmount import __version__, cli, errors
+from snapmount import __version__, arguments, cli, errors
 from snapmount.errors import SnapmountError, UsageError
 
 
 def documented_codes() -> list[int]:
-    return [int(code) for code in re.findall(r"^  (\d+)  \S", cli.EXIT_CODES, re.MULTILINE)]
+    return [int(code) for code in re.findall(r"^  (\d+)  \S", arguments.EXIT_CODES, re.MULTILINE)]
 
 
 def error_classes() -> list[type[SnapmountError]]:
@@ -24,14 +24,14 @@ def error_classes() -> list[type[SnapmountError]]:
 
 
 def test_take_is_meant_where_the_first_word_is_no_verb() -> None:
-    parsed = cli.parse(["vm1", "/mnt/snap"])
+    parsed = arguments.parse(["vm1", "/mnt/snap"])
     assert (parsed.vm, parsed.mountpoint) == ("vm1", "/mnt/snap")
-    assert parsed == cli.parse(["take", "vm1", "/mnt/snap"])
+    assert parsed == arguments.parse(["take", "vm1", "/mnt/snap"])
 
 
 def test_take_has_its_documented_defaults() -> None:
-    parsed = vars(cli.parse(["vm1", "/mnt/snap"]))
-    del parsed["command"]
+    parsed = vars(arguments.parse(["vm1", "/mnt/snap"]))
+    assert parsed.pop("verb") == "take"
     assert parsed == {
         "vm": "vm1",
         "mountpoint": "/mnt/snap",
@@ -41,6 +41,13 @@ def test_take_has_its_documented_defaults() -> None:
         "scratch_dir": None,
         "quiesce": False,
         "read_timeout": 30.0,
+        "iscsi": False,
+        "portal": [],
+        "initiator": [],
+        "mutual": False,
+        "secret_file": None,
+        "target": "auto",
+        "expire": None,
         "foreground": False,
         "json": False,
         "verbose": False,
@@ -61,7 +68,9 @@ def test_take_has_its_documented_defaults() -> None:
     ids=" ".join,
 )
 def test_options_may_stand_anywhere(argv: list[str]) -> None:
-    assert cli.parse(argv) == cli.parse(["take", "--json", "--disk", "vda", "-c", "qemu:///system", "vm1", "/mnt"])
+    assert arguments.parse(argv) == arguments.parse(
+        ["take", "--json", "--disk", "vda", "-c", "qemu:///system", "vm1", "/mnt"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,53 +84,53 @@ def test_options_may_stand_anywhere(argv: list[str]) -> None:
     ids=lambda argv: " ".join(argv),
 )
 def test_a_verb_may_stand_after_its_options(argv: list[str], same: list[str]) -> None:
-    parsed = cli.parse(argv)
-    assert parsed == cli.parse(same)
+    parsed = arguments.parse(argv)
+    assert parsed == arguments.parse(same)
     assert not hasattr(parsed, "vm"), "take was not meant"
 
 
 def test_each_verb_has_a_command_of_its_own() -> None:
     lines = (["vm1", "/mnt"], ["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"])
-    assert len({cli.parse(line).command for line in lines}) == len(lines)
+    assert {arguments.parse(line).verb for line in lines} == set(cli._COMMANDS)
 
 
 @pytest.mark.parametrize("option", ["--disk", "--exclude-disk", "--scratch-dir", "--connect", "-c"])
 def test_the_value_of_an_option_is_no_verb(option: str) -> None:
-    parsed = cli.parse([option, "list", "vm1", "/mnt"])
+    parsed = arguments.parse([option, "list", "vm1", "/mnt"])
     assert (parsed.vm, parsed.mountpoint) == ("vm1", "/mnt")
-    assert parsed == cli.parse(["take", "vm1", "/mnt", option, "list"])
+    assert parsed == arguments.parse(["take", "vm1", "/mnt", option, "list"])
 
 
 @pytest.mark.parametrize("vm", ["list", "delete", "take", "-v", "--json", "--help", "--"])
 def test_a_vm_may_have_any_name_after_two_dashes(vm: str) -> None:
     for argv in (["--", vm, "/mnt"], ["take", "--", vm, "/mnt"], ["-v", "--", vm, "/mnt"]):
-        parsed = cli.parse(argv)
+        parsed = arguments.parse(argv)
         assert (parsed.vm, parsed.mountpoint, parsed.json) == (vm, "/mnt", False)
 
 
 def test_a_vm_that_is_named_as_a_verb_may_stand_after_take() -> None:
-    assert cli.parse(["take", "list", "/mnt"]).vm == "list"
-    assert cli.parse(["take", "take", "/mnt"]).vm == "take"
+    assert arguments.parse(["take", "list", "/mnt"]).vm == "list"
+    assert arguments.parse(["take", "take", "/mnt"]).vm == "take"
 
 
 def test_snapshots_and_mountpoints_may_have_any_name_after_two_dashes() -> None:
-    assert cli.parse(["delete", "--", "-v", "list"]).snapshots == ["-v", "list"]
-    assert cli.parse(["show", "--", "--json"]).snapshot == "--json"
-    assert cli.parse(["umount", "--", "-mnt"]).mountpoint == "-mnt"
+    assert arguments.parse(["delete", "--", "-v", "list"]).snapshots == ["-v", "list"]
+    assert arguments.parse(["show", "--", "--json"]).snapshot == "--json"
+    assert arguments.parse(["umount", "--", "-mnt"]).mountpoint == "-mnt"
 
 
 def test_a_single_dash_is_a_name_like_another() -> None:
-    assert cli.parse(["-", "/mnt"]).vm == "-"
+    assert arguments.parse(["-", "/mnt"]).vm == "-"
 
 
 def test_disks_are_named_one_option_each() -> None:
-    parsed = cli.parse(["--disk", "vda", "vm1", "--disk=vdb", "/mnt", "--exclude-disk", "vdc"])
+    parsed = arguments.parse(["--disk", "vda", "vm1", "--disk=vdb", "/mnt", "--exclude-disk", "vdc"])
     assert (parsed.disk, parsed.exclude_disk) == (["vda", "vdb"], ["vdc"])
-    assert cli.parse(["vm1", "/mnt"]).disk == [], "nothing is kept from the last time"
+    assert arguments.parse(["vm1", "/mnt"]).disk == [], "nothing is kept from the last time"
 
 
 def test_more_than_one_snapshot_can_be_deleted() -> None:
-    assert cli.parse(["delete", "vm1", "3f2a91bc", "/mnt"]).snapshots == ["vm1", "3f2a91bc", "/mnt"]
+    assert arguments.parse(["delete", "vm1", "3f2a91bc", "/mnt"]).snapshots == ["vm1", "3f2a91bc", "/mnt"]
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
@@ -129,20 +138,20 @@ def test_more_than_one_snapshot_can_be_deleted() -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("5", 5.0), ("0.5", 0.5), ("1e3", 1000.0)])
 def test_a_read_timeout_is_a_positive_number_of_seconds(text: str, seconds: float) -> None:
-    assert cli.parse(["vm1", "/mnt", "--read-timeout", text]).read_timeout == seconds
-    assert cli.parse([f"--read-timeout={text}", "vm1", "/mnt"]).read_timeout == seconds
+    assert arguments.parse(["vm1", "/mnt", "--read-timeout", text]).read_timeout == seconds
+    assert arguments.parse([f"--read-timeout={text}", "vm1", "/mnt"]).read_timeout == seconds
 
 
 @pytest.mark.parametrize("text", ["0", "-0.0", "-5", "nan", "inf", "-inf", "1e999"])
 def test_no_other_number_is_a_read_timeout(text: str) -> None:
     with pytest.raises(UsageError, match=f"--read-timeout: {re.escape(text)} is not a positive number of seconds"):
-        cli.parse(["vm1", "/mnt", f"--read-timeout={text}"])
+        arguments.parse(["vm1", "/mnt", f"--read-timeout={text}"])
 
 
 @pytest.mark.parametrize("text", ["", "soon", "5s", "0x10"])
 def test_a_read_timeout_that_is_no_number_is_refused_with_its_value(text: str) -> None:
     with pytest.raises(UsageError, match=f"--read-timeout: .*{re.escape(text)}"):
-        cli.parse(["vm1", "/mnt", "--read-timeout", text])
+        arguments.parse(["vm1", "/mnt", "--read-timeout", text])
 
 
 # -- bad usage, help and exit codes ------------------------------------------------------------------------------------
@@ -152,8 +161,20 @@ def test_a_read_timeout_that_is_no_number_is_refused_with_its_value(text: str) -
     ("argv", "message", "remedy"),
     [
         (["vm1"], "MOUNTPOINT", "snapmount take --help"),
-        (["take"], "VM, MOUNTPOINT", "snapmount take --help"),
-        (["--"], "VM, MOUNTPOINT", "snapmount take --help"),
+        (["take"], "VM", "snapmount take --help"),
+        (["--"], "VM", "snapmount take --help"),
+        (["vm1", "/mnt", "--portal", "::1"], "--portal needs --iscsi", "snapmount take --help"),
+        (
+            ["vm1", "/mnt", "--initiator", "iqn.1993-08.org.debian:01:abc"],
+            "--initiator needs --iscsi",
+            "snapmount take --help",
+        ),
+        (["vm1", "/mnt", "--mutual"], "--mutual needs --iscsi", "snapmount take --help"),
+        (["vm1", "/mnt", "--secret-file", "f"], "--secret-file needs --iscsi", "snapmount take --help"),
+        (["vm1", "/mnt", "--target", "tgt"], "--target needs --iscsi", "snapmount take --help"),
+        (["--iscsi", "vm1", "--target", "scst"], "invalid choice: 'scst'", "snapmount take --help"),
+        (["vm1", "/mnt", "--expire", "soon"], "'soon' is no span of time", "snapmount take --help"),
+        (["vm1", "/mnt", "--expire", "0"], "'0' is not between a second", "snapmount take --help"),
         (["vm1", "/mnt", "more"], "unrecognized arguments: more", "snapmount --help"),
         (["vm1", "/mnt", "--no-such-option"], "unrecognized arguments: --no-such-option", "snapmount --help"),
         (["vm1", "/mnt", "--disk"], "--disk: expected one argument", "snapmount take --help"),
@@ -197,7 +218,7 @@ def test_help_tells_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[s
     assert caught.value.code == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert cli.EXIT_CODES in printed.out
+    assert arguments.EXIT_CODES in printed.out
     for verb in ("take", "list", "show", "delete", "umount"):
         assert re.search(rf"^    {verb} ", printed.out, re.MULTILINE), verb
 
@@ -228,10 +249,10 @@ def test_each_error_has_an_exit_code_of_its_own_and_each_code_is_documented() ->
 @pytest.mark.parametrize("text", ["", "soon", "5s", "0x10"])
 def test_a_read_timeout_that_is_no_number_is_explained_without_names_of_our_code(text: str) -> None:
     with pytest.raises(UsageError, match=r"--read-timeout: .*is not a positive number of seconds"):
-        cli.parse(["vm1", "/mnt", "--read-timeout", text])
+        arguments.parse(["vm1", "/mnt", "--read-timeout", text])
 
 
 def test_an_option_must_be_written_in_full() -> None:
     """An abbreviation's value could be taken for the verb."""
     with pytest.raises(UsageError, match="unrecognized arguments: --scratch"):
-        cli.parse(["--scratch", "list", "vm1", "/mnt"])
+        arguments.parse(["--scratch", "list", "vm1", "/mnt"])

@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from snapmount import __version__, cli
+from snapmount import __version__, arguments
 from snapmount.state import State
 
 ROOT = Path(__file__).parents[1]
@@ -15,7 +15,7 @@ MAN = (ROOT / "contrib" / "snapmount.1").read_text().replace("\\-", "-")
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    return dict(cli._parser()[1])
+    return dict(arguments._parser()[1])
 
 
 def test_the_man_page_tells_of_every_option() -> None:
@@ -40,7 +40,7 @@ def test_readme_and_man_page_tell_of_every_verb() -> None:
 def test_the_man_page_tells_of_every_state_and_exit_code() -> None:
     for state in State:
         assert f"\n.B {state.value}\n" in MAN
-    codes = re.findall(r"^  (\d+)  ", cli.EXIT_CODES, re.MULTILINE)
+    codes = re.findall(r"^  (\d+)  ", arguments.EXIT_CODES, re.MULTILINE)
     section = MAN[MAN.index('.SH "EXIT STATUS"') :]
     for code in codes:
         assert f"\n.B {code}\n" in section

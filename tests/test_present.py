@@ -10,6 +10,7 @@ from .test_state import a_record, a_snapshot, store  # noqa: F401
 
 def test_what_take_says_cannot_steer_the_terminal(store: Store) -> None:  # noqa: F811
     record = store.claim(a_record(a_snapshot(vm="vm\x9b2J\u202e"), "/mnt/\x1b[2J")).record
-    for text in (present.taken(record, store), present.details(record, store), present.listing([record], store)):
+    shown = present.Shown(record, store)
+    for text in (shown.taken(), shown.details(), present.listing([shown])):
         assert all(line.isprintable() for line in text.splitlines())
         assert "\x1b" not in text

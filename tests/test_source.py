@@ -204,7 +204,7 @@ def test_the_errors_rest_on_nothing() -> None:
         ("libvirt", "snapmount.hypervisor"),
         ("pyfuse3", "snapmount.publish.fuse"),
         ("nbd", "snapmount.nbd"),
-        ("argparse", "snapmount.cli"),
+        ("argparse", "snapmount.arguments"),
     ],
 )
 def test_a_library_is_imported_in_one_place(library: str, only: str) -> None:

@@ -1,0 +1,214 @@
+"""The grammar of the command line: verbs, options, exit codes.  It parses words, and looks at nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from typing import Any, NoReturn
+
+from . import __version__
+from .core import units
+from .errors import UsageError
+
+EXIT_CODES = """\
+exit codes:
+  0  done
+  1  an internal error
+  2  the command line makes no sense
+  3  no such VM, disk, snapshot or mountpoint
+  4  its state forbids it: the VM is shut off, a backup job runs, the mountpoint or a LUN is in use
+  5  the scratch directory is too small, or QEMU cannot use it
+  6  libvirt or QEMU does not answer, or refuses
+  7  the host or the guest lacks something: /dev/fuse, an iSCSI target, the guest agent
+  8  something could not be undone; the record is kept for another `snapmount delete`
+  130  interrupted before the view was ready; all was undone
+"""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments, of which the first word that is no option is the verb, or else the VM of a `take`."""
+    parser, verbs = _parser()
+    arguments = parser.parse_args(_in_order(argv, verbs))
+    if arguments.verb == "take" and not arguments.iscsi:
+        _check_without_iscsi(arguments)
+    return arguments
+
+
+def _check_without_iscsi(arguments: argparse.Namespace) -> None:
+    given = {
+        "--portal": arguments.portal,
+        "--initiator": arguments.initiator,
+        "--mutual": arguments.mutual,
+        "--secret-file": arguments.secret_file,
+        "--target": arguments.target != "auto",
+    }
+    for option, value in given.items():
+        if value:
+            raise UsageError(f"{option} needs --iscsi", "snapmount take --help")
+    if arguments.mountpoint is None:
+        raise UsageError("a MOUNTPOINT is missing, or --iscsi", "snapmount take --help")
+
+
+def _in_order(argv: list[str], verbs: dict[str, _Parser]) -> list[str]:
+    """The verb, or `take`, then the options, which may have stood anywhere, then the other words."""
+    with_value = {
+        option
+        for verb in verbs.values()
+        for action in verb._actions
+        if action.nargs != 0
+        for option in action.option_strings
+    }
+    options: list[str] = []
+    words: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        if word == "--":
+            break
+        if word in with_value:
+            options += [word, *itertools.islice(rest, 1)]
+        elif word.startswith("-") and word != "-":
+            options.append(word)
+        else:
+            words.append(word)
+    else:
+        if not words:  # no verb, no VM
+            if argv and not any(option in ("-h", "--help", "--version") for option in options):
+                raise UsageError("a VM or a verb is missing", "snapmount --help")
+            return argv or ["--help"]
+    verb = words.pop(0) if words and words[0] in verbs else "take"
+    words += rest
+    lacks_value = options[-1:] == argv[-1:] and argv[-1] in with_value
+    if lacks_value or any(word.startswith("-") for word in words):
+        words.insert(0, "--")
+    return [verb, *options, *words]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains as the rest of the command does, and takes no abbreviations, which could be taken for other words."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help")
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
+        prog="snapmount",
+        usage="snapmount [OPTION...] VM MOUNTPOINT\n       snapmount --iscsi [OPTION...] VM [MOUNTPOINT]\n"
+        "       snapmount VERB [OPTION...] [ARGUMENT...]",
+        description="Show the disks of a running VM, as they are at this moment, as read-only image files or iSCSI "
+        "LUNs. The guest goes on writing.",
+        epilog=f"`snapmount VERB --help` tells the options of a verb.\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"snapmount {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, prog="snapmount")
+    acting = _Parser(add_help=False)
+    acting.add_argument("-v", "--verbose", action="store_true", help="tell what is being done")
+    printing = _Parser(add_help=False)
+    printing.add_argument("--json", action="store_true", help="print JSON")
+    _add_take(verbs, [acting, printing])
+
+    added = verbs.add_parser("list", parents=[printing], help="list the active snapshots")
+    added.set_defaults(verb="list")
+
+    added = verbs.add_parser("show", parents=[printing], help="show all of one snapshot")
+    added.add_argument("snapshot", metavar="SNAPSHOT", help="its id, its VM's name, or its mountpoint")
+    added.add_argument("--show-secret", action="store_true", help="show the secret of its iSCSI target too")
+    added.set_defaults(verb="show")
+
+    ending = _Parser(add_help=False, parents=[acting])
+    ending.add_argument("-f", "--force", action="store_true", help="also where iSCSI initiators are logged in")
+    added = verbs.add_parser("delete", parents=[ending], help="end snapshots and remove all that belongs to them")
+    added.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="its id, its VM's name, or its mountpoint")
+    added.set_defaults(verb="delete")
+
+    added = verbs.add_parser("umount", parents=[ending], help="the same, by the mountpoint")
+    added.add_argument("mountpoint", metavar="MOUNTPOINT")
+    added.set_defaults(verb="umount")
+    return parser, verbs.choices
+
+
+def _add_take(verbs: Any, parents: list[_Parser]) -> None:
+    take = verbs.add_parser(
+        "take",
+        parents=parents,
+        help="take a snapshot of a running VM and mount or publish it; the word may be left out",
+        description="Take a snapshot of a running VM and mount it, publish it over iSCSI, or both. Returns when the "
+        "view is readable; a background process serves it.",
+    )
+    take.add_argument("vm", metavar="VM", help="name or uuid of a running VM")
+    take.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?", help="an empty directory; with --iscsi optional")
+    take.add_argument("-c", "--connect", metavar="URI", help="libvirt connection (default: as virsh)")
+    take.add_argument(
+        "--disk", metavar="NAME", action="append", default=[], help="only this disk, such as vda (repeatable)"
+    )
+    take.add_argument(
+        "--exclude-disk", metavar="NAME", action="append", default=[], help="all but this disk (repeatable)"
+    )
+    take.add_argument("--scratch-dir", metavar="DIR", help="where QEMU keeps what the guest overwrites")
+    take.add_argument(
+        "--quiesce", action="store_true", help="freeze the guest's file systems at that moment (guest agent)"
+    )
+    take.add_argument(
+        "--read-timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=30.0,
+        help="a read that QEMU does not answer fails then (default: 30)",
+    )
+    take.add_argument(
+        "--foreground", action="store_true", help="serve the view in this process, until Ctrl-C or an unmount"
+    )
+    take.add_argument(
+        "--expire", metavar="TIME", type=_duration, help="end the snapshot after this time: 90s, 15m, 2h, 1d"
+    )
+    _add_iscsi(take)
+    take.set_defaults(verb="take")
+
+
+def _add_iscsi(take: argparse.ArgumentParser) -> None:
+    group = take.add_argument_group("iSCSI")
+    group.add_argument("--iscsi", action="store_true", help="publish the disks as read-only LUNs")
+    group.add_argument(
+        "--portal",
+        metavar="ADDR[:PORT]",
+        action="append",
+        default=[],
+        help="where to listen (repeatable; default: 127.0.0.1:3260)",
+    )
+    group.add_argument(
+        "--initiator", metavar="IQN", action="append", default=[], help="admit only this initiator (repeatable)"
+    )
+    group.add_argument("--mutual", action="store_true", help="mutual CHAP: the target proves itself too")
+    group.add_argument(
+        "--secret-file",
+        metavar="FILE",
+        help="the CHAP secret, 12 to 16 characters on the first line (- for standard input; default: a random one)",
+    )
+    group.add_argument(
+        "--target",
+        choices=["auto", "lio", "tgt"],
+        default="auto",
+        help="the target software: the kernel's, or tgtd (default: the first that works)",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def _duration(text: str) -> float:
+    try:
+        return units.parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
