@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHECK_S = 10.0
+THIN_MAX_EXTENTS = 1000
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ async def _live(request: Request, store: Store, reporter: Reporter, ready: trio.
         tree = _tree(claim.record.snapshot, images, planned)
         view = await stack.enter_async_context(fuse.mounted(tree, claim.record.mountpoint, claim.record.mount_source))
         if request.luns:
-            await _publish(stack, request.luns, backend, claim)
+            await _publish(stack, request.luns, backend, claim, images)
         claim.update(state=State.ACTIVE, expires=_expiry(request))
         ready.set()
         reporter.ready(claim.record)
@@ -256,9 +257,12 @@ def _tree(snapshot: Snapshot, images: Sequence[Image], planned: _Plan) -> Tree:
     return Tree(files, snapshot.created_ns, planned.user.uid, planned.user.gid)
 
 
-async def _publish(stack: AsyncExitStack, luns: LunRequest, backend: str, claim: Claim) -> None:
+async def _publish(
+    stack: AsyncExitStack, luns: LunRequest, backend: str, claim: Claim, images: Sequence[Image]
+) -> None:
     """Publish the mounted files as LUNs; they are withdrawn before the mount goes."""
-    target = target_of(claim.record.snapshot, luns.portals, luns.initiators)
+    thin = [image.name for image in images if await _is_simple(image)]
+    target = target_of(claim.record.snapshot, luns.portals, luns.initiators, thin)
     credentials = iscsi.new_credentials(luns.secret, mutual=luns.mutual)
     claim.write_credentials(credentials)
     claim.update(publication=Publication(backend, target))
@@ -266,6 +270,11 @@ async def _publish(stack: AsyncExitStack, luns: LunRequest, backend: str, claim:
     files = [f"{claim.record.mountpoint}/{disk.file}" for disk in claim.record.snapshot.disks]
     await iscsi.publish(backend, claim.directory, target, files, credentials)
     log.info("published by %s as %s at %s", backend, target.iqn, ", ".join(map(str, target.portals)))
+
+
+async def _is_simple(image: Image) -> bool:
+    """Whether initiators may ask for its holes: each time tgtd looks for all of them, to the end of the disk."""
+    return await image.allocated_bytes() is not None and len(await image.extents()) <= THIN_MAX_EXTENTS
 
 
 async def _withdraw_first(claim: Claim) -> None:

@@ -43,8 +43,8 @@ STRANGER = "iqn.2024-08.internal.snapmount.tests:stranger"
 CREDENTIALS = Credentials("snapshot", "s3cret,=:with+it")
 MUTUAL = replace(CREDENTIALS, mutual_user="target", mutual_secret="proof,of+target")
 LUNS = (
-    Lun(1, "vda", SIZE, "5eda" * 8, "vm1-vda"),
-    Lun(2, "vdb", SIZE, "5edb" * 8, "vm1-vdb"),
+    Lun(1, "vda", SIZE, "5eda" * 8, "vm1-vda", True),
+    Lun(2, "vdb", SIZE, "5edb" * 8, "vm1-vdb", True),
 )
 NEEDS = {"tgtd": "tgt", "iscsi-inq": "libiscsi-bin", "iscsi-test-cu": "libiscsi-bin", "qemu-img": "qemu-utils"}
 TOOL_S = 60

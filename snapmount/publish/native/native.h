@@ -2,7 +2,7 @@
  *
  * lseek.c    the FUSE operation that pyfuse3 has not
  * session.c  receives all requests in a thread; those that reads.c does not answer go to pyfuse3
- * reads.c    answers reads of disks from their NBD connections
+ * reads.c    answers reads of disks from their NBD connections, and seeks from their extents
  */
 
 #ifndef SNAPMOUNT_NATIVE_H
@@ -38,6 +38,7 @@ void session_unlock(void);
 /* Of reads.c, for session.c, which holds the lock. */
 struct connection;
 bool reads_begin(const char *request, size_t size);
+bool reads_seek(const char *request, size_t size);
 bool reads_has(uint64_t unique);
 void reads_take(struct connection *connection);
 bool reads_check_deadlines(void);

@@ -1,4 +1,4 @@
-/* Answers reads of disks from NBD connections.
+/* Answers reads of disks from NBD connections, and seeks from the extents.
  *
  * What meets anything out of the ordinary, an error, a connection that ends, no room, is handed over to Python, which
  * tries it again and says what is wrong.
@@ -249,6 +249,28 @@ static uint64_t data_end(const struct file *file, size_t *extent, uint64_t offse
         offset = hole_end;
         *extent = next;
     }
+}
+
+/* SEEK_DATA and SEEK_HOLE, lseek(2).  False where Python shall answer. */
+bool reads_seek(const char *raw, size_t size)
+{
+    struct fuse_in_header header;
+    struct fuse_lseek_in seek;
+    if (size != sizeof header + sizeof seek)
+        return false;
+    memcpy(&header, raw, sizeof header);
+    memcpy(&seek, raw + sizeof header, sizeof seek);
+    struct file *file = file_of(header.nodeid);
+    if (!file || (seek.whence != SEEK_DATA && seek.whence != SEEK_HOLE) || seek.offset >= file->size)
+        return false;
+    bool for_data = seek.whence == SEEK_DATA;
+    size_t extent = extent_at(file, seek.offset);
+    struct fuse_lseek_out found = {.offset = run_end(file, &extent, seek.offset, file->size, for_data)};
+    if (for_data && found.offset == file->size)
+        session_answer(header.unique, ENXIO, NULL, 0);
+    else /* there is a hole at the end of every file */
+        session_answer(header.unique, 0, &found, sizeof found);
+    return true;
 }
 
 /* Divide [offset, end) into parts to ask for, and fill in what is zero; how many parts. */

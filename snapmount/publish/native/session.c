@@ -104,6 +104,8 @@ static bool settle(const char *request, size_t size)
     const struct fuse_interrupt_in *interrupt = (const void *)(header + 1);
     if (header->opcode == FUSE_READ)
         return reads_begin(request, size);
+    if (header->opcode == FUSE_LSEEK)
+        return reads_seek(request, size);
     /* a read that is under way goes on; pyfuse3 does not know of it */
     return header->opcode == FUSE_INTERRUPT && size == sizeof *header + sizeof *interrupt &&
            reads_has(interrupt->unique);
