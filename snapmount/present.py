@@ -61,9 +61,7 @@ class Shown:
     def taken(self) -> str:
         """What `take` prints when the view is readable."""
         record, snapshot = self.record, self.record.snapshot
-        where = [] if record.is_hidden else [f"mounted at {record.mountpoint}"]
-        where += [f"published over iSCSI by {record.publication.backend}"] if record.publication else []
-        first = f"{snapshot.vm_name}: snapshot {snapshot.id} of {_when(record)}, {' and '.join(where)}"
+        first = f"{snapshot.vm_name}: snapshot {snapshot.id} of {_when(record)}, {record.whereabouts}"
         lines = [names.printable(first)]
         if not record.is_hidden:
             rows = [

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHECK_S = 10.0
-THIN_MAX_EXTENTS = 1000
+LUN_EXTENTS = 256  # tgtd looks for all holes of a disk each time that an initiator asks for one
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ async def _live(request: Request, store: Store, reporter: Reporter, ready: trio.
             reporter.claimed(claim.record)
             await _make(request, planned, claim)
         images = await _connect(stack, request, claim)
-        tree = _tree(claim.record.snapshot, images, planned)
+        tree = _tree(claim.record.snapshot, images, planned, with_luns=request.luns is not None)
         view = await stack.enter_async_context(fuse.mounted(tree, claim.record.mountpoint, claim.record.mount_source))
         if request.luns:
-            await _publish(stack, request.luns, backend, claim, images)
+            await _publish(stack, request.luns, backend, claim)
         claim.update(state=State.ACTIVE, expires=_expiry(request))
         ready.set()
         reporter.ready(claim.record)
@@ -208,7 +208,7 @@ async def _check_state(domain: hypervisor.Domain, store: Store) -> None:
     for record in store.load_all()[0]:
         if record.socket == socket:
             raise StateError(
-                f"{domain.name} has a snapshot already: {record.id}, mounted at {record.mountpoint}",
+                f"{domain.name} has a snapshot already: {record.id}, {record.whereabouts}",
                 names.command("snapmount", "delete", record.id),
             )
     raise StateError(
@@ -248,33 +248,28 @@ async def _connect(stack: AsyncExitStack, request: Request, claim: Claim) -> lis
     return images
 
 
-def _tree(snapshot: Snapshot, images: Sequence[Image], planned: _Plan) -> Tree:
-    """Lay out what the mount will hold."""
+def _tree(snapshot: Snapshot, images: Sequence[Image], planned: _Plan, *, with_luns: bool) -> Tree:
+    """Lay out what the mount will hold; what backs LUNs is not listed."""
     files = [File(disk.file, RawImage(image)) for disk, image in zip(snapshot.disks, images, strict=True)]
     files += [File(f"{image.name}.map", MapText(image)) for image in images]
     files.append(File("domain.xml", Constant(planned.xml.encode("utf-8", "surrogateescape"))))
     files.append(File("snapshot.json", Constant(dump(snapshot.document()))))
+    if with_luns:
+        shown = zip(snapshot.disks, images, strict=True)
+        files += [File(_lun_file(disk), RawImage(image, LUN_EXTENTS), is_listed=False) for disk, image in shown]
     return Tree(files, snapshot.created_ns, planned.user.uid, planned.user.gid)
 
 
-async def _publish(
-    stack: AsyncExitStack, luns: LunRequest, backend: str, claim: Claim, images: Sequence[Image]
-) -> None:
+async def _publish(stack: AsyncExitStack, luns: LunRequest, backend: str, claim: Claim) -> None:
     """Publish the mounted files as LUNs; they are withdrawn before the mount goes."""
-    thin = [image.name for image in images if await _is_simple(image)]
-    target = target_of(claim.record.snapshot, luns.portals, luns.initiators, thin)
+    target = target_of(claim.record.snapshot, luns.portals, luns.initiators)
     credentials = iscsi.new_credentials(luns.secret, mutual=luns.mutual)
     claim.write_credentials(credentials)
     claim.update(publication=Publication(backend, target))
     stack.push_async_callback(_withdraw_first, claim)
-    files = [f"{claim.record.mountpoint}/{disk.file}" for disk in claim.record.snapshot.disks]
+    files = [f"{claim.record.mountpoint}/{_lun_file(disk)}" for disk in claim.record.snapshot.disks]
     await iscsi.publish(backend, claim.directory, target, files, credentials)
     log.info("published by %s as %s at %s", backend, target.iqn, ", ".join(map(str, target.portals)))
-
-
-async def _is_simple(image: Image) -> bool:
-    """Whether initiators may ask for its holes: each time tgtd looks for all of them, to the end of the disk."""
-    return await image.allocated_bytes() is not None and len(await image.extents()) <= THIN_MAX_EXTENTS
 
 
 async def _withdraw_first(claim: Claim) -> None:
@@ -283,6 +278,10 @@ async def _withdraw_first(claim: Claim) -> None:
             await withdraw(claim)
         except SnapmountError as error:
             log.warning("%s", error.message)  # tear_down() tries again, when nobody can read any more, and tells
+
+
+def _lun_file(disk: Disk) -> str:
+    return f".{disk.name}.lun"
 
 
 async def _serve(view: fuse.View, images: Sequence[nbd.NbdImage], claim: Claim) -> None:

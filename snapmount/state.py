@@ -94,6 +94,13 @@ class Record:
     def id(self) -> str:
         return self.snapshot.id
 
+    @property
+    def whereabouts(self) -> str:
+        """Where the view is, in words that follow a comma."""
+        where = [] if self.is_hidden else [f"mounted at {self.mountpoint}"]
+        where += [f"published over iSCSI by {self.publication.backend}"] if self.publication else []
+        return " and ".join(where) or "not shown yet"
+
     def export_uri(self, disk: str) -> str:
         """The NBD URI of a disk's export (NBD URI specification, "nbd+unix")."""
         return f"nbd+unix:///{disk}?socket={self.socket}"

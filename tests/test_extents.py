@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount.core.extents import HOLE, ZERO, ExtentMap, agreed, json_map, json_map_size, seek_data, seek_hole
+from snapmount.core.extents import HOLE, ZERO, ExtentMap, agreed, coarse, json_map, json_map_size, seek_data, seek_hole
 
 from .strategies import PROPERTY
 
@@ -51,6 +51,21 @@ def test_a_part_is_cut_out_exactly(parts: list[tuple[int, int]], data: st.DataOb
     if start < stop:
         assert extents.find(start).flags == flags[start]
         assert extents.find(start).start == start
+
+
+@PROPERTY
+@given(runs, st.integers(1, 9))
+def test_a_coarse_map_has_only_the_largest_holes(parts: list[tuple[int, int]], most: int) -> None:
+    exact = extent_map(parts)
+    simplified = coarse(exact, most)
+    assert len(simplified) <= max(most, 1)
+    assert simplified.end == exact.end
+    zero, kept = ([each.is_zero for each in m for _ in range(each.length)] for m in (exact, simplified))
+    assert all(was for was, still in zip(zero, kept, strict=True) if still), "no data counts as a hole"
+    dropped = [each.length for each in exact if each.is_zero and not kept[each.start]]
+    assert all(each.length >= max(dropped, default=0) for each in exact if each.is_zero and kept[each.start])
+    if len(exact) <= most:
+        assert simplified is exact
 
 
 @PROPERTY

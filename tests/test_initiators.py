@@ -26,7 +26,7 @@ from .strategies import PROPERTY
 ONE_WAY = Credentials("snapshot", "it's$e`cret,\"1")
 MUTUAL = replace(ONE_WAY, mutual_user="target", mutual_secret="o'ther\\se=ret")
 LUNS = tuple(
-    Lun(number, disk, 1 << 30, f"{number:032x}", f"vm1-{disk}", False) for number, disk in enumerate(("vda", "vdb"), 1)
+    Lun(number, disk, 1 << 30, f"{number:032x}", f"vm1-{disk}") for number, disk in enumerate(("vda", "vdb"), 1)
 )
 TARGET = Target("iqn.2024-08.internal.snapmount:vm1.0123abcd", (Portal("192.0.2.7", 3261),), LUNS, ())
 ADMITTED = replace(TARGET, initiators=("iqn.1993-08.org.debian:01:abc",))

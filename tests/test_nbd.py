@@ -479,6 +479,7 @@ async def test_connections_that_read_past_python_end_with_the_image(serving: Ser
         direct = await image.direct()
         assert len(direct.sockets) == nbd.DIRECT_CONNECTIONS
         assert direct.deadline_s == READ_S
+        assert not set(direct.sockets) & set((await image.direct()).sockets), "each has them for itself"
         kept = os.dup(direct.sockets[0])
     with socket.socket(fileno=kept) as connection:
         assert connection.recv(1) == b""

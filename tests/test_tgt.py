@@ -32,42 +32,30 @@ from snapmount.errors import LeftoverError, MissingError, SnapmountError, StateE
 from snapmount.publish import iscsi
 from snapmount.publish.iscsi import tgt
 
+from .rig.libiscsi import (
+    ALSO_ME,
+    ME,
+    SUITES,
+    TOOL_S,
+    conforms,
+    free_port,
+    logs_in,
+    output,
+    run,
+    skip_where_missing,
+)
 from .rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
 MIB = 1 << 20
 SIZE = 16 * MIB
-ME = "iqn.2024-08.internal.snapmount.tests:me"
-ALSO_ME = "iqn.2024-08.internal.snapmount.tests:also-me"
 STRANGER = "iqn.2024-08.internal.snapmount.tests:stranger"
 CREDENTIALS = Credentials("snapshot", "s3cret,=:with+it")
 MUTUAL = replace(CREDENTIALS, mutual_user="target", mutual_secret="proof,of+target")
 LUNS = (
-    Lun(1, "vda", SIZE, "5eda" * 8, "vm1-vda", True),
-    Lun(2, "vdb", SIZE, "5edb" * 8, "vm1-vdb", True),
+    Lun(1, "vda", SIZE, "5eda" * 8, "vm1-vda"),
+    Lun(2, "vdb", SIZE, "5edb" * 8, "vm1-vdb"),
 )
-NEEDS = {"tgtd": "tgt", "iscsi-inq": "libiscsi-bin", "iscsi-test-cu": "libiscsi-bin", "qemu-img": "qemu-utils"}
-TOOL_S = 60
-
-# What must pass on a LUN that is read-only, and, where the suite leaves out some of its tests, the reason it gives.
-SUITES = {
-    "ALL.ReadOnly": "COMPAREANDWRITE is not implemented",
-    "ALL.Inquiry": None,
-    "ALL.Mandatory": None,
-    "ALL.ModeSense6": None,
-    "ALL.Read6": None,
-    "ALL.Read10": None,
-    "ALL.Read12": None,
-    "ALL.Read16": None,
-    "ALL.ReadCapacity10": None,
-    "ALL.ReadCapacity16": None,
-    "ALL.TestUnitReady": None,
-    "ALL.ReportSupportedOpcodes": "REPORT_SUPPORTED_OPCODES is not implemented",
-    "ALL.StartStopUnit": "Media is not removable",
-    "ALL.PreventAllow": "Logical unit is not removable",
-    "iSCSI.iSCSIcmdsn": None,
-    "iSCSI.iSCSIdatasn": None,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,9 +63,7 @@ def tools() -> None:
     """What the host must have."""
     if os.geteuid() != 0:
         pytest.skip("needs root: the tests mount")
-    for program, package in NEEDS.items():
-        if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin"):
-            pytest.skip(f"this host lacks {program} ({package}): run contrib/setup --test")
+    skip_where_missing()
 
 
 @pytest.fixture
@@ -192,36 +178,8 @@ def tgtds(directory: Path) -> list[int]:
     return found
 
 
-def free_port(address: str = "127.0.0.1") -> int:
-    """A port that nobody listens at, below those that the kernel gives to clients meanwhile."""
-    while True:
-        port = random.randrange(20000, 32768)
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with contextlib.suppress(OSError), socket.socket(family) as probe:
-            probe.bind((address, port))
-            return port
-
-
 def listens_at(port: int) -> bool:
     return bool(subprocess.run(["ss", "-Htln", f"sport = :{port}"], capture_output=True, text=True).stdout)
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=TOOL_S, stdin=subprocess.DEVNULL)
-
-
-def output(*command: str) -> str:
-    """What the program prints; it must succeed."""
-    done = run(*command)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def logs_in(url: str, initiator: str = ME) -> bool:
-    done = run("iscsi-inq", "-i", initiator, url)
-    assert (done.returncode == 0) == ("CONNECTED" in done.stdout)
-    assert done.returncode == 0 or "Log" in done.stdout + done.stderr, done
-    return done.returncode == 0
 
 
 # -- what initiators see -----------------------------------------------------------------------------------------------
@@ -229,15 +187,7 @@ def logs_in(url: str, initiator: str = ME) -> bool:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_conformance_suite_passes(view: Published, suite: str) -> None:
-    """Exit code 0 also means skipped, so what it prints counts."""
-    printed = output("iscsi-test-cu", "-d", "-n", "-i", ME, "-I", ALSO_ME, "-t", suite, view.url())
-    counts = re.search(r"^ +tests +(\d+) +(\d+) +(\d+) +(\d+) ", printed, re.MULTILINE)
-    assert counts, printed
-    total, ran, passed, failed = map(int, counts.groups())
-    assert total == ran == passed > failed == 0, printed
-    skipped = [line for line in printed.splitlines() if "[SKIPPED]" in line]
-    assert bool(skipped) == (SUITES[suite] is not None)
-    assert all(str(SUITES[suite]) in line for line in skipped)
+    conforms(suite, view.url())
 
 
 def test_each_lun_has_the_bytes_of_its_disk(view: Published, tmp_path: Path) -> None:

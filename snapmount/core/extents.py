@@ -5,6 +5,8 @@ Kept as two flat arrays, nine bytes an extent, so that a disk with a million ext
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -107,6 +109,23 @@ def agreed(first: ExtentMap, second: ExtentMap) -> ExtentMap:
         for part in second.between(extent.start, extent.end):
             both.append(part.length, extent.flags & part.flags)
     return both
+
+
+def coarse(extents: ExtentMap, most: int) -> ExtentMap:
+    """The same disk with `most` extents at most: all but its largest holes count as data."""
+    if len(extents) <= most:
+        return extents
+    starts, flags = extents.arrays()
+    ends = itertools.chain(starts[1:], [extents.end])
+    holes = ((end - start, start) for start, end, flag in zip(starts, ends, flags, strict=True) if flag & ZERO)
+    simplified = ExtentMap()
+    for length, start in sorted(heapq.nlargest((most - 1) // 2, holes), key=lambda hole: hole[1]):
+        if start > simplified.end:
+            simplified.append(start - simplified.end, 0)
+        simplified.append(length, HOLE | ZERO)
+    if extents.end > simplified.end:
+        simplified.append(extents.end - simplified.end, 0)
+    return simplified
 
 
 def seek_data(extents: ExtentMap, offset: int) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -75,7 +75,6 @@ class Lun:
     size_bytes: int
     serial: str  # 32 hexadecimal digits, the same for each publication of this disk of this snapshot
     product: str  # ASCII, 16 bytes at most: 'vm1-vda'
-    is_thin: bool  # whether initiators may ask for its holes (GET LBA STATUS), where the target software can tell
     vendor: str = VENDOR
 
 
@@ -100,7 +99,7 @@ class Target:
 
     def document(self) -> dict[str, Any]:
         """As JSON: {"iqn", "portals": [{"address", "port"}], "luns": [{"number", "disk", "size_bytes", "serial",
-        "product", "is_thin", "vendor"}], "initiators": [IQN]}.
+        "product", "vendor"}], "initiators": [IQN]}.
         """
         return asdict(self)
 
@@ -124,19 +123,10 @@ class Session:
     bytes_read: int | None  # since it logged in; None where the target software does not count
 
 
-def target_of(
-    snapshot: Snapshot, portals: tuple[Portal, ...], initiators: tuple[str, ...], thin: Collection[str]
-) -> Target:
-    """The target of a snapshot: one LUN a disk, in the disks' order, numbered from 1 on; `thin` names disks."""
+def target_of(snapshot: Snapshot, portals: tuple[Portal, ...], initiators: tuple[str, ...]) -> Target:
+    """The target of a snapshot: one LUN a disk, in the disks' order, numbered from 1 on."""
     luns = tuple(
-        Lun(
-            number,
-            disk.name,
-            disk.size_bytes,
-            _serial(snapshot, disk.name),
-            _product(snapshot.vm_name, disk.name),
-            disk.name in thin,
-        )
+        Lun(number, disk.name, disk.size_bytes, _serial(snapshot, disk.name), _product(snapshot.vm_name, disk.name))
         for number, disk in enumerate(snapshot.disks, FIRST_LUN)
     )
     return Target(_iqn(snapshot), portals, luns, initiators)

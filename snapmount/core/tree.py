@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from .extents import ExtentMap, json_map, json_map_size
+from .extents import ExtentMap, coarse, json_map, json_map_size
 from .image import Direct, Image
 
 ROOT_INODE = 1
@@ -70,10 +70,12 @@ class Constant:
 
 
 class RawImage:
-    """A disk, byte for byte."""
+    """A disk, byte for byte; where `most_extents` is given, only its largest holes are told of."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, most_extents: int | None = None) -> None:
         self._image = image
+        self._most_extents = most_extents
+        self._extents: ExtentMap | None = None
 
     async def sizes(self) -> Sizes:
         size = self._image.size_bytes
@@ -87,7 +89,10 @@ class RawImage:
         return self._image.size_bytes
 
     async def extents(self) -> ExtentMap:
-        return await self._image.extents()
+        if self._extents is None:
+            extents = await self._image.extents()
+            self._extents = extents if self._most_extents is None else coarse(extents, self._most_extents)
+        return self._extents
 
     async def direct(self) -> Direct | None:
         return await self._image.direct()
@@ -134,6 +139,7 @@ class File:
 
     name: str
     content: Content
+    is_listed: bool = True  # whether a listing of the directory tells of it
 
 
 @dataclass(frozen=True)

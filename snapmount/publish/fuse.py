@@ -129,8 +129,11 @@ class Operations(pyfuse3.Operations):
     @_translated
     async def readdir(self, _handle: int, start: int, token: Any) -> None:
         for inode in self._tree.inodes()[start:]:
-            name = os.fsencode(self._tree.file(inode).name)
-            if not pyfuse3.readdir_reply(token, name, await self._entry(inode), inode - ROOT_INODE):
+            file = self._tree.file(inode)
+            place = inode - ROOT_INODE
+            if file.is_listed and not pyfuse3.readdir_reply(
+                token, os.fsencode(file.name), await self._entry(inode), place
+            ):
                 break
 
     @_translated

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 RUNTIME = Path("/run/snapmount")
@@ -12,9 +15,28 @@ SOCKETS = Path("/var/lib/libvirt/qemu")
 
 def found() -> list[str]:
     """All traces of snapshots on this host, in words."""
-    traces = [f"mount: {line}" for line in Path("/proc/mounts").read_text().splitlines() if "fuse.snapmount" in line]
+    mounts = Path("/proc/mounts").read_text().splitlines()
+    traces = [f"mount: {line}" for line in mounts if re.match(r"snapmount:\S*:[0-9a-f]{8} ", line)]
     traces += [f"directory: {path}" for path in (RUNTIME, SCRATCH) if path.exists()]
     traces += [f"socket: {path}" for path in SOCKETS.glob("domain-*/snapmount-*")]
     servers = subprocess.run(["pgrep", "-a", "-f", r"bin/snapmount "], capture_output=True, text=True).stdout
     traces += [f"process: {line}" for line in servers.splitlines()]
+    traces += [f"tgtd: {pid}" for pid in _tgtds()]
+    traces += [f"loop device: {path}" for path in _loops()]
     return traces
+
+
+def _tgtds() -> Iterator[str]:
+    """The processes of our tgtds, by their control socket."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"TGT_IPC_SOCKET={RUNTIME}".encode() in environment.read_bytes():
+                yield environment.parent.name
+
+
+def _loops() -> Iterator[str]:
+    """Loop devices over files of a view."""
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            if str(RUNTIME) in backing.read_text():
+                yield backing.parents[1].name

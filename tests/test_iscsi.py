@@ -1,0 +1,246 @@
+"""`snapmount --iscsi`, as a user runs it: a running VM's disks as LUNs of a tgtd, and what the commands say of them.
+
+What the target itself does is looked at in test_tgt.py and test_lio.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .rig import libiscsi, prefix, traces, vm
+from .rig.command import SNAPMOUNT, refused, snapmount, snapmount_json
+from .rig.libvirtd import wait_for
+
+pytestmark = pytest.mark.vm
+SEED = 7
+
+
+@pytest.fixture(autouse=True)
+def _tools() -> None:
+    libiscsi.skip_where_missing()
+
+
+@pytest.fixture
+def port() -> int:
+    return libiscsi.free_port()
+
+
+def url(shown: dict[str, Any], lun: int = 1) -> str:
+    """libiscsi's URL of a LUN that `take` has told of."""
+    target = shown["iscsi"]
+    return f"iscsi://{target['user']}%{target['secret']}@{target['portals'][0]}/{target['iqn']}/{lun}"
+
+
+def read(shown: dict[str, Any], lun: int, into: Path) -> bytes:
+    """All bytes of a LUN."""
+    command = ["qemu-img", "convert", "-f", "raw", "-O", "raw", url(shown, lun), str(into)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return into.read_bytes()
+
+
+@contextmanager
+def logged_in(shown: dict[str, Any]) -> Iterator[None]:
+    """An initiator with a session, for as long as the block lasts."""
+    command = ["qemu-io", "-f", "raw", "-r", url(shown)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: snapmount_json("show", shown["id"])["iscsi"]["sessions"], "the initiator has logged in")
+        yield
+        process.kill()
+
+
+def test_the_luns_are_one_moment_of_the_guest_s_disks(writer: vm.VM, port: int, tmp_path: Path) -> None:
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name)
+    assert [(lun["number"], lun["disk"], lun["size_bytes"]) for lun in taken["iscsi"]["luns"]] == [
+        (number, disk.name, disk.size) for number, disk in enumerate(writer.disks, 1)
+    ]
+    assert taken["mountpoint"] is None
+    first = [read(taken, lun, tmp_path / "copy") for lun in (1, 2)]
+    writes = prefix.prove(SEED, first)
+    writer.keeps_writing(3000)
+    assert writer.written() > writes, "the guest went on"
+    assert [read(taken, lun, tmp_path / "copy") for lun in (1, 2)] == first
+    snapmount("delete", writer.name)
+    assert traces.found() == []
+
+
+def test_a_lun_of_a_running_guest_conforms(writer: vm.VM, port: int) -> None:
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name)
+    for suite in libiscsi.SUITES:
+        libiscsi.conforms(suite, url(taken))
+    snapmount("delete", writer.name)
+
+
+def test_initiators_are_told_of_the_largest_holes_of_a_disk(writer: vm.VM, port: int, mountpoint: Path) -> None:
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name, mountpoint)
+    assert not any("lun" in name for name in os.listdir(mountpoint)), "what backs the LUNs is not listed"
+    command = ["qemu-img", "map", "--output=json", "-f", "raw", url(taken)]
+    told = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout)
+    exact = json.loads((mountpoint / "vda.map").read_text())
+    assert sum(extent["zero"] for extent in exact) > 1000, "the guest's writes are all over the disk"
+    holes = {(extent["start"], extent["length"]) for extent in told if extent["zero"]}
+    assert 100 < len(holes) < 129
+    assert holes <= {(extent["start"], extent["length"]) for extent in exact if extent["zero"]}
+    assert sum(extent["length"] for extent in told) == writer.disks[0].size
+    snapmount("delete", writer.name)
+
+
+def test_a_mount_and_luns_show_the_same(writer: vm.VM, mountpoint: Path, port: int, tmp_path: Path) -> None:
+    portal = f"127.0.0.1:{port}"
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", portal, writer.name, mountpoint)
+    assert taken["mountpoint"] == str(mountpoint)
+    assert read(taken, 2, tmp_path / "copy") == (mountpoint / "vdb.raw").read_bytes()
+    snapmount("umount", mountpoint)
+
+
+def test_what_take_prints_has_all_that_an_initiator_needs(writer: vm.VM, port: int) -> None:
+    said = snapmount("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name).stdout
+    target = snapmount_json("show", "--show-secret", writer.name)["iscsi"]
+    assert re.fullmatch(r"[A-Za-z0-9]{16}", target["secret"])
+    for word in (target["iqn"], f"127.0.0.1:{port}", target["user"], target["secret"]):
+        assert word in said
+    for lun in target["luns"]:
+        assert re.search(rf"LUN {lun['number']}  {lun['disk']}  32 MiB  SNAPMNT {lun['product']}", said)
+        assert lun["serial"] in said
+    for title in ("open-iscsi", "QEMU", "libvirt", "Windows PowerShell"):
+        assert f"\n# {title}\n" in said
+    snapmount("delete", writer.name)
+
+
+def test_the_secret_is_shown_only_when_it_is_asked_for(writer: vm.VM, port: int) -> None:
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", "--mutual", writer.name)
+    secrets = [taken["iscsi"]["secret"], taken["iscsi"]["mutual_secret"]]
+    assert len(set(secrets)) == 2
+    for words in (["show"], ["show", "--json"]):
+        said = snapmount(*words, writer.name).stdout
+        assert taken["iscsi"]["iqn"] in said
+        assert not any(secret in said for secret in secrets)
+        said = snapmount(*words, "--show-secret", writer.name).stdout
+        assert all(secret in said for secret in secrets)
+    assert not any(secret in snapmount("list", *words).stdout for words in ([], ["--json"]) for secret in secrets)
+    files = [
+        path
+        for path in Path("/run/snapmount").rglob("*")
+        if path.is_file() and not path.is_relative_to(Path("/run/snapmount", taken["id"], "mount"))
+    ]
+    holding = [path for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)]
+    assert [path.name for path in holding] == ["credentials.json"]
+    assert holding[0].stat().st_mode & 0o777 == 0o600
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:
+            continue
+        assert not any(secret.encode() in told for secret in secrets), process
+    snapmount("delete", writer.name)
+
+
+def test_a_secret_of_one_s_own_comes_from_a_file_or_a_pipe(writer: vm.VM, port: int, tmp_path: Path) -> None:
+    secret = "my,own=secret:+1"
+    (tmp_path / "secret").write_text(f"{secret}\n")
+    options = ["--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", "--json", writer.name]
+    taken = json.loads(snapmount("--secret-file", tmp_path / "secret", *options).stdout)
+    assert taken["iscsi"]["secret"] == secret
+    snapmount("delete", writer.name)
+    command = [SNAPMOUNT, "--secret-file", "-", *options]
+    taken = json.loads(subprocess.run(command, input=f"{secret}\n", capture_output=True, check=True, text=True).stdout)
+    assert taken["iscsi"]["secret"] == secret
+    snapmount("delete", writer.name)
+
+
+def test_only_the_named_initiators_are_admitted(writer: vm.VM, port: int) -> None:
+    me = "iqn.2024-08.internal.snapmount.tests:me"
+    only = ["--initiator", me.upper().replace("IQN", "iqn")]
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", *only, writer.name)
+    assert taken["iscsi"]["initiators"] == [me]
+    assert libiscsi.logs_in(url(taken), me)
+    assert not libiscsi.logs_in(url(taken), f"{me}-not")
+    assert not libiscsi.logs_in(url({"iscsi": taken["iscsi"] | {"secret": "wrong-secret-16c"}}), me)
+    snapmount("delete", writer.name)
+
+
+def test_a_snapshot_in_use_is_deleted_by_force_only(writer: vm.VM, port: int) -> None:
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name)
+    with logged_in(taken):
+        [session] = snapmount_json("show", writer.name)["iscsi"]["sessions"]
+        assert session["address"] == "127.0.0.1"
+        said = refused("delete", writer.name, code=4)
+        assert session["initiator"] in said
+        assert f"snapmount delete --force {taken['id']}" in said
+        assert re.search(r"2 LUNs, 1 session, .* read", snapmount("list").stdout)
+        assert session["initiator"] in snapmount("show", writer.name).stdout
+        snapmount("delete", "--force", writer.name)
+        assert traces.found() == []
+
+
+def test_sigterm_withdraws_luns_that_are_in_use(writer: vm.VM, port: int) -> None:
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name)
+    with logged_in(taken):
+        os.kill(taken["server"]["pid"], signal.SIGTERM)
+        wait_for(lambda: not traces.found(), "the snapshot has ended")
+
+
+def test_a_snapshot_ends_by_itself_when_it_expires(writer: vm.VM, port: int, mountpoint: Path) -> None:
+    taken = snapmount_json("--expire", "2s", "--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name)
+    assert taken["expires"] > taken["created"]
+    assert "expires" in snapmount("show", writer.name).stdout
+    with logged_in(taken):
+        wait_for(lambda: not traces.found(), "the snapshot has expired")
+    snapmount("--expire", "1s", writer.name, mountpoint)
+    wait_for(lambda: not traces.found(), "the mount has expired too")
+    assert os.listdir(mountpoint) == []
+
+
+def test_after_sigkill_of_the_server_delete_removes_all(writer: vm.VM, port: int) -> None:
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name)
+    with logged_in(taken):
+        os.kill(taken["server"]["pid"], signal.SIGKILL)
+        wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+        snapmount("delete", writer.name)  # nobody can read any more: no --force is needed
+        assert traces.found() == []
+
+
+def test_a_portal_in_use_is_told_with_its_user_and_the_snapshot_undone(writer: vm.VM, port: int) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        said = refused("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name, code=4)
+    assert f"127.0.0.1:{port} is in use by" in said
+    assert f"(pid {os.getpid()})" in said
+    assert traces.found() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--portal", "127.0.0.1:0"], 2, "with a port from 1 to 65535"),
+        (["--portal", "localhost"], 2, "is not an IP address"),
+        (["--portal", "192.0.2.77"], 2, "this host does not have the address 192.0.2.77"),
+        (["--initiator", "not_a_name"], 2, "not the name of an iSCSI initiator"),
+        (["--secret-file", "/dev/null"], 2, "a CHAP secret has 12 to 16 printable ASCII characters"),
+        (["--secret-file", "/no/such/file"], 2, "/no/such/file: No such file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_before_anything_is_made(
+    writer: vm.VM, options: list[str], code: int, message: str
+) -> None:
+    assert message in refused("--iscsi", "--target", "tgt", *options, writer.name, code=code)
+    assert traces.found() == []
+
+
+def test_an_ordinary_user_is_told_who_may() -> None:
+    options = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    said = refused("--iscsi", "--connect", "qemu:///session", "vm1", code=2, **options)
+    assert "only root can publish over iSCSI" in said
