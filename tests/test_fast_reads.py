@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import random
@@ -161,6 +162,17 @@ def test_a_read_at_the_end_is_short_and_past_it_empty(directory: Path, serving: 
         until_fast(disk, serving)
         assert read_direct(disk, len(DISK) - 4096, 8192) == DISK[-4096:]
         assert read_direct(disk, len(DISK), 4096) == b""
+
+
+def test_a_large_request_reaches_pyfuse3_whole(directory: Path, serving: Server) -> None:
+    """libfuse leaves it in a pipe, where it may make one of 2 MiB: as root with CAP_SYS_RESOURCE."""
+    size = 8000
+    with mounted(directory, serving.socket, "vda") as (mount, _):
+        disk = mount / "vda.raw"
+        until_fast(disk, serving)
+        with disk.open("rb") as f, pytest.raises(OSError, match=os.strerror(errno.ENOTTY)):
+            fcntl.ioctl(f, 1 << 30 | size << 16 | ord("x") << 8, bytearray(size))
+        assert read_direct(disk, 0, MIB) == DISK
 
 
 def test_an_error_of_the_server_is_an_error_of_that_read_alone(directory: Path, serving: Server) -> None:

@@ -115,9 +115,13 @@ static void receive(void)
 {
     static struct fuse_buf buffer;
     for (int i = 0; i < MOST_AT_ONCE; i++) {
+        buffer.flags = 0;
         int size = next_receive(session, &buffer);
         if (size == -EINTR || size == -EAGAIN)
             return;
+        /* libfuse has left a large request in a pipe of this thread; there is memory since FUSE_INIT, which is small */
+        if (size > 0 && buffer.flags & FUSE_BUF_IS_FD)
+            size = read(buffer.fd, buffer.mem, size);
         if (size <= 0) { /* unmounted; libfuse has noted that the session has ended */
             ended = true;
             wake(queue_fd);
