@@ -258,6 +258,20 @@ def test_an_unmount_ends_reads_that_stall(directory: Path, serving: Server) -> N
         serving.go_on()  # so that it can be stopped
 
 
+def test_of_too_many_disks_the_last_are_read_by_python() -> None:
+    """An error other than OSError would end the mount."""
+    code = """if True:
+        from array import array
+        from snapmount.publish.extension import extension
+        for inode in range(2, 2 + 256):
+            extension.add_disk(inode, 512, array("Q", [0]), bytearray(1), (0,), 1.0)
+        try:
+            extension.add_disk(1000, 512, array("Q", [0]), bytearray(1), (0,), 1.0)
+        except OSError:
+            print("too many")"""
+    assert subprocess.check_output([sys.executable, "-c", code]) == b"too many\n"
+
+
 def test_eight_readers_of_two_disks_need_little_memory(directory: Path) -> None:
     size = 64 * MIB
     content = random.Random(2).randbytes(size)

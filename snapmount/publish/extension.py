@@ -35,7 +35,7 @@ class Extension(Protocol):
         self, inode: int, size: int, starts: array[int], flags: bytearray, sockets: tuple[int, ...], deadline_s: float
     ) -> None:
         """Answer reads of this file: `starts` and `flags` are all of its extents (ExtentMap.arrays()), `sockets`
-        connections to its export as core.image.Direct describes them.
+        connections to its export as core.image.Direct describes them.  Raises OSError where there are too many disks.
         """
 
     def cut(self) -> None:

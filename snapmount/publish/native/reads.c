@@ -407,9 +407,14 @@ PyObject *reads_add(PyObject *self, PyObject *args)
     }
     Py_ssize_t count = PyTuple_GET_SIZE(sockets);
     if (file->starts.len != file->flags.len * (Py_ssize_t)sizeof(uint64_t) || !file->flags.len || !count ||
-        count > MAX_CONNECTIONS || file_count == MAX_FILES) {
+        count > MAX_CONNECTIONS) {
         discard(file);
         PyErr_SetString(PyExc_ValueError, "the extents or the sockets make no sense");
+        return NULL;
+    }
+    if (file_count == MAX_FILES) {
+        discard(file);
+        PyErr_SetString(PyExc_OSError, "there are too many disks");
         return NULL;
     }
     file->inode = inode;
