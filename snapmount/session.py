@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -94,6 +95,8 @@ async def run(request: Request, store: Store, reporter: Reporter) -> None:
     Raises SnapmountError where it cannot be made or undone, InterruptedByUserError for an end before
     the view was ready.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each disk has about a dozen connections
     ready = trio.Event()
     try:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:

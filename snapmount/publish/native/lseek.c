@@ -53,6 +53,7 @@ static const struct fuse_lowlevel_ops *with_lseek(const struct fuse_lowlevel_ops
     memset(&operations, 0, sizeof operations);
     memcpy(&operations, given, size < sizeof operations ? size : sizeof operations);
     operations.lseek = on_lseek;
+    operations.write_buf = NULL; /* for it libfuse would move each request through a pipe; this view is read-only */
     return &operations;
 }
 
