@@ -50,8 +50,8 @@ def _build() -> Guest:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         work = Path(scratch)
         packages = work / "packages"
-        for package in (*_kernel_packages(), "qemu-guest-agent"):
-            _unpack(package, work / "debs", packages)
+        for package in (*kernel_packages(KERNEL_PACKAGES), "qemu-guest-agent"):
+            unpack(package, work / "debs", packages)
         directory.mkdir(exist_ok=True)
         shutil.copyfile(next((packages / "boot").glob("vmlinuz-*")), guest.kernel)
         _fill_root(work / "root", packages)
@@ -60,19 +60,20 @@ def _build() -> Guest:
     return guest
 
 
-def _kernel_packages() -> list[str]:
-    """The packages that hold kernel and modules of the distribution's kernel for virtual machines."""
-    for meta in KERNEL_PACKAGES:
+def kernel_packages(metas: tuple[str, ...]) -> list[str]:
+    """The packages that hold the kernel and the modules of the first of these that the distribution has."""
+    for meta in metas:
         shown = subprocess.run(["apt-cache", "depends", "--important", meta], capture_output=True, text=True)
         images = re.findall(r"Depends: (linux-image-\S*\d\S*)", shown.stdout)
         if images:
             modules = images[0].replace("linux-image-", "linux-modules-")  # a package of its own on Ubuntu
             known = subprocess.run(["apt-cache", "show", modules], capture_output=True)
             return [images[0], modules] if known.returncode == 0 else [images[0]]
-    raise RuntimeError(f"none of {', '.join(KERNEL_PACKAGES)} is known to apt: run apt-get update")
+    raise RuntimeError(f"none of {', '.join(metas)} is known to apt: run apt-get update")
 
 
-def _unpack(package: str, debs: Path, into: Path) -> None:
+def unpack(package: str, debs: Path, into: Path) -> None:
+    """Download a package of the distribution and unpack it, without installing it."""
     debs.mkdir(exist_ok=True)
     subprocess.run(["apt-get", "download", "-q", package], cwd=debs, check=True, capture_output=True)
     (deb,) = debs.glob(f"{package}_*.deb")

@@ -8,7 +8,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...core.iscsi import Portal
@@ -38,15 +38,26 @@ def _bind(portal: Portal, port: int) -> None:
         probe.bind((portal.address, port))
 
 
-def refusal(portal: Portal) -> StateError:
-    """Why a server cannot listen at the portal: who listens there, as far as that can be told."""
+def check_free(portal: Portal, in_kernel: Iterable[str] = ()) -> None:
+    """Raises StateError where nothing can listen at the portal now; it names who does, as far as that can be told.
+
+    `in_kernel` are the targets of the kernel's own that may be the ones: they belong to no process.
+    """
     try:
         _bind(portal, portal.port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            return StateError(f"cannot listen at {portal}: {error.strerror}")
-        by = ", ".join(_users(portal)) or "the kernel or another user's process"
-        return StateError(f"{portal} is in use by {by}", f"ss -Htlnp sport = :{portal.port}")
+            raise StateError(f"cannot listen at {portal}: {error.strerror}") from None
+        by = ", ".join([*in_kernel, *_users(portal)]) or "the kernel or another user's process"
+        raise StateError(f"{portal} is in use by {by}", f"ss -Htlnp sport = :{portal.port}") from None
+
+
+def refusal(portal: Portal) -> StateError:
+    """Why a server could not listen at the portal."""
+    try:
+        check_free(portal)
+    except StateError as error:
+        return error
     return StateError(f"the target software cannot listen at {portal}, though nothing else does")
 
 
