@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import guest
+import luns
 from peers import PEERS, Shown, nbd_server, resident_bytes
 from reading import MIB, drop, sequential
 
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="measurements of each row and peer (default: 5)")
     parser.add_argument("--size", type=int, default=512, help="MiB of the disk (default: 512)")
     parser.add_argument("--json", help="write all figures to this file")
-    parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}, sparse copy, guest (default: all)")
+    parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}, iscsi, sparse copy, guest (default: all)")
     arguments = parser.parse_args()
     rows = [row for row in ROWS if not arguments.rows or any(word in row for word in arguments.rows)]
     image = Path("/var/tmp/snapmount-bench-image")
@@ -182,6 +183,9 @@ def main() -> None:
         with nbd_server(image) as socket:
             figures = measure(socket, arguments.size * MIB, rows, arguments.repeat)
             bounds = ceilings(socket, image, arguments.repeat)
+        over_iscsi = (
+            luns.all_figures(image, arguments.repeat) if not arguments.rows or "iscsi" in arguments.rows else {}
+        )
         if not arguments.rows or "sparse copy" in arguments.rows:
             make_sparse(sparse)
             figures["sparse copy, 100 GiB"] = sparse_figures(sparse, arguments.repeat)
@@ -190,12 +194,17 @@ def main() -> None:
         image.unlink(missing_ok=True)
         sparse.unlink(missing_ok=True)
     print(report(figures, bounds))
+    if over_iscsi:
+        print(luns.report(over_iscsi))
     if guests:
         print(guest.report(guests))
     if arguments.json:
         machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
         Path(arguments.json).write_text(
-            json.dumps({"machine": machine, "figures": figures, "ceilings": bounds, "guest": guests}, indent=2)
+            json.dumps(
+                {"machine": machine, "figures": figures, "ceilings": bounds, "iscsi": over_iscsi, "guest": guests},
+                indent=2,
+            )
         )
 
 

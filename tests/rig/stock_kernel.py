@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,39 +85,49 @@ def run_tests(selection: list[str], deadline_s: float) -> tuple[dict[str, Outcom
 
     A test that the VM did not come to before the deadline has no outcome.
     """
-    with tempfile.TemporaryDirectory(prefix="snapmount-tests-", dir="/var/tmp") as shared:
-        script = Path(shared, "run")
-        script.write_text(_script(selection, shared))
-        script.chmod(0o755)
-        command = [BIN / "vng", "--run", build(), "--user", "root", "--rwdir", shared, "--cwd", shared]
-        command += ["--overlay-rwdir=/etc", "--overlay-rwdir=/var", "--cpus", "2", "--memory", "2G"]
-        command += ["--disable-microvm", "--exec", script]
-        if guest.domain_type() != "kvm":
-            command += ["--disable-kvm"]
-        said = _run(list(map(str, command)), deadline_s)
-        with contextlib.suppress(FileNotFoundError):
-            said += Path(shared, "output").read_text(errors="replace")
-        return _outcomes(Path(shared, RESULTS)), said
+    with _shared() as shared:
+        plugins = ["-p", "no:cacheprovider", "-p", "tests.rig.within"]
+        said = _boot([sys.executable, "-m", "pytest", *plugins, *selection], shared, deadline_s)
+        return _outcomes(shared / RESULTS), said
 
 
-def _script(selection: list[str], shared: str) -> str:
+def run(command: list[str], deadline_s: float) -> str:
+    """What a command says in a VM."""
+    with _shared() as shared:
+        return _boot(command, shared, deadline_s)
+
+
+@contextlib.contextmanager
+def _shared() -> Iterator[Path]:
+    """The one directory in which the VM's writes reach the host."""
+    with tempfile.TemporaryDirectory(prefix="snapmount-tests-", dir="/var/tmp") as name:
+        yield Path(name)
+
+
+def _boot(command: list[str], shared: Path, deadline_s: float) -> str:
+    """Boot a VM that runs the command, and return what they have said."""
+    script = shared / "run"
+    script.write_text(_script(command, shared))
+    script.chmod(0o755)
+    vng = [BIN / "vng", "--run", build(), "--user", "root", "--rwdir", shared, "--cwd", shared]
+    vng += ["--overlay-rwdir=/etc", "--overlay-rwdir=/var", "--cpus", "2", "--memory", "2G"]
+    vng += ["--disable-microvm", "--exec", script]
+    if guest.domain_type() != "kvm":
+        vng += ["--disable-kvm"]
+    said = _run(list(map(str, vng)), deadline_s)
+    with contextlib.suppress(FileNotFoundError):
+        said += (shared / "output").read_text(errors="replace")
+    return said
+
+
+def _script(command: list[str], shared: Path) -> str:
     """What the VM runs.  It ends at once when that has ended, so all must be on its way to the host by then."""
-    pytest = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "tests.rig.within",
-        *selection,
-    ]
     return f"""#!/bin/sh
 exec >{shared}/output 2>&1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 export SNAPMOUNT_RESULTS={shared}/{RESULTS} PYTHONDONTWRITEBYTECODE=1
 cd {shlex.quote(str(ROOT))}
-{shlex.join(pytest)}
+{shlex.join(command)}
 dmesg | tail -n 50
 """
 
