@@ -52,6 +52,8 @@ async def withdraw(claim: Claim) -> None:
     if publication:
         log.info("withdrawing %s", publication.target.iqn)
         await iscsi.withdraw(publication.backend, claim.directory, publication.target)
+        with contextlib.suppress(OSError):  # it is withdrawn, also where that cannot be written down
+            claim.update(publication=None)
 
 
 def _remove_files(scratch_directory: str, socket: str) -> None:

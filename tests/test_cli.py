@@ -129,6 +129,16 @@ def test_disks_are_named_one_option_each() -> None:
     assert arguments.parse(["vm1", "/mnt"]).disk == [], "nothing is kept from the last time"
 
 
+def test_options_may_stand_between_snapshots() -> None:
+    parsed = arguments.parse(["delete", "vm1", "-v", "vm2", "--force"])
+    assert (parsed.snapshots, parsed.verbose, parsed.force) == (["vm1", "vm2"], True, True)
+
+
+def test_with_iscsi_the_mountpoint_may_be_left_out() -> None:
+    assert arguments.parse(["--iscsi", "vm1"]).mountpoint is None
+    assert arguments.parse(["vm1", "--iscsi", "/mnt", "--portal", "::1", "--portal", "127.0.0.1"]).mountpoint == "/mnt"
+
+
 def test_more_than_one_snapshot_can_be_deleted() -> None:
     assert arguments.parse(["delete", "vm1", "3f2a91bc", "/mnt"]).snapshots == ["vm1", "3f2a91bc", "/mnt"]
 

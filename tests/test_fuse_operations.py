@@ -131,6 +131,22 @@ async def test_the_kernel_may_keep_what_never_changes() -> None:
     assert (await handlers.open(VDA, os.O_RDONLY, CONTEXT)).keep_cache
 
 
+async def test_a_file_that_is_not_listed_can_be_opened_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [File(".vda.lun", RawImage(ADisk()), is_listed=False), File("vda.raw", RawImage(ADisk()))]
+    handlers = Operations(Tree(files, CREATED_NS, 0, 0))
+    listed: list[bytes] = []
+
+    def note(_token: object, name: bytes, _entry: object, _next: int) -> bool:
+        listed.append(name)
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", note)
+    await handlers.readdir(ROOT, 0, cast(pyfuse3.ReaddirToken, None))
+    assert listed == [b"vda.raw"]
+    assert (await handlers.lookup(ROOT, b".vda.lun", CONTEXT)).st_size == len(DISK)
+    assert (await handlers.statfs(CONTEXT)).f_files == 1
+
+
 class AVeryLargeDisk(ADisk):
     """Its extents are not known yet."""
 

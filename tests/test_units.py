@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +58,29 @@ def test_a_size_is_off_by_no_more_than_its_rounding(size_bytes: int) -> None:
 )
 def test_a_time_is_shown_in_its_two_leading_units(seconds: float, shown: str) -> None:
     assert units.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d 12h", 129600), ("1w", 604800), ("520w", 314496000)],
+)
+def test_a_time_is_read_as_it_is_written(text: str, seconds: float) -> None:
+    assert units.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "0", "0s", "-1", "-5m", "1.5h", "h", "5 m", "2hours", "1d12h", "1y", "1e3", "inf", "\u0665m", "521w"],
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        units.parse_duration(text)
+
+
+@PROPERTY
+@given(st.integers(min_value=60, max_value=10**8))
+def test_a_time_that_is_shown_can_be_read(seconds: int) -> None:
+    assert 0 <= seconds - units.parse_duration(units.duration(seconds)) < 3600
 
 
 @PROPERTY

@@ -189,9 +189,9 @@ class Operations(pyfuse3.Operations):
     async def statfs(self, _context: Any) -> pyfuse3.StatvfsData:
         status = pyfuse3.StatvfsData()
         status.f_bsize = status.f_frsize = PAGE_BYTES
-        sizes = [(await file.content.sizes()).size for file in self._tree.files]
+        sizes = [(await file.content.sizes()).size for file in self._tree.files if file.is_listed]
         status.f_blocks = sum(-(-size // PAGE_BYTES) for size in sizes)
-        status.f_files = len(self._tree.files)
+        status.f_files = len(sizes)
         status.f_namemax = 255
         return status
 

@@ -136,6 +136,7 @@ static void *serve(void *unused)
 {
     (void)unused;
     pthread_setname_np(pthread_self(), "snapmount-reads");
+    fcntl(fuse_fd, F_SETFL, fcntl(fuse_fd, F_GETFL) | O_NONBLOCK);
     struct epoll_event events[16];
     pthread_mutex_lock(&lock);
     while (!stopping && !ended) {
@@ -157,15 +158,14 @@ static void *serve(void *unused)
 
 /* -- what pyfuse3 calls in libfuse's place ------------------------------------------------------------------------- */
 
-static bool start(struct fuse_session *started)
+static bool start(void)
 {
-    session = started;
     fuse_fd = next_fd(session);
     queue_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
     wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     poll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (queue_fd < 0 || wake_fd < 0 || poll_fd < 0 || !session_watch(fuse_fd, &fuse_fd) ||
-        !session_watch(wake_fd, &wake_fd) || fcntl(fuse_fd, F_SETFL, fcntl(fuse_fd, F_GETFL) | O_NONBLOCK) < 0)
+        !session_watch(wake_fd, &wake_fd))
         return false;
     sigset_t all, before; /* signals are for Python's thread */
     sigfillset(&all);
@@ -184,8 +184,11 @@ int our_fd(struct fuse_session *asked)
         next_fd = dlsym(RTLD_NEXT, "fuse_session_fd");
     if (!next_receive)
         next_receive = dlsym(RTLD_NEXT, "fuse_session_receive_buf");
-    if (!session && !start(asked))
-        abort();
+    if (!session) {
+        session = asked;
+        if (!start())
+            session = NULL; /* pyfuse3 receives all itself */
+    }
     return asked == session ? queue_fd : next_fd(asked);
 }
 
