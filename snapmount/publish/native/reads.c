@@ -189,8 +189,6 @@ static bool receive(struct connection *connection)
     }
 }
 
-/* -- reads --------------------------------------------------------------------------------------------------------- */
-
 static struct file *file_of(uint64_t inode)
 {
     for (unsigned i = 0; i < file_count; i++)
