@@ -26,7 +26,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 def parse_duration(text: str) -> float:
     """The seconds of '90', '90s', '15m', '2h', '1d 12h' (as duration() writes it) or '1w'.  Raises ValueError."""
-    parts = [re.fullmatch(r"(\d+)([smhdw])", word) for word in text.split()]
+    parts = [re.fullmatch(r"([0-9]+)([smhdw])", word) for word in text.split()]
     if text.isascii() and text.isdecimal():
         seconds = int(text)
     elif parts and all(parts):
