@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from snapmount.core.snapshot import Disk, Snapshot, dump
 from snapmount.errors import NotFoundError, StateError
-from snapmount.state import VERSION, Process, Record, State, Store
+from snapmount.processes import Process
+from snapmount.state import VERSION, Record, State, Store
 
 from .rig.libvirtd import wait_for
 from .strategies import PROPERTY, file_names, snapshots

@@ -99,6 +99,10 @@ class VM:
         """The longest write of the guest so far, in microseconds."""
         return max((int(n) for n in re.findall(r"longest_us=(\d+)", self.output())), default=0)
 
+    def lines(self) -> int:
+        """How many lines the guest has told to have written to its root disk or ext4 file system."""
+        return max((int(n) for n in re.findall(r"^lines=(\d+)", self.output(), re.MULTILINE)), default=0)
+
     def keeps_writing(self, writes: int = 1) -> None:
         """Wait until the guest has made so many more writes."""
         goal = self.written() + writes
