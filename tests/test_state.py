@@ -51,6 +51,8 @@ records = st.builds(
     state=st.sampled_from(State),
     reason=st.none() | st.text(),
     frozen=st.booleans(),
+    is_hidden=st.booleans(),
+    is_for_boot=st.booleans(),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -1,4 +1,6 @@
-"""A root disk for the test guest: ext4 with a journal, whose first process adds line after line to a file on it."""
+"""Disks that the test guest boots from: one with a boot loader, and a root disk, ext4 with a journal, whose first
+process adds line after line to a file on it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from . import guest
+
 _INIT = """\
 #!/bin/busybox sh
 n=$(wc -l </log)
@@ -14,6 +18,26 @@ echo "root disk holds lines=$n"
 echo "guest is up"
 while :; do n=$((n + 1)); echo "$n" >>/log && sync && echo "lines=$n"; done
 """
+
+
+_LOADER = """\
+DEFAULT guest
+LABEL guest
+    KERNEL {kernel}
+    INITRD {initrd}
+    APPEND console=ttyS0 panic=-1 snapmount.root=vdb
+"""
+
+
+def fill_with_loader(raw: Path) -> None:
+    """Make the image a FAT disk whose boot sector loads the guest, with its root on vdb."""
+    built = guest.build()
+    subprocess.run(["mformat", "-i", raw, "-F", "-h", "64", "-s", "32", "::"], check=True)
+    subprocess.run(["syslinux", "--install", raw], check=True)
+    with tempfile.TemporaryDirectory() as directory:
+        settings = Path(directory) / "syslinux.cfg"
+        settings.write_text(_LOADER.format(kernel=built.kernel.name, initrd=built.initrd.name))
+        subprocess.run(["mcopy", "-i", raw, built.kernel, built.initrd, settings, "::"], check=True)
 
 
 def fill(raw: Path) -> None:
