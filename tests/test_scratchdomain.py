@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -16,6 +19,7 @@ from snapmount.errors import SnapmountError
 
 from .strategies import PROPERTY, disk_names, xml_text
 
+SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 ORIGINAL_UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
 DOMAIN = f"""\
 <domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -113,7 +117,7 @@ DOMAIN = f"""\
     <vsock model='virtio'><cid auto='no' address='3'/></vsock>
     <rng model='virtio'><backend model='egd' type='tcp'><source mode='connect' host='1.2.3.4'/></backend></rng>
     <memory model='nvdimm'><source><path>/nvdimm</path></source></memory>
-    <watchdog model='itco' action='dump'/>
+    <watchdog model='i6300esb' action='dump'/>
     <memballoon model='virtio'/>
   </devices>
   <seclabel type='dynamic' model='apparmor' relabel='yes'><label>libvirt-{ORIGINAL_UUID}</label></seclabel>
@@ -314,6 +318,18 @@ def test_without_kvm_nothing_asks_for_it() -> None:
     assert [each.tag for each in domain.findall("cpu/*")] == ["topology", "numa"]
     assert [each.tag for each in domain.findall("features/*")] == ["acpi"]
     assert [each.get("name") for each in domain.findall("clock/timer")] == ["rtc"]
+
+
+@pytest.mark.parametrize("network", ["none", "isolated", "lab"])
+@pytest.mark.parametrize("accelerator", [KVM, TCG])
+def test_libvirt_s_schema_admits_it(network: str, accelerator: str, tmp_path: Path) -> None:
+    if not SCHEMA.exists() or not shutil.which("xmllint"):
+        pytest.skip(f"this host lacks {SCHEMA} or xmllint")
+    _, result = derived(network=network, accelerator=accelerator)
+    (tmp_path / "domain.xml").write_text(result.xml)
+    command = ["xmllint", "--noout", "--relaxng", str(SCHEMA), str(tmp_path / "domain.xml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_definition_that_is_no_xml_is_an_error() -> None:
