@@ -22,6 +22,7 @@ exit codes:
   6  libvirt or QEMU does not answer, or refuses
   7  the host or the guest lacks something: /dev/fuse, an iSCSI target, the guest agent
   8  something could not be undone; the record is kept for another `snapmount delete`
+  9  the scratch VM was started, but what --wait-for waits for has not come
   130  interrupted before the view was ready; all was undone
 """
 
@@ -32,6 +33,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(_in_order(argv, verbs))
     if arguments.verb == "take" and not arguments.iscsi:
         _check_without_iscsi(arguments)
+    if arguments.verb == "boot" and arguments.console and arguments.json:
+        raise UsageError("--console and --json do not go together", "snapmount boot --help")
     return arguments
 
 
@@ -112,6 +115,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     printing.add_argument("--json", action="store_true", help="print JSON")
     _add_take(verbs, [acting, printing])
 
+    _add_boot(verbs, [acting, printing])
+
     added = verbs.add_parser("list", parents=[printing], help="list the active snapshots")
     added.set_defaults(verb="list")
 
@@ -121,7 +126,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     added.set_defaults(verb="show")
 
     ending = _Parser(add_help=False, parents=[acting])
-    ending.add_argument("-f", "--force", action="store_true", help="also where iSCSI initiators are logged in")
+    ending.add_argument(
+        "-f", "--force", action="store_true", help="also while scratch VMs run on it or iSCSI initiators are logged in"
+    )
     added = verbs.add_parser("delete", parents=[ending], help="end snapshots and remove all that belongs to them")
     added.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="its id, its VM's name, or its mountpoint")
     added.set_defaults(verb="delete")
@@ -170,6 +177,39 @@ def _add_take(verbs: Any, parents: list[_Parser]) -> None:
     take.set_defaults(verb="take")
 
 
+def _add_boot(verbs: Any, parents: list[_Parser]) -> None:
+    boot = verbs.add_parser(
+        "boot",
+        parents=parents,
+        help="boot a scratch VM: a throw-away copy, on a snapshot",
+        description="Boot a throw-away copy of a VM on an active snapshot, or else on one that is taken now and ends "
+        "with its last scratch VM. What it writes goes into overlays, which are removed when it ends.",
+    )
+    boot.add_argument("source", metavar="VM-OR-SNAPSHOT", help="a snapshot's id, VM or mountpoint; else a running VM")
+    boot.add_argument("-c", "--connect", metavar="URI", help="libvirt connection, where a snapshot is taken")
+    boot.add_argument("--name", metavar="NAME", help="the scratch VM's name (default: VM-scratch- and four digits)")
+    boot.add_argument("--memory", metavar="SIZE", type=_memory, help="such as 512M or 2G (default: as the original's)")
+    boot.add_argument("--vcpus", metavar="N", type=_count, help="number of processors (default: as the original's)")
+    boot.add_argument(
+        "--network",
+        metavar="none|isolated|NAME",
+        default="none",
+        help="no network interfaces; interfaces without a link; or a network of libvirt (default: none)",
+    )
+    boot.add_argument("--overlay-dir", metavar="DIR", help="where to keep what it writes")
+    boot.add_argument("--keep", action="store_true", help="define it persistently, and keep its overlays")
+    boot.add_argument(
+        "--wait-for",
+        metavar="agent|REGEX|TIME",
+        help="return when its guest agent answers, its console shows this, or it still runs after this time",
+    )
+    boot.add_argument(
+        "--wait-timeout", metavar="TIME", type=_duration, default=300.0, help="how long to wait for that (default: 5m)"
+    )
+    boot.add_argument("--console", action="store_true", help="then connect to its console, with virsh")
+    boot.set_defaults(verb="boot")
+
+
 def _add_iscsi(take: argparse.ArgumentParser) -> None:
     group = take.add_argument_group("iSCSI")
     group.add_argument("--iscsi", action="store_true", help="publish the disks as read-only LUNs")
@@ -205,6 +245,19 @@ def _seconds(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
     return value
+
+
+def _memory(text: str) -> int:
+    try:
+        return units.parse_memory(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 4096):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 4096")
+    return int(text)
 
 
 def _duration(text: str) -> float:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from .arguments import parse
 from .core import names
-from .errors import NotFoundError, SnapmountError, UsageError
+from .errors import NotFoundError, SnapmountError, StateError, UsageError
 
 if TYPE_CHECKING:
     import argparse
 
+    from .boot import BootRequest
     from .core.iscsi import Session
     from .session import LunRequest, Request
     from .state import Record, Store
@@ -80,11 +81,15 @@ def _take(arguments: argparse.Namespace) -> int:
     if arguments.foreground:
         return _take_in_foreground(request, store, arguments)
     snapshot_id = background.start(request, store, arguments.verbose, _tell)
+    _print_taken(_loaded(store, snapshot_id), store, arguments.json)
+    return 0
+
+
+def _loaded(store: Store, snapshot_id: str) -> Record:
     record = store.load(snapshot_id)
     if record is None:
         raise SnapmountError(f"snapshot {snapshot_id} has been ended already, by somebody else")
-    _print_taken(record, store, arguments.json)
-    return 0
+    return record
 
 
 def _print_taken(record: Record, store: Store, as_json: bool) -> None:
@@ -185,6 +190,76 @@ class _ForegroundReporter:
         await trio.sleep_forever()
 
 
+def _boot(arguments: argparse.Namespace) -> int:
+    import trio
+
+    from . import boot, present
+    from .errors import first_cause
+
+    request, store = _boot_request(arguments), _store()
+    record = _active(arguments.source, store)
+    is_taken_now = record is None
+    record = record or _take_to_boot(arguments, store)
+    try:
+        vm = trio.run(boot.run, request, record, store)
+    except BaseException as error:
+        if is_taken_now:
+            _end_unless_used(store, record)
+        raise first_cause(error) from None
+    if arguments.json:
+        _print_json(vm.document() | {"snapshot": record.id})
+    else:
+        _print(present.booted(vm, record))
+    if arguments.console:
+        os.execvp("virsh", ["virsh", "-c", record.connect, "console", "--", vm.name])
+    return 0
+
+
+def _boot_request(arguments: argparse.Namespace) -> BootRequest:
+    from .boot import BootRequest, WaitFor, check_name
+
+    _check_utf_8(arguments.overlay_dir or "", "the overlay directory")
+    return BootRequest(
+        name=arguments.name and check_name(arguments.name),
+        memory_kib=arguments.memory,
+        vcpus=arguments.vcpus,
+        network=arguments.network,
+        overlay_dir=arguments.overlay_dir and os.path.abspath(arguments.overlay_dir),
+        is_kept=arguments.keep,
+        wait_for=WaitFor.parse(arguments.wait_for) if arguments.wait_for else None,
+        wait_timeout_s=arguments.wait_timeout,
+    )
+
+
+def _active(word: str, store: Store) -> Record | None:
+    try:
+        return store.find(word)
+    except NotFoundError:
+        return None
+
+
+def _take_to_boot(arguments: argparse.Namespace, store: Store) -> Record:
+    """Take a snapshot that ends with its last scratch VM."""
+    from . import background, hypervisor
+    from .processes import Process
+    from .session import Request
+
+    uri = arguments.connect or hypervisor.default_uri()
+    hypervisor.check_uri(uri)
+    request = Request(arguments.source, None, uri, booting=Process.of_pid(os.getpid()))
+    return _loaded(store, background.start(request, store, arguments.verbose, _tell))
+
+
+def _end_unless_used(store: Store, record: Record) -> None:
+    """End the snapshot after something has failed, unless the scratch VM runs on."""
+    try:
+        _end(store, record, force=False)
+    except StateError:
+        pass
+    except SnapmountError as error:
+        _complain(error)
+
+
 def _store() -> Store:
     from .state import Store
 
@@ -270,6 +345,7 @@ def _end(store: Store, record: Record, force: bool) -> None:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "take": _take,
+    "boot": _boot,
     "list": _list,
     "show": _show,
     "delete": _delete,

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 
 import trio
 
-from . import luns
+from . import luns, scratchvm, tending
 from .core import names
 from .errors import StateError
-from .state import Process, Record, Store
+from .state import Record, Store
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
 
-SERVER_S = 120.0  # its own deadlines add up to less
-KILLED_S = 10.0
+SERVER_S = 180.0  # its own deadlines add up to less
 POLL_S = 0.05
 
 
 async def end(store: Store, record: Record, force: bool) -> None:
-    """End the snapshot, with all that belongs to it; where initiators are logged in, with `force` only.
+    """End the snapshot, with all that belongs to it; where initiators are logged in or scratch VMs run on it, with
+    `force` only.
 
     Raises StateError where they are, or where somebody else undoes it and does not finish; LeftoverError where
     something could not be undone.
@@ -44,6 +42,13 @@ async def end(store: Store, record: Record, force: bool) -> None:
 
 
 async def _refuse_if_used(store: Store, record: Record) -> None:
+    vms = [vm for vm in scratchvm.load_all(store.path(record.id)) if await tending.exists(record, vm)]
+    if vms:
+        names_of = ", ".join(f"{vm.name} ({vm.state})" for vm in vms)
+        raise StateError(
+            f"snapshot {record.id} is in use by the scratch VM{'s' * (len(vms) > 1)} {names_of}",
+            names.command("snapmount", "delete", "--force", record.id),
+        )
     who = (await luns.sessions([record], store))[record.id]
     if who:
         names_of = ", ".join(
@@ -57,23 +62,6 @@ async def _refuse_if_used(store: Store, record: Record) -> None:
 
 async def _stop_server(store: Store, record: Record) -> None:
     """Ask the server to end and wait for it; kill it where it does not.  A server that is gone is fine."""
-    try:
-        process = os.pidfd_open(record.server.pid)
-    except ProcessLookupError:
-        return
-    try:
-        if not store.is_served(record.id) or Process.of_pid(record.server.pid) != record.server:
-            return
+    if store.is_served(record.id):
         log.info("asking process %d, the server of snapshot %s, to end", record.server.pid, record.id)
-        for number, wait_s in ((signal.SIGTERM, SERVER_S), (signal.SIGKILL, KILLED_S)):
-            signal.pidfd_send_signal(process, number)
-            with trio.move_on_after(wait_s):
-                await trio.lowlevel.wait_readable(process)
-                return
-            log.warning(
-                "process %d, the server of snapshot %s, has not ended within %g s", record.server.pid, record.id, wait_s
-            )
-    except (ProcessLookupError, FileNotFoundError):
-        return
-    finally:
-        os.close(process)
+        await record.server.end(f"the server of snapshot {record.id}", SERVER_S)

@@ -62,6 +62,12 @@ class LeftoverError(SnapmountError):
     exit_code = 8
 
 
+class NotBootedError(SnapmountError):
+    """A scratch VM was started, but what was waited for has not come."""
+
+    exit_code = 9
+
+
 class InterruptedByUserError(SnapmountError):
     """Ctrl-C or SIGTERM before the view was ready; all has been undone."""
 

@@ -12,6 +12,7 @@ import logging
 import os
 import pwd
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -30,10 +31,19 @@ T = TypeVar("T")
 CALL_S = 30.0
 BEGIN_S = 120.0  # making scratch files on a slow disk takes its time
 JOB_END_S = 60.0
+START_S = 120.0  # a VM, on a busy host
 POLL_S = 0.05
 
 # libvirt prints each error to stderr unless it is told otherwise
 libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+# whatever the VM has come to have: a kept one may have been saved, for instance
+_UNDEFINE = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
 
 _WHY_SHUT_OFF = {
     libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: "was shut down",
@@ -132,6 +142,46 @@ class Hypervisor:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise UnreachableError(f"{uuid}: {error}") from error
+
+    async def check_name_is_free(self, name: str) -> None:
+        """Raise StateError where a VM has the name."""
+        with _explained("list the VMs"):
+            known = [each.name() for each in await _call("list the VMs", self._connection.listAllDomains)]
+        if name in known:
+            raise StateError(f"there is a VM {name!r} at {self._uri} already", "another --name")
+
+    async def check_network(self, name: str) -> None:
+        """Raise NotFoundError where there is no such network, StateError where it is not active."""
+        with _explained("list the networks"):
+            networks = await _call("list the networks", self._connection.listAllNetworks)
+            found = {network.name(): bool(network.isActive()) for network in networks}
+        if name not in found:
+            near = names.near(name, found)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise NotFoundError(
+                f"there is no network {name!r} at {self._uri}{hint}",
+                names.command("virsh", "-c", self._uri, "net-list", "--all"),
+            )
+        if not found[name]:
+            raise StateError(
+                f"the network {name!r} is not active", names.command("virsh", "-c", self._uri, "net-start", name)
+            )
+
+    async def start(self, domain_xml: str, *, persistent: bool) -> Domain:
+        """Start a new VM, transient unless it shall be `persistent`.
+
+        Raises StateError where libvirt or QEMU refuses; a persistent one may be defined then.
+        """
+        try:
+            if not persistent:
+                return Domain(
+                    await _call("start the VM", self._connection.createXML, domain_xml, 0, deadline_s=START_S)
+                )
+            handle = await _call("define the VM", self._connection.defineXML, domain_xml)
+            await _call("start the VM", handle.create, deadline_s=START_S)
+            return Domain(handle)
+        except libvirt.libvirtError as error:
+            raise StateError(f"the VM cannot be started: {error}") from error
 
 
 class Domain:
@@ -244,12 +294,37 @@ class Domain:
                 f"{self.name}: the guest's file systems cannot be thawed: {error}", remedy
             ) from error
 
-    def qemu_pid(self, uri: str) -> int | None:
-        """The process id of its QEMU, None where it cannot be told."""
+    async def agent_answers(self) -> bool:
+        """Whether the guest agent does."""
+        try:
+            await _call("ask the guest agent for its time", self._handle.getTime)
+        except libvirt.libvirtError:
+            return False
+        return True
+
+    async def remove(self) -> None:
+        """Destroy it where it runs, and undefine it where it is defined.  Raises UnreachableError."""
+        gone = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+        undefine = partial(self._handle.undefineFlags, _UNDEFINE)
+        for what, function in (("destroy", self._handle.destroy), ("undefine", undefine)):
+            try:
+                await _call(f"{what} {self.name}", function)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in gone:
+                    raise UnreachableError(
+                        f"{self.name} cannot be removed ({what}): {error}", names.command("virsh", what, self.name)
+                    ) from error
+
+    def pid_file(self, uri: str) -> Path:
+        """Where libvirt keeps the process id of its QEMU while it runs."""
         own = Path(os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache") / "libvirt/qemu/run"
         directory = own if is_unprivileged(uri) else Path("/run/libvirt/qemu")
+        return directory / f"{self.name}.pid"
+
+    def qemu_pid(self, uri: str) -> int | None:
+        """The process id of its QEMU, None where it cannot be told."""
         try:
-            return int((directory / f"{self.name}.pid").read_text())
+            return int(self.pid_file(uri).read_text())
         except (OSError, ValueError):
             return None
 

@@ -12,11 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from . import luns, scratch
+from . import luns, scratch, scratchvm
 from .core import names, units
 from .core.iscsi import Credentials, Session
+from .core.plan import LeftOut
 from .core.snapshot import format_time
 from .errors import SpaceError
+from .scratchvm import ScratchVm
 from .state import Record, State, Store
 
 _PIPED_WIDTH = 10_000  # no wrapping for programs
@@ -35,6 +37,10 @@ class Shown:
     def _credentials(self) -> Credentials | None:
         return self.store.credentials(self.record.id) if self.record.publication else None
 
+    @property
+    def scratch_vms(self) -> list[ScratchVm]:
+        return scratchvm.load_all(self.store.path(self.record.id))
+
     def document(self) -> dict[str, Any]:
         """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
         record = self.record
@@ -50,6 +56,7 @@ class Shown:
             "mountpoint": None if record.is_hidden else record.mountpoint,
             "iscsi": record.publication
             and luns.document(record.publication, self.sessions, self._credentials, self.with_secret),
+            "scratch_vms": [vm.document() for vm in self.scratch_vms],
             "scratch": {
                 "directory": record.scratch,
                 "used_bytes": scratch.used_bytes(Path(record.scratch)),
@@ -71,17 +78,17 @@ class Shown:
         if record.publication:
             lines.append(_indented(luns.lun_rows(record.publication)))
             lines.append(_indented(luns.facts(record.publication, self._credentials, self.with_secret)))
-        lines += _left_out(record)
+        lines += _left_out(snapshot.left_out)
         lines += self._recipes()
         if record.expires:
             lines.append(f"it ends by itself in {_left(record)}")
         lines.append(f"to end it: {names.command('snapmount', 'delete', snapshot.id)}")
         return _text(lines)
 
-    def row(self) -> tuple[str, ...]:
-        """Its row in `list`."""
+    def rows(self) -> list[tuple[str, ...]]:
+        """Its rows in `list`: one for it, and one for each scratch VM."""
         record = self.record
-        return (
+        row = (
             record.id,
             record.snapshot.vm_name,
             _age(record),
@@ -90,6 +97,7 @@ class Shown:
             units.size(scratch.used_bytes(Path(record.scratch))),
             _status(record, self.store.state(record)),
         )
+        return [row, *(("", f"  {vm.name}", "", "", "", _overlay_size(vm), vm.state) for vm in self.scratch_vms)]
 
     def details(self) -> str:
         """What `show` prints: everything of one snapshot."""
@@ -101,6 +109,7 @@ class Shown:
             ("state", _status(record, self.store.state(record))),
             ("taken", f"{_when(record)}, {_age(record)} ago" + (", quiesced" if snapshot.quiesced else "")),
             *([("expires", f"in {_left(record)}")] if record.expires else []),
+            *([("ends", "with its last scratch VM")] if record.is_for_boot else []),
             *([] if record.is_hidden else [("mounted at", record.mountpoint)]),
             ("connection", record.connect),
             (
@@ -114,7 +123,16 @@ class Shown:
             (d.name, units.size(d.size_bytes), d.format, d.origin, record.export_uri(d.name)) for d in snapshot.disks
         ]
         lines = [_table(facts), "", _table(disks, ("DISK", "SIZE", "FORMAT", "ORIGIN", "NBD"))]
-        return _text([*lines, *_left_out(record), *self._target_details(), *self._recipes()])
+        return _text(
+            [*lines, *_left_out(snapshot.left_out), *self._vm_details(), *self._target_details(), *self._recipes()]
+        )
+
+    def _vm_details(self) -> list[str]:
+        rows = [
+            (vm.name, vm.state + (", kept" if vm.is_kept else ""), _overlay_size(vm), vm.overlays)
+            for vm in self.scratch_vms
+        ]
+        return ["", _table(rows, ("SCRATCH VM", "STATE", "WRITTEN", "OVERLAYS"))] if rows else []
 
     def _target_details(self) -> list[str]:
         publication = self.record.publication
@@ -161,9 +179,35 @@ def _when(record: Record) -> str:
     return f"{record.snapshot.created.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def _overlay_size(vm: ScratchVm) -> str:
+    return units.size(scratch.used_bytes(Path(vm.overlays)))
+
+
+def booted(vm: ScratchVm, record: Record) -> str:
+    """What `boot` prints when the scratch VM runs."""
+    how = "KVM" if vm.accelerator == "kvm" else "TCG (without KVM)"
+    where = f"snapshot {record.id} of {_when(record)}"
+    virsh = ("virsh", "-c", record.connect)
+    lines = [
+        names.printable(f"{record.snapshot.vm_name}: scratch VM {vm.name} runs on {where}, with {how}"),
+        *_left_out(vm.left_out),
+        *(f"note: {names.printable(note)}" for note in vm.notes),
+        f"its console: {names.command(*virsh, 'console', vm.name)}, logged in {names.printable(vm.console_log)}",
+    ]
+    if vm.is_kept:
+        lines.append(f"it is kept until: {names.command('snapmount', 'delete', '--force', record.id)}")
+    else:
+        ends = ", and the snapshot with the last one" if record.is_for_boot else ""
+        lines.append(f"its writes go when it ends{ends}: {names.command(*virsh, 'destroy', vm.name)}")
+    return _text(lines)
+
+
 def listing(snapshots: Iterable[Shown]) -> str:
     """What `list` prints: a row a snapshot."""
-    return table(("ID", "VM", "AGE", "MOUNTPOINT", "ISCSI", "SCRATCH", "STATE"), [each.row() for each in snapshots])
+    return table(
+        ("ID", "VM", "AGE", "MOUNTPOINT", "ISCSI", "SCRATCH", "STATE"),
+        [row for each in snapshots for row in each.rows()],
+    )
 
 
 def _table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
@@ -174,8 +218,8 @@ def _indented(rows: Iterable[Sequence[str]]) -> str:
     return _table([("  " + first, *rest) for first, *rest in rows])
 
 
-def _left_out(record: Record) -> list[str]:
-    left_out = ", ".join(f"{each.name} ({each.why})" for each in record.snapshot.left_out)
+def _left_out(devices: Iterable[LeftOut]) -> list[str]:
+    left_out = ", ".join(f"{each.name} ({each.why})" for each in devices)
     return [f"left out: {names.printable(left_out)}"] if left_out else []
 
 

@@ -1,6 +1,7 @@
-"""The scratch directory of a snapshot: where QEMU keeps what the guest overwrites.
+"""Directories for QEMU: the scratch directory of a snapshot, where it keeps what the guest overwrites, and the overlay
+directory of a scratch VM.
 
-One directory a snapshot, owned by QEMU's user and closed to others.  libvirt makes and removes the files in it.
+One directory for each, owned by QEMU's user and closed to others.  libvirt makes and removes the scratch files.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -21,6 +24,18 @@ SYSTEM_DEFAULT = Path("/var/lib/libvirt/snapmount")
 CHECK_S = 10.0
 
 
+@dataclass(frozen=True)
+class Use:
+    """What a directory is for, in messages."""
+
+    name: str
+    remedy: str  # where it cannot be used
+
+
+SCRATCH = Use("scratch directory", "snapmount VM MOUNTPOINT --scratch-dir DIRECTORY   (one that QEMU's user can write)")
+OVERLAY = Use("overlay directory", "snapmount boot VM --overlay-dir DIRECTORY   (one that QEMU's user can write)")
+
+
 def default_parent() -> Path:
     """Where scratch directories are made unless the user says otherwise; never on a tmpfs."""
     if os.geteuid() == 0:
@@ -29,7 +44,7 @@ def default_parent() -> Path:
     return (Path(data) if data else Path.home() / ".local" / "share") / "snapmount"
 
 
-def free_bytes(parent: Path) -> int:
+def free_bytes(parent: Path, use: Use = SCRATCH) -> int:
     """What an ordinary user may still write below the directory.  The default parent need not exist yet.  Raises
     SpaceError.
     """
@@ -38,13 +53,11 @@ def free_bytes(parent: Path) -> int:
     try:
         status = os.statvfs(parent)
     except FileNotFoundError:
-        raise SpaceError(
-            f"the scratch directory {parent} does not exist", names.command("mkdir", str(parent))
-        ) from None
+        raise SpaceError(f"the {use.name} {parent} does not exist", names.command("mkdir", str(parent))) from None
     except OSError as error:
-        raise SpaceError(f"the scratch directory {parent} cannot be used: {error.strerror}", _elsewhere()) from error
+        raise SpaceError(f"the {use.name} {parent} cannot be used: {error.strerror}", use.remedy) from error
     if not parent.is_dir():
-        raise SpaceError(f"the scratch directory {parent} is not a directory", _elsewhere())
+        raise SpaceError(f"the {use.name} {parent} is not a directory", use.remedy)
     return status.f_bavail * status.f_frsize
 
 
@@ -59,47 +72,62 @@ def used_bytes(directory: Path) -> int:
     return total
 
 
-async def create(directory: Path, user: User, qemu_pid: int | None) -> None:
+async def create(directory: Path, user: User, qemu_pid: int | None, use: Use = SCRATCH) -> None:
     """Make the directory for QEMU's user and prove that QEMU can write there.  Raises SpaceError."""
     parent = directory.parent
     try:
         await blocking.call(CHECK_S, _make, directory, user)
     except OSError as error:
-        raise SpaceError(f"the scratch directory {parent} is not writable: {error.strerror}", _elsewhere()) from error
+        raise SpaceError(f"the {use.name} {parent} is not writable: {error.strerror}", use.remedy) from error
     problem = await _write_probe(directory, user)
     if problem:
         raise SpaceError(
-            f"the scratch directory {parent} is not writable by QEMU, which runs as uid {user.uid}: {problem}",
-            _elsewhere(),
+            f"the {use.name} {parent} is not writable by QEMU, which runs as uid {user.uid}: {problem}",
+            use.remedy,
         )
     if qemu_pid is not None and not await blocking.call(CHECK_S, _visible_to, qemu_pid, directory):
         raise SpaceError(
-            f"QEMU (process {qemu_pid}) does not see the scratch directory {parent}: its file system was mounted "
+            f"QEMU (process {qemu_pid}) does not see the {use.name} {parent}: its file system was mounted "
             "after the VM was started, and QEMU lives in a mount namespace of its own",
-            _elsewhere(),
+            use.remedy,
         )
 
 
-def _elsewhere() -> str:
-    return "snapmount VM MOUNTPOINT --scratch-dir DIRECTORY   (one that QEMU's user can write)"
+def view(snapshot_id: str) -> Path:
+    """Where a snapshot is mounted that was taken for scratch VMs: QEMU's user must get there."""
+    return default_parent() / f"snapmount-{snapshot_id}-view"
+
+
+def make_view(directory: Path) -> None:
+    """Make that mountpoint.  Raises OSError."""
+    _make_parent(directory.parent)
+    directory.mkdir(mode=0o700)
+
+
+def _make_parent(parent: Path) -> None:
+    if parent == default_parent():
+        parent.mkdir(parents=True, exist_ok=True)
+        parent.chmod(0o711)  # whatever the umask: QEMU's user must get through
 
 
 def _make(directory: Path, user: User) -> None:
-    if directory.parent == default_parent():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.parent.chmod(0o711)  # whatever the umask: QEMU's user must get through
+    _make_parent(directory.parent)
     directory.mkdir(mode=0o700)
     if user.uid != os.geteuid():
         os.chown(directory, user.uid, user.gid)
 
 
+def as_user(user: User) -> dict[str, Any]:
+    """For blocking.run(): run it as this user."""
+    return {} if user.uid == os.geteuid() else {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
+
+
 async def _write_probe(directory: Path, user: User) -> str | None:
     """Make a file in the directory as that user; return what went wrong."""
-    as_user = {} if user.uid == os.geteuid() else {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
     probe = directory / "probe"
     try:
         done = await blocking.run(
-            CHECK_S, ["dd", "if=/dev/zero", f"of={probe}", "bs=4096", "count=1", "status=none"], **as_user
+            CHECK_S, ["dd", "if=/dev/zero", f"of={probe}", "bs=4096", "count=1", "status=none"], **as_user(user)
         )
     except trio.TooSlowError:
         return f"writing a file took more than {CHECK_S:g} s"
@@ -126,8 +154,19 @@ def remove(directory: Path) -> None:
     while os.path.lexists(directory):
         with contextlib.suppress(FileNotFoundError):  # libvirt removes its files at the same time
             shutil.rmtree(directory)
-    if directory.parent == default_parent():
+    _remove_parent(directory.parent)
+
+
+def remove_view(directory: Path) -> None:
+    """Remove the mountpoint that make_view() has made; none is fine.  Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        directory.rmdir()
+    _remove_parent(directory.parent)
+
+
+def _remove_parent(parent: Path) -> None:
+    if parent == default_parent():
         try:
-            directory.parent.rmdir()
+            parent.rmdir()
         except OSError:
             pass  # other snapshots live there, or it is gone

@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import trio
 
-from . import blocking, hypervisor, mounts, nbd, scratch
+from . import blocking, hypervisor, mounts, nbd, scratch, tending
 from .core import domainxml, names, plan
 from .core.image import Image
 from .core.iscsi import Portal, target_of
@@ -24,10 +25,11 @@ from .core.snapshot import Disk, Snapshot, dump
 from .core.tree import Constant, File, MapText, RawImage, Tree
 from .core.user import User
 from .errors import InterruptedByUserError, SnapmountError, StateError, first_cause
+from .processes import Process
 from .publish import fuse, iscsi
 from .sources import pull
-from .state import Claim, Process, Publication, Record, State, Store
-from .teardown import tear_down, withdraw
+from .state import Claim, Publication, Record, State, Store
+from .teardown import free, tear_down
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,6 +63,7 @@ class Request:
     scratch_dir: str | None = None
     quiesce: bool = False
     read_timeout_s: float = 30.0
+    booting: Process | None = None  # the command that takes it to boot on it: it ends with that and its scratch VMs
 
 
 class Reporter(Protocol):
@@ -133,13 +136,14 @@ async def _live(request: Request, store: Store, reporter: Reporter, ready: trio.
         images = await _connect(stack, request, claim)
         tree = _tree(claim.record.snapshot, images, planned, with_luns=request.luns is not None)
         view = await stack.enter_async_context(fuse.mounted(tree, claim.record.mountpoint, claim.record.mount_source))
+        stack.push_async_callback(_free_first, claim)
         if request.luns:
-            await _publish(stack, request.luns, backend, claim)
+            await _publish(request.luns, backend, claim)
         claim.update(state=State.ACTIVE, expires=_expiry(request))
         ready.set()
         reporter.ready(claim.record)
         with trio.move_on_after(request.expire_s or math.inf) as expiry:
-            await _serve(view, images, claim)
+            await _serve(view, images, claim, request.booting)
         if expiry.cancelled_caught:
             log.info("the snapshot has expired")
 
@@ -182,7 +186,8 @@ async def _plan(request: Request, store: Store, connection: hypervisor.Hyperviso
         disks=tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen),
         left_out=selection.left_out,
     )
-    mountpoint = request.mountpoint or str(store.hidden_mountpoint(snapshot.id))
+    hidden = scratch.view(snapshot.id) if request.booting else store.hidden_mountpoint(snapshot.id)
+    mountpoint = request.mountpoint or str(hidden)
     log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
     directory = parent / f"snapmount-{snapshot.id}"
     record = Record(
@@ -194,6 +199,7 @@ async def _plan(request: Request, store: Store, connection: hypervisor.Hyperviso
         scratch=str(directory),
         server=Process.of_pid(os.getpid()),
         is_hidden=request.mountpoint is None,
+        is_for_boot=request.booting is not None,
     )
     return _Plan(domain, xml, hypervisor.qemu_user(xml), record)
 
@@ -230,6 +236,8 @@ async def _make(request: Request, planned: _Plan, claim: Claim) -> None:
     """Make the scratch directory and start the job: the point in time."""
     domain, record = planned.domain, planned.record
     await scratch.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
+    if record.is_for_boot:
+        scratch.make_view(Path(record.mountpoint))
     left_out = [each.name for each in record.snapshot.left_out]
     claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
     await pull.begin(domain, claim, left_out=left_out, quiesce=request.quiesce)
@@ -263,22 +271,22 @@ def _tree(snapshot: Snapshot, images: Sequence[Image], planned: _Plan, *, with_l
     return Tree(files, snapshot.created_ns, planned.user.uid, planned.user.gid)
 
 
-async def _publish(stack: AsyncExitStack, luns: LunRequest, backend: str, claim: Claim) -> None:
-    """Publish the mounted files as LUNs; they are withdrawn before the mount goes."""
+async def _publish(luns: LunRequest, backend: str, claim: Claim) -> None:
+    """Publish the mounted files as LUNs."""
     target = target_of(claim.record.snapshot, luns.portals, luns.initiators)
     credentials = iscsi.new_credentials(luns.secret, mutual=luns.mutual)
     claim.write_credentials(credentials)
     claim.update(publication=Publication(backend, target))
-    stack.push_async_callback(_withdraw_first, claim)
     files = [f"{claim.record.mountpoint}/{_lun_file(disk)}" for disk in claim.record.snapshot.disks]
     await iscsi.publish(backend, claim.directory, target, files, credentials)
     log.info("published by %s as %s at %s", backend, target.iqn, ", ".join(map(str, target.portals)))
 
 
-async def _withdraw_first(claim: Claim) -> None:
+async def _free_first(claim: Claim) -> None:
+    """Before the mount goes, scratch VMs and LUNs do."""
     with trio.CancelScope(shield=True):
         try:
-            await withdraw(claim)
+            await free(claim)
         except SnapmountError as error:
             log.warning("%s", error.message)  # tear_down() tries again, when nobody can read any more, and tells
 
@@ -287,10 +295,13 @@ def _lun_file(disk: Disk) -> str:
     return f".{disk.name}.lun"
 
 
-async def _serve(view: fuse.View, images: Sequence[nbd.NbdImage], claim: Claim) -> None:
-    """Return when the view has been unmounted; note in the record when its point in time is lost."""
+async def _serve(view: fuse.View, images: Sequence[nbd.NbdImage], claim: Claim, booting: Process | None) -> None:
+    """Return when the view has been unmounted, or has served the scratch VMs it was taken for; note in the record when
+    its point in time is lost.
+    """
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_source, view, images, claim)
+        nursery.start_soon(_then_cancel, nursery.cancel_scope, partial(tending.watch, claim, booting))
         await view.wait_unmounted()
         nursery.cancel_scope.cancel()
 

@@ -25,10 +25,11 @@ from .core import names
 from .core.iscsi import Credentials, Target
 from .core.snapshot import Snapshot, dump, format_time
 from .errors import NotFoundError, SnapmountError, StateError
+from .processes import Process
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 
 
 class State(Enum):
@@ -40,20 +41,6 @@ class State(Enum):
     ENDING = "ending"  # being undone
     LEFTOVER = "leftover"  # something could not be undone
     DEAD = "dead"  # never recorded: the process that served it is gone
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process, told apart from a later one with the same pid."""
-
-    pid: int
-    start_ticks: int  # proc_pid_stat(5), field 22: clock ticks after boot
-
-    @classmethod
-    def of_pid(cls, pid: int) -> Process:
-        """The process that has this pid now.  Raises OSError for none."""
-        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return cls(pid, int(after_name[22 - 3]))
 
 
 @dataclass(frozen=True)
@@ -86,7 +73,8 @@ class Record:
     state: State = State.STARTING
     reason: str | None = None  # for LOST and LEFTOVER
     frozen: bool = False  # the guest's file systems may be frozen: they must be thawed
-    is_hidden: bool = False  # nobody asked for the mount: it lies in the runtime directory, for LUNs alone
+    is_hidden: bool = False  # nobody asked for the mount: it is for LUNs or scratch VMs alone
+    is_for_boot: bool = False  # taken for scratch VMs: it ends with the last of them
     publication: Publication | None = None
     expires: datetime | None = None  # UTC
 
@@ -99,6 +87,7 @@ class Record:
         """Where the view is, in words that follow a comma."""
         where = [] if self.is_hidden else [f"mounted at {self.mountpoint}"]
         where += [f"published over iSCSI by {self.publication.backend}"] if self.publication else []
+        where += ["shown to scratch VMs"] if self.is_for_boot else []
         return " and ".join(where) or "not shown yet"
 
     def export_uri(self, disk: str) -> str:
@@ -120,6 +109,7 @@ class Record:
             "reason": self.reason,
             "frozen": self.frozen,
             "is_hidden": self.is_hidden,
+            "is_for_boot": self.is_for_boot,
             "publication": self.publication and self.publication.to_json(),
             "expires": self.expires and format_time(self.expires),
         }
@@ -161,7 +151,7 @@ class Store:
         return self.path(snapshot_id) / "log"
 
     def hidden_mountpoint(self, snapshot_id: str) -> Path:
-        """Where a snapshot is mounted that nobody asked to mount."""
+        """Where a snapshot is mounted that is published only."""
         return self.path(snapshot_id) / "mount"
 
     def credentials(self, snapshot_id: str) -> Credentials | None:
@@ -263,7 +253,7 @@ class Store:
         try:
             claim = Claim(self, record, _locked(directory / "lock", os.O_CREAT))
             claim.write()
-            if record.is_hidden:
+            if record.is_hidden and not record.is_for_boot:
                 self.hidden_mountpoint(record.id).mkdir(mode=0o700)
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)

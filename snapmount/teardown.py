@@ -1,7 +1,8 @@
 """Undoes a snapshot from its record: the one way in which a snapshot ends, whether its server ends it or has died.
 
-The order is that of use: no LUN rests on a mount that goes, nobody reads when the job ends (QEMU is spared clients that
-vanish in mid-request), nobody writes scratch files when they go, and the record goes last, when nothing is left.
+The order is that of use: no scratch VM or LUN rests on a mount that goes, nobody reads when the job ends (QEMU is
+spared clients that vanish in mid-request), nobody writes scratch files when they go, and the record goes last, when
+nothing is left.
 """
 
 from __future__ import annotations
@@ -11,32 +12,31 @@ import logging
 import os
 from pathlib import Path
 
-from . import mounts, scratch
+from . import mounts, scratch, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError
 from .publish import iscsi
 from .sources import pull
-from .state import Claim, State
+from .state import Claim, Record, State
 
 log = logging.getLogger(__name__)
 
 
 async def tear_down(claim: Claim) -> None:
-    """Withdraw the LUNs, unmount, end the job, remove the scratch files, the socket and the record.  Each step is
-    idempotent.
+    """Destroy the scratch VMs, withdraw the LUNs, unmount, end the job, remove the scratch files, the socket and the
+    record.  Each step is idempotent.
 
     Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
     """
     record = claim.record
-    claim.note(State.ENDING)
     try:
-        await withdraw(claim)
+        await free(claim)
         log.info("unmounting %s", record.mountpoint)
         await mounts.unmount(record.mount_source)
         log.info("ending the backup job of %s", record.snapshot.vm_name)
         await pull.end(record)
         log.info("removing %s", record.scratch)
-        _remove_files(record.scratch, record.socket)
+        _remove_files(record)
     except SnapmountError as error:
         claim.note(State.LEFTOVER, error.message)
         raise LeftoverError(
@@ -46,8 +46,12 @@ async def tear_down(claim: Claim) -> None:
     claim.forget()
 
 
-async def withdraw(claim: Claim) -> None:
-    """Withdraw the LUNs, also from initiators that are logged in.  Idempotent.  Raises LeftoverError."""
+async def free(claim: Claim) -> None:
+    """Take the view from those who use it: destroy the scratch VMs, and withdraw the LUNs, also from initiators that
+    are logged in.  Idempotent.  Raises LeftoverError, StateError or UnreachableError.
+    """
+    claim.note(State.ENDING)  # before it looks for them: no scratch VM is made from then on
+    await tending.end_all(claim.record, claim.directory)
     publication = claim.record.publication
     if publication:
         log.info("withdrawing %s", publication.target.iqn)
@@ -56,10 +60,12 @@ async def withdraw(claim: Claim) -> None:
             claim.update(publication=None)
 
 
-def _remove_files(scratch_directory: str, socket: str) -> None:
+def _remove_files(record: Record) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(socket)
-        scratch.remove(Path(scratch_directory))
+            os.unlink(record.socket)
+        if record.is_for_boot:
+            scratch.remove_view(Path(record.mountpoint))
+        scratch.remove(Path(record.scratch))
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error

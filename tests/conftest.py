@@ -50,7 +50,7 @@ def clean(libvirt: None) -> Iterator[None]:
     yield
     left = traces.found()
     for snapshot in snapmount_json("list"):
-        snapmount("delete", snapshot["id"], check=False)
+        snapmount("delete", "--force", snapshot["id"], check=False)
     assert left == []
 
 

@@ -90,7 +90,7 @@ def test_a_verb_may_stand_after_its_options(argv: list[str], same: list[str]) ->
 
 
 def test_each_verb_has_a_command_of_its_own() -> None:
-    lines = (["vm1", "/mnt"], ["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"])
+    lines = (["vm1", "/mnt"], ["boot", "vm1"], ["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"])
     assert {arguments.parse(line).verb for line in lines} == set(cli._COMMANDS)
 
 
@@ -137,6 +137,26 @@ def test_options_may_stand_between_snapshots() -> None:
 def test_with_iscsi_the_mountpoint_may_be_left_out() -> None:
     assert arguments.parse(["--iscsi", "vm1"]).mountpoint is None
     assert arguments.parse(["vm1", "--iscsi", "/mnt", "--portal", "::1", "--portal", "127.0.0.1"]).mountpoint == "/mnt"
+
+
+def test_boot_has_its_documented_defaults() -> None:
+    parsed = vars(arguments.parse(["boot", "vm1"]))
+    assert parsed.pop("verb") == "boot"
+    assert parsed == {
+        "source": "vm1",
+        "connect": None,
+        "name": None,
+        "memory": None,
+        "vcpus": None,
+        "network": "none",
+        "overlay_dir": None,
+        "keep": False,
+        "wait_for": None,
+        "wait_timeout": 300.0,
+        "console": False,
+        "json": False,
+        "verbose": False,
+    }
 
 
 def test_more_than_one_snapshot_can_be_deleted() -> None:
@@ -190,6 +210,11 @@ def test_a_read_timeout_that_is_no_number_is_refused_with_its_value(text: str) -
         (["vm1", "/mnt", "--disk"], "--disk: expected one argument", "snapmount take --help"),
         (["vm1", "/mnt", "--quiesce=yes"], "--quiesce: ignored explicit argument 'yes'", "snapmount take --help"),
         (["vm1", "/mnt", "--read-timeout", "0"], "0 is not a positive number", "snapmount take --help"),
+        (["boot"], "VM-OR-SNAPSHOT", "snapmount boot --help"),
+        (["boot", "vm1", "--vcpus", "0"], "0 is not a number from 1 to 4096", "snapmount boot --help"),
+        (["boot", "vm1", "--memory", "2"], "'2' is no size such as 512M or 2G", "snapmount boot --help"),
+        (["boot", "vm1", "--wait-timeout", "soon"], "'soon' is no span of time", "snapmount boot --help"),
+        (["boot", "vm1", "--console", "--json"], "--console and --json do not go", "snapmount boot --help"),
         (["--json"], "a VM or a verb is missing", "snapmount --help"),
         (["-v", "--disk", "vda"], "a VM or a verb is missing", "snapmount --help"),
         (["list", "vm1"], "unrecognized arguments: vm1", "snapmount --help"),
@@ -229,11 +254,11 @@ def test_help_tells_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr()
     assert printed.err == ""
     assert arguments.EXIT_CODES in printed.out
-    for verb in ("take", "list", "show", "delete", "umount"):
+    for verb in ("take", "boot", "list", "show", "delete", "umount"):
         assert re.search(rf"^    {verb} ", printed.out, re.MULTILINE), verb
 
 
-@pytest.mark.parametrize("verb", ["take", "list", "show", "delete", "umount"])
+@pytest.mark.parametrize("verb", ["take", "boot", "list", "show", "delete", "umount"])
 def test_each_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     for argv in ([verb, "--help"], ["--help", verb]):
         with pytest.raises(SystemExit) as caught:

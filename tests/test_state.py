@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from snapmount.core.snapshot import Disk, Snapshot, dump
 from snapmount.errors import NotFoundError, StateError
-from snapmount.state import VERSION, Process, Record, State, Store
+from snapmount.processes import Process
+from snapmount.state import VERSION, Record, State, Store
 
 from .rig.libvirtd import wait_for
 from .strategies import PROPERTY, file_names, snapshots
@@ -50,6 +51,8 @@ records = st.builds(
     state=st.sampled_from(State),
     reason=st.none() | st.text(),
     frozen=st.booleans(),
+    is_hidden=st.booleans(),
+    is_for_boot=st.booleans(),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -94,3 +94,14 @@ def test_a_time_is_never_shown_longer_than_it_is_nor_shorter_by_its_last_unit(se
 @pytest.mark.parametrize(("size", "shown"), [((1 << 20) - 1, "1 MiB"), ((1 << 30) - 1, "1 GiB"), (1, "1 byte")])
 def test_a_size_that_is_rounded_up_to_the_next_unit_is_shown_in_it(size: int, shown: str) -> None:
     assert units.size(size) == shown
+
+
+@pytest.mark.parametrize(("text", "kib"), [("512M", 524288), ("2G", 2097152), ("1536 MiB", 1572864), ("1K", 1)])
+def test_memory_is_read_as_people_write_it(text: str, kib: int) -> None:
+    assert units.parse_memory(text) == kib
+
+
+@pytest.mark.parametrize("text", ["", "2", "0G", "-1G", "2g", "1.5G", "2 GB", "lots", "²G"])
+def test_memory_without_a_unit_or_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size such as 512M or 2G"):
+        units.parse_memory(text)

@@ -104,4 +104,9 @@ def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account)
         assert not (account.runtime / "snapmount").exists()
         assert not (account.home / ".local/share/snapmount").exists()
         assert not guest.has_job()
+
+        booted = run_json("boot", "--wait-for", "guest is up", guest.name)
+        account.run("virsh", "-c", "qemu:///session", "destroy", booted["name"])
+        wait_for(lambda: run_json("list") == [], "the scratch VM has gone, and its snapshot")
+        assert not (account.home / ".local/share/snapmount").exists()
         assert guest.write_errors() == 0

@@ -32,7 +32,8 @@ class Owner:
     group: str
 
 
-def _parse(xml: str, what: str) -> ElementTree.Element:
+def parse(xml: str, what: str) -> ElementTree.Element:
+    """The root of an XML document.  Raises SnapmountError, which calls it `what`, where it is not well-formed."""
     try:
         return ElementTree.fromstring(xml)
     except ElementTree.ParseError as error:
@@ -41,7 +42,7 @@ def _parse(xml: str, what: str) -> ElementTree.Element:
 
 def disks(domain_xml: str) -> tuple[DiskDefinition, ...]:
     """The disks of a domain in their order.  Raises SnapmountError where the XML is not well-formed."""
-    elements = _parse(domain_xml, "the domain's definition").findall("./devices/disk")
+    elements = parse(domain_xml, "the domain's definition").findall("./devices/disk")
     return tuple(_disk(element) for element in elements)
 
 
@@ -69,7 +70,7 @@ def _origin(source: ElementTree.Element | None) -> str:
 
 def owner(domain_xml: str) -> Owner | None:
     """Whom QEMU runs as, by the DAC security label of a running domain; None where it has none (a user's session)."""
-    for label in _parse(domain_xml, "the domain's definition").findall("./seclabel[@model='dac']/label"):
+    for label in parse(domain_xml, "the domain's definition").findall("./seclabel[@model='dac']/label"):
         match = re.fullmatch(r"([^:]+):([^:]+)", label.text or "")
         if match:
             return Owner(*match.groups())
@@ -97,5 +98,5 @@ def backup_job(socket: str, scratch_files: Mapping[str, str], left_out: Iterable
 
 def backup_socket(job_xml: str) -> str | None:
     """The unix socket of a running backup job: what tells our job from another's."""
-    server = _parse(job_xml, "the backup job's description").find("server")
+    server = parse(job_xml, "the backup job's description").find("server")
     return None if server is None else server.get("socket")

@@ -38,6 +38,14 @@ def parse_duration(text: str) -> float:
     return float(seconds)
 
 
+def parse_memory(text: str) -> int:
+    """The KiB of '512M', '2G' or '1536 MiB'.  Raises ValueError."""
+    match = re.fullmatch(r"([1-9]\d{0,9}) ?([KMGT])(?:iB)?", text, re.ASCII)
+    if not match:
+        raise ValueError(f"{text!r} is no size such as 512M or 2G")
+    return int(match[1]) << 10 * "KMGT".index(match[2])
+
+
 def duration(seconds: float) -> str:
     """A span of time in its two leading units: '42s', '5m 12s', '3h 5m', '2d 4h'."""
     whole = max(0, int(seconds))

@@ -21,6 +21,7 @@ def found() -> list[str]:
     traces += [f"socket: {path}" for path in SOCKETS.glob("domain-*/snapmount-*")]
     servers = subprocess.run(["pgrep", "-a", "-f", r"bin/snapmount "], capture_output=True, text=True).stdout
     traces += [f"process: {line}" for line in servers.splitlines()]
+    traces += [f"scratch VM: {path.stem}" for path in Path("/run/libvirt/qemu").glob("*-scratch-*.pid")]
     traces += [f"tgtd: {pid}" for pid in _tgtds()]
     traces += [f"loop device: {path}" for path in _loops()]
     return traces

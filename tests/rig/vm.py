@@ -99,6 +99,10 @@ class VM:
         """The longest write of the guest so far, in microseconds."""
         return max((int(n) for n in re.findall(r"longest_us=(\d+)", self.output())), default=0)
 
+    def lines(self) -> int:
+        """How many lines the guest has told to have written to its root disk or ext4 file system."""
+        return max((int(n) for n in re.findall(r"^lines=(\d+)", self.output(), re.MULTILINE)), default=0)
+
     def keeps_writing(self, writes: int = 1) -> None:
         """Wait until the guest has made so many more writes."""
         goal = self.written() + writes
@@ -135,15 +139,19 @@ def running(
     start: bool = True,
     uri: str = SYSTEM,
     account: Account | None = None,
+    direct_kernel: bool = True,
 ) -> Iterator[VM]:
-    """A VM, started, that is destroyed and removed with all its files at the end."""
+    """A VM, started, that is destroyed and removed with all its files at the end.
+
+    Without `direct_kernel` the firmware boots from its first disk.
+    """
     with contextlib.ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-", dir=account.home if account else IMAGES))
         stack.callback(shutil.rmtree, directory)
         directory.chmod(0o755)
         vm = VM(name, directory, uri, disks, account)
         xml = directory / "domain.xml"
-        xml.write_text(_domain(vm, stack, command_line, agent, extra_devices))
+        xml.write_text(_domain(vm, stack, command_line, agent, extra_devices, direct_kernel))
         if account:
             account.own(directory)
         vm.virsh("define", str(xml))
@@ -153,23 +161,21 @@ def running(
         yield vm
 
 
-def _domain(vm: VM, stack: contextlib.ExitStack, command_line: str, agent: bool, extra_devices: str) -> str:
-    built = guest.build()
-    for source in (built.kernel, built.initrd):
-        shutil.copy(source, vm.directory)
+def _domain(
+    vm: VM, stack: contextlib.ExitStack, command_line: str, agent: bool, extra_devices: str, direct_kernel: bool
+) -> str:
     devices = "".join(_disk_xml(vm.directory, disk, stack) for disk in vm.disks) + extra_devices
     if agent:
         devices += "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
         command_line += " snapmount.agent"
+    boot = _direct_kernel(vm, command_line) if direct_kernel else ""
     return f"""
 <domain type='{guest.domain_type()}'>
   <name>{escape(vm.name)}</name>
   <memory unit='MiB'>128</memory>
   <os>
     <type arch='x86_64'>hvm</type>
-    <kernel>{escape(str(vm.directory / built.kernel.name))}</kernel>
-    <initrd>{escape(str(vm.directory / built.initrd.name))}</initrd>
-    <cmdline>console=ttyS0 panic=-1 {escape(command_line)}</cmdline>
+    {boot}
   </os>
   <features><acpi/></features>
   <devices>
@@ -179,6 +185,17 @@ def _domain(vm: VM, stack: contextlib.ExitStack, command_line: str, agent: bool,
     <memballoon model='none'/>
   </devices>
 </domain>"""
+
+
+def _direct_kernel(vm: VM, command_line: str) -> str:
+    built = guest.build()
+    for source in (built.kernel, built.initrd):
+        shutil.copy(source, vm.directory)
+    return (
+        f"<kernel>{escape(str(vm.directory / built.kernel.name))}</kernel>"
+        f"<initrd>{escape(str(vm.directory / built.initrd.name))}</initrd>"
+        f"<cmdline>console=ttyS0 panic=-1 {escape(command_line)}</cmdline>"
+    )
 
 
 def _disk_xml(directory: Path, disk: Disk, stack: contextlib.ExitStack) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from ...core.iscsi import Credentials, Lun, Portal, Session, Target
 from ...core.names import command
 from ...errors import LeftoverError, MissingError, StateError, UnreachableError
-from ...state import Process
+from ...processes import Process
 from . import portals
 from .tgtadm import SOCKET_PATH_MAX, Direction, Mode, Op, RefusedError, Tgtd
 

@@ -1,0 +1,304 @@
+"""Boots a scratch VM: a throw-away copy of a VM, whose disks are private overlays over the files of a snapshot."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from . import blocking, hypervisor, scratch, scratchvm, tending
+from .core import names, scratchdomain, units
+from .core.scratchdevices import ISOLATED, NONE, Source
+from .core.scratchdomain import Derived, Wish
+from .core.user import User
+from .errors import MissingError, NotBootedError, SnapmountError, SpaceError, StateError, UsageError
+from .processes import Process
+from .scratchvm import ScratchVm
+from .state import Record, State, Store
+
+log = logging.getLogger(__name__)
+
+KVM_DEVICE = "/dev/kvm"
+HOST_S = 30.0
+POLL_S = 0.1
+CONSOLE_BYTES = units.MIB  # of the end of the console's log that a pattern is looked for in
+
+
+@dataclass(frozen=True)
+class WaitFor:
+    """What tells that the guest has booted: one of these."""
+
+    seconds: float | None = None  # it still runs after that time
+    pattern: re.Pattern[bytes] | None = None  # it has written this to its console
+    agent: bool = False  # its agent answers
+
+    @classmethod
+    def parse(cls, text: str) -> WaitFor:
+        """'agent', a span of time such as '90s' or '2m', else a regular expression.  Raises UsageError."""
+        if text == "agent":
+            return cls(agent=True)
+        try:
+            return cls(seconds=units.parse_duration(text))
+        except ValueError:
+            pass
+        try:
+            return cls(pattern=re.compile(text.encode("utf-8", "surrogateescape"), re.MULTILINE))
+        except re.error as error:
+            raise UsageError(f"{text!r} is no regular expression: {error}") from None
+
+
+@dataclass(frozen=True)
+class BootRequest:
+    """How the scratch VM shall be."""
+
+    name: str | None = None  # None: one that is made up
+    memory_kib: int | None = None  # None: as the original's, and so on
+    vcpus: int | None = None
+    network: str = NONE
+    overlay_dir: str | None = None
+    is_kept: bool = False
+    wait_for: WaitFor | None = None
+    wait_timeout_s: float = 300.0
+
+
+def check_name(name: str) -> str:
+    """The name, where a VM can have it.  Raises UsageError."""
+    if not name.isprintable() or not name.strip() or "/" in name or name in (".", ".."):
+        raise UsageError(f"{name!r} cannot be the name of a VM")
+    return name
+
+
+async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
+    """Boot a scratch VM on an active snapshot, and wait for what the request says.
+
+    Raises NotBootedError where that does not come; the scratch VM is left running then.  Any other SnapmountError means
+    that nothing was left behind.
+    """
+    directory = store.path(record.id)
+    _check_active(record, store)
+    domain_xml = await _definition(record)
+    async with hypervisor.connected(record.connect) as connection:
+        vm = await _plan(request, record, connection, scratchdomain.accelerator(domain_xml))
+        derived = scratchdomain.derive(domain_xml, _wish(request, record, vm))
+        _check_wait(request.wait_for, derived, record)
+        vm = replace(vm, left_out=derived.left_out, notes=(*vm.notes, *derived.notes))
+        _write(directory, vm, record)
+        try:
+            _check_active(record, store)  # not before: what ends the snapshot looks for the record
+            await _make_files(record, vm, derived, hypervisor.qemu_user(domain_xml))
+            domain = await connection.start(derived.xml, persistent=request.is_kept)
+            vm = _started(vm, domain, record)
+            _write(directory, vm, record)
+            record.server.send(tending.BELL)
+            if request.wait_for:
+                await _wait(request, request.wait_for, vm, domain)
+        except NotBootedError:
+            raise
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await _undo(record, directory, vm)
+            raise
+    return vm
+
+
+def _check_active(record: Record, store: Store) -> None:
+    """Raise StateError where the view is not readable by QEMU."""
+    now = store.load(record.id)
+    state = store.state(now) if now else State.DEAD
+    if state is not State.ACTIVE:
+        raise StateError(
+            f"snapshot {record.id} of {record.snapshot.vm_name} cannot be booted: it is {state.value}",
+            names.command("snapmount", "delete", record.id),
+        )
+    if record.is_hidden and not record.is_for_boot:
+        raise StateError(
+            f"snapshot {record.id} of {record.snapshot.vm_name} is not mounted, but published over iSCSI only",
+            "a snapshot with a MOUNTPOINT",
+        )
+
+
+async def _on_host(what: str, function: Callable[..., None], *args: object) -> None:
+    """A call that may block, on the view or on a file server that does not answer for instance."""
+    try:
+        await blocking.call(HOST_S, function, *args)
+    except trio.TooSlowError:
+        raise StateError(f"{what}: this did not end within {HOST_S:g} s") from None
+    except OSError as error:
+        raise StateError(f"{what}: {error.strerror}") from error
+
+
+async def _definition(record: Record) -> str:
+    """The original's definition at the snapshot's moment."""
+    path = Path(record.mountpoint) / "domain.xml"
+    read: list[bytes] = []
+    await _on_host(f"read {path}", lambda: read.append(path.read_bytes()))
+    return read[0].decode("utf-8", "surrogateescape")
+
+
+async def _plan(
+    request: BootRequest, record: Record, connection: hypervisor.Hypervisor, original_accelerator: str
+) -> ScratchVm:
+    """Decide; make nothing yet."""
+    own = str(uuid.uuid4())
+    name = request.name or f"{record.snapshot.vm_name}-scratch-{own[:4]}"
+    await connection.check_name_is_free(name)
+    if request.network not in (NONE, ISOLATED):
+        await connection.check_network(request.network)
+    parent = Path(request.overlay_dir or scratch.default_parent())
+    accelerator, notes = original_accelerator, list[str]()
+    if accelerator == scratchdomain.KVM and not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+        accelerator = scratchdomain.TCG
+        notes.append(f"it runs without KVM, and so slowly: {KVM_DEVICE} cannot be used")
+    overlays = parent / f"snapmount-{record.id}-vm-{own[:8]}"
+    return ScratchVm(
+        name=name,
+        uuid=own,
+        accelerator=accelerator,
+        overlays=str(overlays),
+        is_kept=request.is_kept,
+        process=Process.of_pid(os.getpid()),
+        notes=tuple(notes),
+    )
+
+
+def _wish(request: BootRequest, record: Record, vm: ScratchVm) -> Wish:
+    snapshot = record.snapshot
+    return Wish(
+        name=vm.name,
+        uuid=vm.uuid,
+        description=f"scratch VM of {snapshot.vm_name}, on snapshot {snapshot.id} (snapmount)",
+        accelerator=vm.accelerator,
+        disks={disk.name: Source(vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}") for disk in snapshot.disks},
+        nvram=vm.nvram,
+        console_log=vm.console_log,
+        network=request.network,
+        memory_kib=request.memory_kib,
+        vcpus=request.vcpus,
+    )
+
+
+def _check_wait(wait_for: WaitFor | None, derived: Derived, record: Record) -> None:
+    """Raise StateError where what shall be waited for can never come."""
+    if wait_for and wait_for.pattern and not derived.has_console:
+        raise StateError(f"{record.snapshot.vm_name} has no serial console", "--wait-for with agent, or a span of time")
+    if wait_for and wait_for.agent and not derived.has_agent_channel:
+        raise StateError(
+            f"{record.snapshot.vm_name} has no channel for a guest agent", "--wait-for with a span of time"
+        )
+
+
+def _write(directory: Path, vm: ScratchVm, record: Record) -> None:
+    try:
+        scratchvm.write(directory, vm)
+    except OSError as error:
+        raise StateError(f"the record of {vm.name} cannot be written to {directory}: {error.strerror}") from error
+
+
+async def _make_files(record: Record, vm: ScratchVm, derived: Derived, user: User) -> None:
+    """The directory, the overlays in it, and the copy of the firmware's variables.  Raises SpaceError, StateError."""
+    directory = Path(vm.overlays)
+    scratch.free_bytes(directory.parent, scratch.OVERLAY)
+    await scratch.create(directory, user, None, scratch.OVERLAY)
+    for disk in record.snapshot.disks:
+        await _make_overlay(vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}", disk.size_bytes, user)
+    if derived.nvram_origin:
+        what = f"copy the firmware's variables {derived.nvram_origin}"
+        await _on_host(what, _copy, derived.nvram_origin, vm.nvram, user)
+
+
+async def _make_overlay(path: str, backing: str, size_bytes: int, user: User) -> None:
+    """A qcow2 overlay; -u: its size is given, and so the view is not read."""
+    command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", path, str(size_bytes)]
+    try:
+        done = await blocking.run(HOST_S, command, **scratch.as_user(user))
+    except FileNotFoundError:
+        raise MissingError("qemu-img is missing", "sudo apt-get install qemu-utils") from None
+    except trio.TooSlowError:
+        raise SpaceError(f"{path} was not made within {HOST_S:g} s") from None
+    if done.returncode:
+        raise SpaceError(f"the overlay cannot be made: {done.stderr.decode(errors='replace').strip()}")
+
+
+def _copy(source: str, target: str, user: User) -> None:
+    shutil.copyfile(source, target)
+    os.chmod(target, 0o600)
+    if user.uid != os.geteuid():
+        os.chown(target, user.uid, user.gid)
+
+
+def _started(vm: ScratchVm, domain: hypervisor.Domain, record: Record) -> ScratchVm:
+    """The record of the VM once its QEMU runs.  Raises StateError where it has ended already."""
+    pid = domain.qemu_pid(record.connect)
+    try:
+        if pid is None:
+            raise ProcessLookupError
+        process = Process.of_pid(pid)
+    except OSError:
+        raise StateError(f"{vm.name} has ended as soon as it was started") from None
+    return replace(vm, process=process, is_started=True, pid_file=str(domain.pid_file(record.connect)))
+
+
+async def _undo(record: Record, directory: Path, vm: ScratchVm) -> None:
+    """Remove it after something has failed already: a second error must not hide the first one."""
+    try:
+        await tending.end(record, directory, vm)
+    except SnapmountError as error:
+        log.warning("%s; `snapmount delete --force %s` tries again", error.message, record.id)
+
+
+# -- whether it has booted ---------------------------------------------------------------------------------------------
+
+
+async def _wait(request: BootRequest, wait_for: WaitFor, vm: ScratchVm, domain: hypervisor.Domain) -> None:
+    """Return when what is waited for has come.  Raises NotBootedError."""
+    problem = f"{vm.name} has ended before it was there"
+    async with trio.open_nursery() as nursery:
+
+        async def come() -> None:
+            nonlocal problem
+            problem = await _come(request, wait_for, vm, domain)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(come)
+        await vm.process.wait_gone()
+        nursery.cancel_scope.cancel()
+    if problem:
+        raise NotBootedError(problem, f"less {vm.console_log}" if vm.process.runs() else None)
+
+
+async def _come(request: BootRequest, wait_for: WaitFor, vm: ScratchVm, domain: hypervisor.Domain) -> str:
+    """Return when it has come, '' or that it has not."""
+    if wait_for.seconds is not None:
+        await trio.sleep(wait_for.seconds)
+        return ""
+    with trio.move_on_after(request.wait_timeout_s):
+        while not await _is_there(wait_for, vm, domain):
+            await trio.sleep(POLL_S)
+        return ""
+    what = "its guest agent has not answered" if wait_for.agent else "its console has not shown what was waited for"
+    return f"{vm.name}: {what} within {units.duration(request.wait_timeout_s)}; it still runs"
+
+
+async def _is_there(wait_for: WaitFor, vm: ScratchVm, domain: hypervisor.Domain) -> bool:
+    if wait_for.agent:
+        return await domain.agent_answers()
+    assert wait_for.pattern
+    return wait_for.pattern.search(await trio.to_thread.run_sync(_end_of, vm.console_log)) is not None
+
+
+def _end_of(path: str) -> bytes:
+    """The end of the console's log, with what virtlogd(8) has moved away before it."""
+    written = b""
+    for part in (f"{path}.0", path):
+        try:
+            written += Path(part).read_bytes()[-CONSOLE_BYTES:]
+        except OSError:
+            pass
+    return written[-CONSOLE_BYTES:]

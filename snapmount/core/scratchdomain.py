@@ -1,0 +1,178 @@
+"""The definition of a scratch VM, derived from that of the VM whose snapshot it runs on.
+
+What makes the guest boot unchanged stays: machine, firmware, direct kernel boot, CPU, disks with their bus, serial and
+boot order, controllers, consoles.  What would tie the scratch VM to the original, to its host or to a network goes: the
+devices that stay are listed here, all others are left out, and said so.  Format: https://libvirt.org/formatdomain.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from . import scratchdevices
+from .domainxml import parse
+from .plan import LeftOut
+from .scratchdevices import Left, Source
+
+KVM, TCG = "kvm", "qemu"  # <domain type=...>
+
+# What belongs to this run of the original, to its tuning on this host, or to whoever manages it.
+_NOT_INHERITED = frozenset(
+    {
+        "blkiotune", "cputune", "description", "genid", "idmap", "maxMemory", "memoryBacking", "memtune", "metadata",
+        "name", "numatune", "on_crash", "on_lockfailure", "on_poweroff", "on_reboot", "perf", "resource", "seclabel",
+        "throttlegroups", "title", "uuid",
+    }
+)  # fmt: skip
+_ON_KVM_ONLY = ("hyperv", "kvm", "pmu")  # <features>
+_CLOCKS_OF_KVM = ("kvmclock", "hypervclock", "tsc")  # <clock><timer name=...>
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the scratch VM shall be."""
+
+    name: str
+    uuid: str
+    description: str
+    accelerator: str  # KVM or TCG
+    disks: Mapping[str, Source]  # by target name; the VM's other disks are left out
+    nvram: str  # where its own copy of the firmware's variables lies
+    console_log: str  # what the guest writes to its first console
+    network: str = scratchdevices.NONE
+    memory_kib: int | None = None
+    vcpus: int | None = None
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A scratch VM's definition."""
+
+    xml: str
+    left_out: tuple[LeftOut, ...]  # devices of the original that it does not have
+    notes: tuple[str, ...]  # what else is not as in the original
+    nvram_origin: str | None  # the file to copy to the wish's `nvram`; None where there is none
+    has_console: bool
+    has_agent_channel: bool
+
+
+def accelerator(domain_xml: str) -> str:
+    """What the domain runs with: KVM or TCG."""
+    return parse(domain_xml, "the domain's definition").get("type", TCG)
+
+
+def derive(domain_xml: str, wish: Wish) -> Derived:
+    """The scratch VM's definition, from that of the running original (`virsh dumpxml`).
+
+    Raises SnapmountError where that is not well-formed.
+    """
+    original = parse(domain_xml, "the domain's definition")
+    left: Left = []
+    notes: list[str] = []
+    domain = ElementTree.Element("domain", type=wish.accelerator)
+    for tag, text in (("name", wish.name), ("uuid", wish.uuid), ("description", wish.description)):
+        ElementTree.SubElement(domain, tag).text = text
+    if original.find("genid") is not None:
+        ElementTree.SubElement(domain, "genid")  # anew: the guest must learn that it is a copy
+    for element in original:
+        if element.tag.startswith("{") or element.tag == "launchSecurity":
+            left.append(LeftOut(element.tag.rpartition("}")[2], "cannot be taken over from the original"))
+        elif element.tag not in _NOT_INHERITED and element.tag != "devices":
+            domain.append(element)
+    for tag, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
+        ElementTree.SubElement(domain, tag).text = action
+    labels = _labels(original)
+    domain.extend(labels)
+    models = [label.get("model", "") for label in original.findall("seclabel") if label.get("type") != "none"]
+    nvram_origin = _take_over_nvram(domain, wish.nvram)
+    _renew_identity(domain, wish.uuid)
+    _resize(domain, wish)
+    if wish.accelerator != KVM and original.get("type") == KVM:
+        _do_without_kvm(domain)
+    devices = ElementTree.SubElement(domain, "devices")
+    keeper = scratchdevices.Keeper(wish.disks, models, wish.network, wish.console_log, left, notes)
+    devices.extend(keeper.keep(original.find("devices")))
+    if wish.memory_kib is not None:
+        _without(devices, "memory")
+    return Derived(
+        xml=ElementTree.tostring(domain, encoding="unicode"),
+        left_out=tuple(left),
+        notes=tuple(notes),
+        nvram_origin=nvram_origin,
+        has_console=keeper.has_console,
+        has_agent_channel=keeper.has_agent_channel,
+    )
+
+
+def _labels(original: ElementTree.Element) -> list[ElementTree.Element]:
+    """The security labels that the scratch VM inherits: the user that QEMU runs as, since the view belongs to it.
+
+    Static labels of SELinux and AppArmor are what keeps the original apart from other VMs, and so are not inherited.
+    """
+    return original.findall("seclabel[@model='dac'][@type='static']")
+
+
+def _without(parent: ElementTree.Element, *tags: str) -> None:
+    for child in [child for child in parent if child.tag in tags]:
+        parent.remove(child)
+
+
+def _take_over_nvram(domain: ElementTree.Element, own: str) -> str | None:
+    """Let the firmware keep its variables in a file of the scratch VM's own; return that of the original."""
+    nvram = domain.find("./os/nvram")
+    if nvram is None:
+        return None
+    source = nvram.find("source")
+    origin = (nvram.text or "").strip() if source is None else source.get("file")
+    attributes = {key: value for key, value in nvram.attrib.items() if key in ("template", "templateFormat", "format")}
+    nvram.clear()
+    nvram.attrib.update(attributes)
+    nvram.text = own
+    return origin or None
+
+
+def _renew_identity(domain: ElementTree.Element, uuid: str) -> None:
+    """libvirt insists that the uuid of the SMBIOS tables is that of the domain."""
+    domain.attrib.pop("id", None)
+    for entry in domain.findall("./sysinfo/system/entry[@name='uuid']"):
+        entry.text = uuid
+
+
+def _resize(domain: ElementTree.Element, wish: Wish) -> None:
+    """Memory and processors as wished; what describes the original's in detail goes then."""
+    if wish.memory_kib is not None:
+        _without(domain, "memory", "currentMemory")
+        ElementTree.SubElement(domain, "memory", unit="KiB").text = str(wish.memory_kib)
+    vcpu = domain.find("vcpu")
+    if vcpu is not None:
+        vcpu.attrib.pop("cpuset", None)
+        vcpu.attrib.pop("placement", None)
+    if wish.vcpus is not None:
+        _without(domain, "vcpu", "vcpus")
+        ElementTree.SubElement(domain, "vcpu").text = str(wish.vcpus)
+    cpu = domain.find("cpu")
+    if cpu is not None:
+        if wish.vcpus is not None:
+            _without(cpu, "topology")
+        if wish.vcpus is not None or wish.memory_kib is not None:
+            _without(cpu, "numa")
+        for cell in cpu.findall("./numa/cell"):
+            cell.attrib.pop("memAccess", None)  # which only vhost-user needs
+
+
+def _do_without_kvm(domain: ElementTree.Element) -> None:
+    """Drop what only KVM can do: the host's CPU model, and enlightenments of its making."""
+    cpu = domain.find("cpu")
+    if cpu is not None:
+        kept = [child for child in cpu if child.tag in ("topology", "numa")]
+        cpu.clear()
+        cpu.set("mode", "maximum")
+        cpu.extend(kept)
+    for features in domain.findall("features"):
+        _without(features, *_ON_KVM_ONLY)
+    for clock in domain.findall("clock"):
+        for timer in clock.findall("timer"):
+            if timer.get("name") in _CLOCKS_OF_KVM:
+                clock.remove(timer)

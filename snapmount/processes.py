@@ -1,0 +1,83 @@
+"""Processes that are not ours to wait for: told apart from later ones with the same pid, watched and ended by pidfd."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+log = logging.getLogger(__name__)
+
+KILLED_S = 10.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told apart from a later one with the same pid."""
+
+    pid: int
+    start_ticks: int  # proc_pid_stat(5), field 22: clock ticks after boot
+
+    @classmethod
+    def of_pid(cls, pid: int) -> Process:
+        """The process that has this pid now.  Raises OSError for none."""
+        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return cls(pid, int(after_name[22 - 3]))
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        with self._opened() as descriptor:
+            return descriptor is not None
+
+    async def wait_gone(self) -> None:
+        """Return when it has ended."""
+        with self._opened() as descriptor:
+            if descriptor is not None:
+                await trio.lowlevel.wait_readable(descriptor)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal; one that has ended gets none."""
+        with self._opened() as descriptor, contextlib.suppress(ProcessLookupError):
+            if descriptor is not None:
+                signal.pidfd_send_signal(descriptor, number)
+
+    async def end(self, what: str, patience_s: float) -> None:
+        """Ask it to end (SIGTERM), kill it where it has not done so in time, and return when it is gone or refuses to
+        die too; `what` it is, for the log.
+        """
+        for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, KILLED_S)):
+            self.send(number)
+            with trio.move_on_after(wait_s):
+                await self.wait_gone()
+                return
+            log.warning("process %d, %s, has not ended within %g s", self.pid, what, wait_s)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        """Its pidfd_open(2), which becomes readable when it ends; None where it has ended."""
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            yield None
+            return
+        try:
+            yield None if self._has_ended(descriptor) else descriptor
+        finally:
+            os.close(descriptor)
+
+    def _has_ended(self, descriptor: int) -> bool:
+        try:
+            if Process.of_pid(self.pid) != self:
+                return True
+        except OSError:
+            return True
+        poll = select.poll()  # and not select(2), which takes low numbers only
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))

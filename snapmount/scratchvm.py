@@ -1,0 +1,135 @@
+"""Scratch VMs, as they are recorded and shown.  boot.py makes them, tending.py ends them.
+
+The record of one lies in its snapshot's runtime directory, `RUNTIME/ID/scratch-vm/UUID.json`, and is written before any
+part of it is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import scratch
+from .core.plan import LeftOut
+from .core.snapshot import dump
+from .errors import StateError
+from .processes import Process
+
+
+@dataclass(frozen=True)
+class ScratchVm:
+    """A scratch VM, from before it is made."""
+
+    name: str
+    uuid: str
+    accelerator: str  # <domain type=...>: kvm or qemu
+    overlays: str  # directory of its disks' overlays, its NVRAM and its console's log, its alone
+    is_kept: bool  # defined persistently: it is gone when libvirt knows it no more
+    process: Process  # the command that makes it; once it has been started, its QEMU
+    is_started: bool = False
+    pid_file: str | None = None  # where libvirt keeps QEMU's process id, once it has been started
+    left_out: tuple[LeftOut, ...] = ()  # devices of the original that it does not have
+    notes: tuple[str, ...] = ()  # what else is not as in the original
+
+    @property
+    def console_log(self) -> str:
+        """What the guest writes to its first console."""
+        return f"{self.overlays}/console.log"
+
+    @property
+    def nvram(self) -> str:
+        """The variables of its firmware, where it has such."""
+        return f"{self.overlays}/nvram.fd"
+
+    def overlay(self, disk: str) -> str:
+        """The overlay of a disk, qcow2."""
+        return f"{self.overlays}/{disk}.qcow2"
+
+    def document(self) -> dict[str, Any]:
+        """Its JSON shape; see JSON in the man page."""
+        return {
+            "name": self.name,
+            "uuid": self.uuid,
+            "state": self.state,
+            "accelerator": "kvm" if self.accelerator == "kvm" else "tcg",
+            "kept": self.is_kept,
+            "overlay_directory": self.overlays,
+            "overlay_bytes": scratch.used_bytes(Path(self.overlays)),
+            "console_log": self.console_log,
+            "left_out": [asdict(each) for each in self.left_out],
+            "notes": list(self.notes),
+        }
+
+    @property
+    def state(self) -> str:
+        """starting, running, ending, or shut off for one that is kept."""
+        if self.process.runs():
+            return "running" if self.is_started else "starting"
+        if not self.is_kept:
+            return "ending"
+        return "running" if self._runs_again() else "shut off"
+
+    def _runs_again(self) -> bool:
+        """Whether one that is kept has been started again, by others."""
+        try:
+            pid = Path(self.pid_file or "").read_text().strip()
+            return self.uuid.encode() in Path("/proc", pid, "cmdline").read_bytes()
+        except (OSError, ValueError):
+            return False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Any) -> ScratchVm:
+        """Raises KeyError, TypeError or ValueError for another shape."""
+        fields = dict(document)
+        fields["process"] = Process(**fields["process"])
+        fields["left_out"] = tuple(LeftOut(**each) for each in fields["left_out"])
+        fields["notes"] = tuple(fields["notes"])
+        return cls(**fields)
+
+
+def _path(directory: Path, uuid: str) -> Path:
+    return directory / "scratch-vm" / f"{uuid}.json"
+
+
+def load(directory: Path, uuid: str) -> ScratchVm | None:
+    """The scratch VM of that uuid of the snapshot with that runtime directory, None where it is gone.
+
+    Raises StateError for a record that cannot be read.
+    """
+    path = _path(directory, uuid)
+    try:
+        return ScratchVm.from_json(json.loads(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StateError(f"the record {path} cannot be read: {error}") from error
+
+
+def load_all(directory: Path) -> list[ScratchVm]:
+    """All scratch VMs of the snapshot, by name.  Raises StateError."""
+    try:
+        entries = [Path(entry) for entry in os.scandir(directory / "scratch-vm")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [load(directory, path.stem) for path in entries if path.suffix == ".json"]
+    return sorted((vm for vm in found if vm), key=lambda vm: vm.name)
+
+
+def write(directory: Path, vm: ScratchVm) -> None:
+    """Write its record, atomically.  Raises OSError, where the snapshot is gone for instance."""
+    path = _path(directory, vm.uuid)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_bytes(dump(vm.to_json()))
+    new.replace(path)
+
+
+def forget(directory: Path, vm: ScratchVm) -> None:
+    """Remove its record: nothing is left of it."""
+    _path(directory, vm.uuid).unlink(missing_ok=True)

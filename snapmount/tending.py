@@ -1,0 +1,116 @@
+"""Tends the scratch VMs of a snapshot: waits for their end, and removes what they leave behind.
+
+The snapshot's server waits for the end of each one's QEMU; what a dead server has not removed, the snapshot's teardown
+removes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+from pathlib import Path
+
+import trio
+
+from . import hypervisor, scratch
+from .errors import LeftoverError, SnapmountError, StateError
+from .processes import Process
+from .scratchvm import ScratchVm, forget, load, load_all
+from .state import Claim, Record
+
+log = logging.getLogger(__name__)
+
+BELL = signal.SIGURG  # "look at the scratch VMs": a signal that does no harm to a process that does not expect it
+MAKER_S = 10.0
+
+
+async def exists(record: Record, vm: ScratchVm) -> bool:
+    """Whether it is in use: being made, running, or kept and still known to libvirt.  Raises UnreachableError."""
+    if vm.process.runs() or not vm.is_kept:
+        return vm.process.runs()
+    async with hypervisor.connected(record.connect) as connection:
+        return await connection.domain_by_uuid(vm.uuid) is not None
+
+
+async def end(record: Record, directory: Path, vm: ScratchVm) -> None:
+    """Destroy it, and remove all that is its.  Idempotent.  Raises LeftoverError or UnreachableError."""
+    if not vm.is_started and vm.process != Process.of_pid(os.getpid()):
+        await vm.process.end(f"which makes the scratch VM {vm.name}", MAKER_S)
+        vm = load(directory, vm.uuid) or vm
+    if vm.is_kept or not vm.is_started or vm.process.runs():
+        log.info("destroying the scratch VM %s", vm.name)
+        async with hypervisor.connected(record.connect) as connection:
+            domain = await connection.domain_by_uuid(vm.uuid)
+            if domain:
+                await domain.remove()
+    log.info("removing %s", vm.overlays)
+    try:
+        scratch.remove(Path(vm.overlays))
+    except OSError as error:
+        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
+    forget(directory, vm)
+
+
+async def end_all(record: Record, directory: Path) -> None:
+    """End all scratch VMs of a snapshot.  Raises as end() does, or StateError for a record that cannot be read."""
+    for vm in load_all(directory):
+        await end(record, directory, vm)
+
+
+async def watch(claim: Claim, taker: Process | None) -> None:
+    """Remove what scratch VMs leave behind, as they end.
+
+    Where `taker`, a command, has taken the snapshot to boot on it, return when that and the last scratch VM are gone.
+    """
+    bell, rung = trio.open_memory_channel[None](math.inf)
+    tended: set[str] = set()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_ring_when_told, bell)
+        if taker:
+            nursery.start_soon(_ring_when_gone, taker, bell)
+        bell.send_nowait(None)  # for one that came before us
+        async for _ in rung:
+            try:
+                vms = load_all(claim.directory)
+            except StateError as error:
+                log.error("%s", error.message)
+                continue
+            for vm in vms:
+                if vm.uuid not in tended:
+                    tended.add(vm.uuid)
+                    nursery.start_soon(_tend, claim, vm, bell)
+            if taker and not vms and not taker.runs():
+                log.info("the last scratch VM is gone")
+                nursery.cancel_scope.cancel()
+
+
+async def _ring_when_told(
+    bell: trio.MemorySendChannel[None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(BELL) as signals:
+        task_status.started()
+        async for _ in signals:
+            bell.send_nowait(None)
+
+
+async def _ring_when_gone(process: Process, bell: trio.MemorySendChannel[None]) -> None:
+    await process.wait_gone()
+    bell.send_nowait(None)
+
+
+async def _tend(claim: Claim, vm: ScratchVm, bell: trio.MemorySendChannel[None]) -> None:
+    """Wait for the end of its maker, then of its QEMU, and remove it, unless it is kept."""
+    try:
+        await vm.process.wait_gone()
+        last = load(claim.directory, vm.uuid)
+        if last and last.process != vm.process:
+            await _tend(claim, last, bell)
+            return
+        if last and not (last.is_started and await exists(claim.record, last)):
+            log.info("the scratch VM %s has ended", last.name)
+            await end(claim.record, claim.directory, last)
+    except SnapmountError as error:
+        log.error("the scratch VM %s: %s", vm.name, error.message)  # teardown tries again, and tells
+    bell.send_nowait(None)

@@ -1,0 +1,367 @@
+"""Scratch VMs on real parts: a copy of a running VM boots from its snapshot, and nothing of it is left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .rig import guest, prefix, rootdisk, traces, vm
+from .rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
+from .rig.libvirtd import wait_for
+
+pytestmark = pytest.mark.vm
+SEED = 7
+UP = "guest is up"
+
+
+@pytest.fixture
+def rooted(clean: None) -> Iterator[vm.VM]:
+    """A VM whose root is a disk with a journal, which it writes to all the time."""
+    disks = [vm.Disk("vda", "qcow2", fill=rootdisk.fill)]
+    with vm.running(f"{vm.PREFIX}-root", disks, command_line="snapmount.root=vda") as running:
+        yield running
+
+
+def boot(*words: str | Path) -> tuple[vm.VM, dict[str, Any]]:
+    """Boot a scratch VM; return it as a VM of the rig, and what is told of it."""
+    told = snapmount_json("boot", *words)
+    return vm.VM(told["name"], Path(told["overlay_directory"])), told
+
+
+def domains() -> set[str]:
+    """The names of all VMs that libvirt knows."""
+    listed = subprocess.run(["virsh", "-q", "list", "--all", "--name"], capture_output=True, text=True, check=True)
+    return set(listed.stdout.split())
+
+
+def sha256(*files: Path) -> list[str]:
+    return [hashlib.sha256(read_direct(file)).hexdigest() for file in files]
+
+
+def running() -> list[str]:
+    """The names of the scratch VMs that run."""
+    return [
+        each["name"] for shown in snapmount_json("list") for each in shown["scratch_vms"] if each["state"] == "running"
+    ]
+
+
+def gone(told: dict[str, Any]) -> bool:
+    """Whether nothing is left of a scratch VM."""
+    return told["name"] not in domains() and not Path(told["overlay_directory"]).exists()
+
+
+# -- the copy ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_boots_from_its_root_disk_while_the_original_runs_on(
+    rooted: vm.VM, mountpoint: Path, tmp_path: Path
+) -> None:
+    wait_for(lambda: rooted.lines() > 20, "the guest has written")
+    snapmount(rooted.name, mountpoint)
+    before = sha256(mountpoint / "vda.raw")
+    shutil.copy(mountpoint / "vda.raw", tmp_path / "vda.raw")
+    held = rootdisk.lines(tmp_path / "vda.raw")
+    assert held == list(range(1, len(held) + 1))
+
+    scratch, told = boot("--wait-for", r"^lines=\d", mountpoint)
+
+    assert f"root disk holds lines={len(held)}" in scratch.output(), "the disk is that of the snapshot's moment"
+    assert ": recovery complete" in scratch.output(), "its journal was replayed"
+    assert (told["state"], told["kept"], told["left_out"]) == ("running", False, [])
+    assert told["accelerator"] == {"kvm": "kvm", "qemu": "tcg"}[guest.domain_type()]
+    assert told["overlay_bytes"] > 0
+    wait_for(lambda: scratch.lines() > len(held) + 20, "the copy writes to its disk")
+    so_far = rooted.lines()
+    wait_for(lambda: rooted.lines() > so_far, "the original goes on")
+    assert sha256(mountpoint / "vda.raw") == before
+    scratch.virsh("destroy", scratch.name)
+    wait_for(lambda: gone(told) and snapmount_json("show", mountpoint)["scratch_vms"] == [], "its overlays are gone")
+    snapmount("delete", rooted.name)
+    assert traces.found() == []
+
+
+def test_a_disk_with_a_boot_loader_of_its_own_boots(clean: None) -> None:
+    for program in ("syslinux", "mformat"):
+        if not shutil.which(program):
+            pytest.skip(f"this host lacks {program}: run contrib/setup --test")
+    disks = [
+        vm.Disk("vda", size=64 * vm.MIB, fill=rootdisk.fill_with_loader),
+        vm.Disk("vdb", "qcow2", fill=rootdisk.fill),
+    ]
+    with vm.running(f"{vm.PREFIX}-loader", disks, direct_kernel=False) as original:
+        wait_for(lambda: original.lines() > 0, "the guest has written")
+        scratch, _ = boot("--wait-for", r"^lines=\d", original.name)
+        assert "<kernel>" not in scratch.virsh("dumpxml", scratch.name)
+        assert "recovery complete" in scratch.output()
+        scratch.virsh("destroy", scratch.name)
+        wait_for(lambda: not traces.found(), "nothing is left")
+
+
+def test_what_a_copy_writes_reaches_neither_the_view_nor_the_original(writer: vm.VM, mountpoint: Path) -> None:
+    """The copy's guest stamps all sectors anew from write 1 on: one that reached the original would be out of order."""
+    snapmount(writer.name, mountpoint)
+    files = [mountpoint / "vda.raw", mountpoint / "vdb.raw"]
+    before = sha256(*files)
+    scratch, _ = boot("--wait-for", UP, writer.name)
+    scratch.keeps_writing(1000)
+    assert sha256(*files) == before
+    snapmount("delete", "--force", writer.name)
+    writer.virsh("suspend", writer.name)
+    try:
+        raw = [writer.directory / "copy.vda", writer.directory / "copy.vdb"]
+        for origin, copy in zip(("vda.img", "vdb.qcow2"), raw, strict=True):
+            subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", writer.directory / origin, copy], check=True)
+        assert prefix.prove(SEED, [copy.read_bytes() for copy in raw]) > 0
+    finally:
+        writer.virsh("resume", writer.name)
+        for copy in raw:
+            copy.unlink(missing_ok=True)
+
+
+def test_the_copy_is_as_the_options_say(writer: vm.VM, mountpoint: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    overlays = mountpoint.parent / f"{mountpoint.name}-overlays"
+    overlays.mkdir(mode=0o755)
+    try:
+        snapmount(writer.name, mountpoint)
+        options = ["--name", "snapmount-test-scratch-1", "--memory", "160M", "--vcpus", "2", "--overlay-dir"]
+        scratch, told = boot(*options, overlays, mountpoint)
+        assert told["name"] == "snapmount-test-scratch-1"
+        assert Path(told["overlay_directory"]).parent == overlays
+        xml = scratch.virsh("dumpxml", scratch.name)
+        assert "<memory unit='KiB'>163840</memory>" in xml
+        assert ">2</vcpu>" in xml
+        assert "<interface" not in xml
+        assert scratch.uuid() == told["uuid"] != writer.uuid()
+        assert scratch.virsh("list", "--transient", "--name").split() == [scratch.name]
+        snapmount("delete", "--force", mountpoint)
+        assert list(overlays.iterdir()) == []
+    finally:
+        shutil.rmtree(overlays)
+
+
+def test_no_link_reaches_an_isolated_copy(clean: None) -> None:
+    interface = "<interface type='user'><mac address='52:54:00:00:00:01'/><model type='virtio'/></interface>"
+    with vm.running(f"{vm.PREFIX}-net", [vm.Disk("vda")], extra_devices=interface) as original:
+        scratch, told = boot("--network", "isolated", original.name)
+        xml = scratch.virsh("dumpxml", scratch.name)
+        assert "<link state='down'/>" in xml
+        assert "52:54:00:00:00:01" not in xml
+        assert told["left_out"] == []
+        _, alone = boot(original.name)
+        assert alone["left_out"] == [{"name": "interface", "why": "no network was asked for"}]
+        said = refused("boot", "--network", "no-such-network", original.name, code=3)
+        assert "there is no network 'no-such-network'" in said
+        snapmount("delete", "--force", original.name)
+        assert traces.found() == []
+
+
+def test_a_snapshot_is_taken_where_there_is_none_and_ends_with_its_last_scratch_vm(writer: vm.VM) -> None:
+    first, told = boot(writer.name)
+    second, told_too = boot(told["snapshot"])
+    assert told["snapshot"] == told_too["snapshot"]
+    assert told["name"] != told_too["name"]
+    [listed] = snapmount_json("list")
+    assert {each["name"] for each in listed["scratch_vms"]} == {first.name, second.name}
+    assert listed["mountpoint"] is None
+    shown = snapmount("list").stdout
+    assert f"\n            {first.name} " in shown
+    assert first.name in snapmount("show", writer.name).stdout
+    for scratch in (first, second):
+        wait_for(lambda each=scratch: UP in each.output(), "it has booted")  # type: ignore[misc]
+    first.virsh("destroy", first.name)
+    wait_for(lambda: gone(told), "the first one's overlays are gone")
+    assert [each["name"] for each in snapmount_json("show", writer.name)["scratch_vms"]] == [second.name]
+    second.virsh("destroy", second.name)
+    wait_for(lambda: not traces.found(), "the snapshot has ended")
+    assert not writer.has_job()
+
+
+def test_a_copy_that_its_guest_shuts_down_is_gone_too(clean: None) -> None:
+    with vm.running(f"{vm.PREFIX}-agent", [vm.Disk("vda")], agent=True) as original:
+        scratch, _ = boot("--wait-for", "agent", original.name)
+        scratch.virsh("shutdown", "--mode", "agent", scratch.name)
+        wait_for(lambda: not traces.found(), "nothing is left", vm.BOOT_S)
+        original.agent_answers()
+
+
+# -- waiting for the guest ---------------------------------------------------------------------------------------------
+
+
+def test_a_boot_that_does_not_come_has_an_exit_code_and_the_copy_can_be_looked_at(writer: vm.VM) -> None:
+    said = refused("boot", "--wait-for", "never said", "--wait-timeout", "1s", writer.name, code=9)
+    assert "its console has not shown what was waited for within 1s; it still runs" in said
+    [[scratch]] = [each["scratch_vms"] for each in snapmount_json("list")]
+    assert scratch["state"] == "running"
+    snapmount("delete", "--force", writer.name)
+    assert traces.found() == []
+
+
+def test_a_copy_that_ends_before_it_is_there_is_told_and_leaves_nothing(writer: vm.VM) -> None:
+    command = [SNAPMOUNT, "boot", "--name", "snapmount-test-scratch-2", "--wait-for", "never said", writer.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as booting:
+        wait_for(running, "the copy runs", vm.BOOT_S)
+        writer.virsh("destroy", "snapmount-test-scratch-2")
+        said = booting.communicate(timeout=vm.BOOT_S)[1]
+    assert booting.returncode == 9
+    assert "snapmount-test-scratch-2 has ended before it was there" in said
+    assert traces.found() == []
+
+
+def test_what_cannot_come_is_not_waited_for(writer: vm.VM) -> None:
+    said = refused("boot", "--wait-for", "agent", writer.name, code=4)
+    assert "has no channel for a guest agent" in said
+    assert traces.found() == []
+
+
+# -- clashes and refusals ----------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_taken_is_refused(writer: vm.VM) -> None:
+    before = domains()
+    said = refused("boot", "--name", writer.name, writer.name, code=4)
+    assert f"there is a VM '{writer.name}'" in said
+    assert traces.found() == []
+    assert domains() == before
+
+
+def test_a_snapshot_with_a_scratch_vm_is_deleted_by_force_only(writer: vm.VM, mountpoint: Path) -> None:
+    snapmount(writer.name, mountpoint)
+    scratch, told = boot(writer.name)
+    for words in (["delete", writer.name], ["umount", str(mountpoint)]):
+        said = refused(*words, code=4)
+        assert f"in use by the scratch VM {scratch.name} (running)" in said
+        assert f"snapmount delete --force {told['snapshot']}" in said
+    assert scratch.state() == "running"
+    snapmount("delete", "--force", writer.name)
+    assert gone(told)
+    assert traces.found() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--overlay-dir", "/no/such/directory"], 5, "the overlay directory /no/such/directory does not exist"),
+        (["--overlay-dir", "/proc"], 5, "the overlay directory /proc is not writable"),
+        (["--name", "a/b"], 2, "cannot be the name of a VM"),
+        (["--wait-for", "("], 2, "is no regular expression"),
+        (["--vcpus", "0"], 2, "0 is not a number from 1 to 4096"),
+        (["--memory", "lots"], 2, "'lots' is no size such as 512M or 2G"),
+        (["--memory", "9999T"], 4, "the VM cannot be started"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_and_leaves_nothing(writer: vm.VM, options: list[str], code: int, message: str) -> None:
+    assert message in refused("boot", *options, writer.name, code=code)
+    assert traces.found() == []
+    assert not writer.has_job()
+
+
+def test_a_snapshot_that_is_dead_is_refused(writer: vm.VM, mountpoint: Path) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    os.kill(taken["server"]["pid"], signal.SIGKILL)
+    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    assert "cannot be booted: it is dead" in refused("boot", writer.name, code=4)
+    snapmount("delete", writer.name)
+
+
+# -- what breaks -------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_gets_io_errors_when_the_original_ends_and_is_removed_cleanly(clean: None) -> None:
+    disks = [vm.Disk("vda", size=1024 * vm.MIB)]  # so large that not all of it is in the overlay soon
+    with vm.running(f"{vm.PREFIX}-own", disks, command_line=f"snapmount.seed={SEED}") as original:
+        scratch, told = boot("--wait-for", UP, original.name)
+        original.virsh("destroy", original.name)
+        wait_for(lambda: snapmount_json("list")[0]["state"] == "lost", "the loss is told")
+        wait_for(lambda: "error: write " in scratch.output(), "its guest gets errors", vm.BOOT_S)
+        assert scratch.state() == "running"
+        scratch.virsh("destroy", scratch.name)
+        wait_for(lambda: not traces.found(), "the snapshot has ended too")
+        assert gone(told)
+
+
+def test_after_sigkill_of_the_server_delete_removes_all(writer: vm.VM) -> None:
+    scratch, told = boot(writer.name)
+    [listed] = snapmount_json("list")
+    os.kill(listed["server"]["pid"], signal.SIGKILL)
+    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    assert scratch.name in refused("delete", writer.name, code=4)
+    snapmount("delete", "--force", writer.name)
+    assert gone(told)
+    assert traces.found() == []
+
+
+def test_after_sigkill_of_server_and_copy_delete_needs_no_force(writer: vm.VM) -> None:
+    scratch, told = boot(writer.name)
+    [listed] = snapmount_json("list")
+    os.kill(listed["server"]["pid"], signal.SIGKILL)
+    os.kill(scratch.qemu_pid(), signal.SIGKILL)
+    wait_for(lambda: scratch.name not in domains(), "libvirt has noticed")
+    snapmount("delete", writer.name)
+    assert gone(told)
+    assert traces.found() == []
+
+
+def test_what_a_killed_boot_has_made_is_removed(writer: vm.VM, mountpoint: Path) -> None:
+    snapmount(writer.name, mountpoint)
+    vms = Path("/run/snapmount", snapmount_json("show", mountpoint)["id"], "scratch-vm")
+    with subprocess.Popen([SNAPMOUNT, "boot", writer.name], stdout=subprocess.DEVNULL) as booting:
+        wait_for(lambda: list(vms.glob("*.json")), "the record is written")
+        booting.kill()
+    [record] = vms.glob("*.json")
+    if json.loads(record.read_text())["is_started"]:
+        pytest.skip("this host was faster than the test")
+    snapmount("delete", writer.name)
+    assert traces.found() == []
+
+
+def test_sigterm_to_the_server_ends_its_scratch_vms(writer: vm.VM) -> None:
+    _, told = boot(writer.name)
+    [listed] = snapmount_json("list")
+    os.kill(listed["server"]["pid"], signal.SIGTERM)
+    wait_for(lambda: not traces.found(), "the snapshot has ended")
+    assert gone(told)
+
+
+def test_ctrl_c_while_waiting_leaves_nothing(writer: vm.VM) -> None:
+    with subprocess.Popen([SNAPMOUNT, "boot", "--wait-for", "never said", writer.name]) as booting:
+        wait_for(running, "the copy runs", vm.BOOT_S)
+        booting.send_signal(signal.SIGINT)
+        assert booting.wait(vm.BOOT_S) == 130
+    assert traces.found() == []
+
+
+# -- kept --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_kept_copy_stays_until_it_is_deleted_by_force(writer: vm.VM) -> None:
+    scratch, told = boot("--keep", "--wait-for", UP, writer.name)
+    scratch.virsh("destroy", scratch.name)
+    wait_for(lambda: snapmount_json("list")[0]["scratch_vms"][0]["state"] == "shut off", "it is shut off")
+    assert Path(told["overlay_directory"]).exists()
+    scratch.start()
+    assert snapmount_json("list")[0]["scratch_vms"][0]["state"] == "running"
+    assert scratch.name in refused("delete", writer.name, code=4)
+    snapmount("delete", "--force", writer.name)
+    assert gone(told)
+    assert traces.found() == []
+
+
+def test_a_kept_copy_that_is_undefined_needs_no_force(writer: vm.VM) -> None:
+    scratch, told = boot("--keep", writer.name)
+    scratch.virsh("destroy", scratch.name)
+    scratch.virsh("undefine", scratch.name)
+    wait_for(lambda: snapmount_json("list")[0]["scratch_vms"][0]["state"] == "shut off", "it is shut off")
+    snapmount("delete", writer.name)
+    assert gone(told)
+    assert traces.found() == []

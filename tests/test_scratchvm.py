@@ -1,0 +1,158 @@
+"""Records of scratch VMs, what tells that one has booted, and processes that are not ours."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapmount import scratchvm
+from snapmount.boot import WaitFor, check_name
+from snapmount.core.plan import LeftOut
+from snapmount.errors import StateError, UsageError
+from snapmount.processes import Process
+from snapmount.scratchvm import ScratchVm
+
+from .rig.libvirtd import wait_for
+from .strategies import PROPERTY, file_names
+
+processes = st.builds(Process, pid=st.integers(min_value=1), start_ticks=st.integers(min_value=0))
+scratch_vms = st.builds(
+    ScratchVm,
+    name=st.text(),
+    uuid=st.uuids().map(str),
+    accelerator=st.sampled_from(["kvm", "qemu"]),
+    overlays=file_names,
+    is_kept=st.booleans(),
+    process=processes,
+    is_started=st.booleans(),
+    pid_file=st.none() | file_names,
+    left_out=st.lists(st.builds(LeftOut, name=st.text(), why=st.text())).map(tuple),
+    notes=st.lists(st.text()).map(tuple),
+)
+DEAD = Process(1, 1)  # not the first process, which was started before that
+
+
+def a_vm(**changes: object) -> ScratchVm:
+    vm = ScratchVm("vm1-scratch", "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11", "kvm", "/overlays", False, DEAD)
+    return replace(vm, **changes)  # type: ignore[arg-type]
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+
+@PROPERTY
+@given(scratch_vms)
+def test_a_record_is_read_as_it_was_written(vm: ScratchVm) -> None:
+    assert ScratchVm.from_json(vm.to_json()) == vm
+
+
+def test_records_are_kept_by_uuid_and_listed_by_name(tmp_path: Path) -> None:
+    first, second = a_vm(name="b"), a_vm(name="a", uuid="6695eb01-f6a4-8304-79aa-97f2502e193f")
+    assert scratchvm.load_all(tmp_path) == []
+    for vm in (first, second):
+        scratchvm.write(tmp_path, vm)
+    assert scratchvm.load_all(tmp_path) == [second, first]
+    assert scratchvm.load(tmp_path, first.uuid) == first
+    scratchvm.write(tmp_path, replace(first, is_started=True))
+    assert scratchvm.load(tmp_path, first.uuid) == replace(first, is_started=True)
+    scratchvm.forget(tmp_path, first)
+    scratchvm.forget(tmp_path, first)
+    assert scratchvm.load_all(tmp_path) == [second]
+
+
+def test_nothing_is_written_where_the_snapshot_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        scratchvm.write(tmp_path / "gone", a_vm())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"name": 1}', "null"])
+def test_a_record_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
+    scratchvm.write(tmp_path, a_vm())
+    [path] = (tmp_path / "scratch-vm").iterdir()
+    path.write_text(content)
+    with pytest.raises(StateError, match=str(path)):
+        scratchvm.load_all(tmp_path)
+
+
+def test_the_state_is_that_of_its_process() -> None:
+    own = Process.of_pid(os.getpid())
+    assert a_vm(process=own).state == "starting"
+    assert a_vm(process=own, is_started=True).state == "running"
+    assert a_vm(is_started=True).state == "ending"
+    assert a_vm(is_started=True, is_kept=True).state == "shut off"
+
+
+def test_one_that_is_kept_runs_again_where_a_process_has_its_uuid(tmp_path: Path) -> None:
+    vm = a_vm(is_started=True, is_kept=True, pid_file=str(tmp_path / "pid"))
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", vm.uuid]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        (tmp_path / "pid").write_text(f"{process.pid}\n")
+        wait_for(lambda: vm.state == "running", "it has its command line")  # which comes last when it is started
+        assert replace(vm, uuid="another").state == "shut off"
+    assert vm.state == "shut off"
+
+
+# -- what tells that it has booted -------------------------------------------------------------------------------------
+
+
+def test_what_to_wait_for_is_the_agent_a_time_or_a_pattern() -> None:
+    assert WaitFor.parse("agent").agent
+    assert WaitFor.parse("90s").seconds == 90
+    assert WaitFor.parse("5").seconds == 5
+    pattern = WaitFor.parse("^vm1 login:").pattern
+    assert pattern
+    assert pattern.search(b"booting\r\nvm1 login: ")
+    assert not pattern.search(b"no vm1 login: ")
+
+
+def test_a_broken_pattern_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'\(' is no regular expression"):
+        WaitFor.parse("(")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "..", "a\nb", "a\x1b[2J"])
+def test_what_cannot_be_a_vm_s_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        check_name(name)
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_process_that_has_ended_is_not_another_with_its_pid() -> None:
+    own = Process.of_pid(os.getpid())
+    assert own.runs()
+    assert not replace(own, start_ticks=own.start_ticks + 1).runs()
+    with trio.fail_after(10):
+        await DEAD.wait_gone()
+    DEAD.send(signal.SIGKILL)
+
+
+@pytest.fixture
+def stubborn() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ignores SIGTERM."""
+    ignoring = "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", ignoring], stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        child.stdout.readline()
+        yield child
+        child.kill()
+
+
+async def test_a_process_that_ignores_sigterm_is_killed(stubborn: subprocess.Popen[bytes]) -> None:
+    process = Process.of_pid(stubborn.pid)
+    with trio.fail_after(20):
+        await process.end("a test", 0.05)
+        await process.wait_gone()
+    assert not process.runs(), "also while nobody has waited for it"
+    assert stubborn.wait() == -signal.SIGKILL
