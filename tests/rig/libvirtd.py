@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SYSTEM = "qemu:///system"
-START_S = 20
+START_S = 60
 STOP_S = 60  # libvirtd may wait 30 s for a thread of its own
 _UNITS = tuple(
     f"{daemon}{kind}"
