@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .arguments import parse
 from .core import names
-from .errors import NotFoundError, SnapmountError, StateError, UsageError
+from .errors import MissingError, NotFoundError, SnapmountError, StateError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -196,6 +197,8 @@ def _boot(arguments: argparse.Namespace) -> int:
     from . import boot, present
     from .errors import first_cause
 
+    if arguments.console and not shutil.which("virsh"):
+        raise MissingError("virsh is missing, which --console needs", "sudo apt-get install libvirt-clients")
     request, store = _boot_request(arguments), _store()
     record = _active(arguments.source, store)
     is_taken_now = record is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -192,6 +193,23 @@ def test_a_copy_that_its_guest_shuts_down_is_gone_too(clean: None) -> None:
         scratch.virsh("shutdown", "--mode", "agent", scratch.name)
         wait_for(lambda: not traces.found(), "nothing is left", vm.BOOT_S)
         original.agent_answers()
+
+
+def test_its_console_can_be_connected_to(writer: vm.VM) -> None:
+    controller, terminal = pty.openpty()
+    with subprocess.Popen([SNAPMOUNT, "boot", "--console", writer.name], stdin=terminal, stdout=terminal) as booting:
+        os.close(terminal)
+        shown = b""
+        while b"seq=" not in shown:
+            shown += os.read(controller, 4096)
+        assert b"Connected to domain" in shown
+        os.write(controller, b"\x1d")  # ^], virsh's escape character
+        os.set_blocking(controller, False)
+        assert booting.wait(vm.BOOT_S) == 0
+    os.close(controller)
+    [scratch] = running()
+    writer.virsh("destroy", scratch)
+    wait_for(lambda: not traces.found(), "nothing is left")
 
 
 # -- waiting for the guest ---------------------------------------------------------------------------------------------

@@ -94,8 +94,10 @@ def test_the_state_is_that_of_its_process() -> None:
 
 def test_one_that_is_kept_runs_again_where_a_process_has_its_uuid(tmp_path: Path) -> None:
     vm = a_vm(is_started=True, is_kept=True, pid_file=str(tmp_path / "pid"))
-    command = [sys.executable, "-c", "import sys; sys.stdin.read()", vm.uuid]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", vm.uuid]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
         (tmp_path / "pid").write_text(f"{process.pid}\n")
         wait_for(lambda: vm.state == "running", "it has its command line")  # which comes last when it is started
         assert replace(vm, uuid="another").state == "shut off"
