@@ -54,6 +54,7 @@ def document(
         "secret": shown and shown.secret,
         "mutual_user": credentials and credentials.mutual_user,
         "mutual_secret": shown and shown.mutual_secret,
+        "commands": dict(_commands(publication, credentials, with_secret)) if credentials else None,
         "sessions": who if who is None else [asdict(session) for session in who],
     }
 
@@ -112,8 +113,12 @@ def session_rows(who: list[Session]) -> list[tuple[str, ...]]:
 
 def recipes(publication: Publication, credentials: Credentials, with_secret: bool) -> list[str]:
     """Commands to log in with, as lines to be pasted: not indented, since some have here-documents."""
-    login = initiators.Login(publication.target, credentials)
     lines = []
-    for title, text in initiators.commands(login if with_secret else login.without_secrets()):
+    for title, text in _commands(publication, credentials, with_secret):
         lines += ["", f"# {title}", *text.splitlines()]
     return lines
+
+
+def _commands(publication: Publication, credentials: Credentials, with_secret: bool) -> list[tuple[str, str]]:
+    login = initiators.Login(publication.target, credentials)
+    return initiators.commands(login if with_secret else login.without_secrets())

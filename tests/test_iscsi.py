@@ -128,7 +128,7 @@ def test_what_take_prints_has_all_that_an_initiator_needs(writer: vm.VM, port: i
         assert re.search(rf"LUN {lun['number']}  {lun['disk']}  32 MiB  SNAPMNT {lun['product']}", said)
         assert lun["serial"] in said
     for title in ("open-iscsi", "QEMU", "libvirt", "Windows PowerShell"):
-        assert f"\n# {title}\n" in said
+        assert f"\n# {title}\n{target['commands'][title]}" in said
     snapmount("delete", writer.name)
 
 
