@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,11 +255,16 @@ def test_disks_are_read_only_and_writes_that_are_forced_fail(view: View) -> None
             assert sysfs(Path(loop), "loop/dio") == "1"
         with initiator.session(target, PORTALS[0], CREDENTIALS) as devices:
             for device in devices:
-                assert sysfs(device, "ro") == "1"
+                # the kernel asks for it once the disk is there
+                wait_for(partial(is_read_only, device), "the disk is known to be read-only")
                 subprocess.run(["blockdev", "--setrw", device], capture_output=True)
                 with pytest.raises(OSError):  # noqa: PT011
                     overwrite(device)
     assert [origin.read_bytes() for origin in view.origins] == before
+
+
+def is_read_only(device: Path) -> bool:
+    return sysfs(device, "ro") == "1"
 
 
 def overwrite(device: Path) -> None:
