@@ -208,7 +208,9 @@ def test_the_errors_rest_on_nothing() -> None:
     ],
 )
 def test_a_library_is_imported_in_one_place(library: str, only: str) -> None:
-    assert importers(library) == {only}
+    places = importers(library)
+    assert places
+    assert {name for name in places if not is_within(name, only)} == set()
 
 
 def test_sources_and_publishers_know_nothing_of_each_other() -> None:

@@ -1,0 +1,10 @@
+"""libvirt: connections, domains and their backup jobs.  The only package that imports the libvirt binding.
+
+API: https://libvirt.org/html/libvirt-libvirt-domain.html
+"""
+
+from .connection import Hypervisor, connected
+from .domain import Domain, qemu_user
+from .uri import check_uri, default_uri, is_unprivileged
+
+__all__ = ["Domain", "Hypervisor", "check_uri", "connected", "default_uri", "is_unprivileged", "qemu_user"]

@@ -1,0 +1,37 @@
+"""Calls of the libvirt binding: each in a thread and under a deadline, its errors as SnapmountErrors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import libvirt
+import trio
+
+from .. import blocking
+from ..errors import UnreachableError
+
+T = TypeVar("T")
+
+CALL_S = 30.0
+
+# libvirt prints each error to stderr unless it is told otherwise
+libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+
+async def call(what: str, function: Callable[..., T], *args: Any, deadline_s: float = CALL_S) -> T:
+    """Run a libvirt call.  A libvirtError passes; a call that does not end raises UnreachableError."""
+    try:
+        return await blocking.call(deadline_s, function, *args)
+    except trio.TooSlowError:
+        raise UnreachableError(f"libvirt did not answer within {deadline_s:g} s: {what}") from None
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn a libvirtError into an UnreachableError that says what was being done."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise UnreachableError(f"{what}: {error}") from error

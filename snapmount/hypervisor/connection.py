@@ -1,0 +1,106 @@
+"""Connections to libvirt, and what is found through one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import libvirt
+import trio
+
+from ..core import names
+from ..errors import NotFoundError, SnapmountError, StateError, UnreachableError
+from .calls import call, explained
+from .domain import Domain
+
+START_S = 120.0  # a VM, on a busy host
+
+
+@contextlib.asynccontextmanager
+async def connected(uri: str) -> AsyncIterator[Hypervisor]:
+    """A connection to libvirt.  Raises UnreachableError."""
+    try:
+        connection = await call(f"connect to {uri}", libvirt.open, uri)
+    except libvirt.libvirtError as error:
+        raise UnreachableError(
+            f"libvirt cannot be reached at {uri}: {error}", names.command("virsh", "-c", uri, "list")
+        ) from error
+    try:
+        yield Hypervisor(connection, uri)
+    finally:
+        with trio.CancelScope(shield=True), contextlib.suppress(SnapmountError, libvirt.libvirtError):
+            await call("close the connection", connection.close, deadline_s=5)
+
+
+class Hypervisor:
+    """A connection to libvirt."""
+
+    def __init__(self, connection: Any, uri: str) -> None:
+        self._connection = connection
+        self._uri = uri
+
+    async def domain(self, name: str) -> Domain:
+        """The VM of that name or uuid.  Raises NotFoundError, with near names in its message."""
+        for look_up in (self._connection.lookupByName, self._connection.lookupByUUIDString):
+            try:
+                return Domain(await call(f"look up {name}", look_up, name))
+            except UnicodeEncodeError:
+                break  # libvirt's names are UTF-8: there is none such
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                    raise UnreachableError(f"{name}: {error}") from error
+        with explained("list the VMs"):
+            known = [each.name() for each in await call("list the VMs", self._connection.listAllDomains)]
+        near = names.near(name, known)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise NotFoundError(
+            f"there is no VM {name!r} at {self._uri}{hint}", names.command("virsh", "-c", self._uri, "list", "--all")
+        )
+
+    async def domain_by_uuid(self, uuid: str) -> Domain | None:
+        """The VM of that uuid, None where libvirt knows it no more."""
+        try:
+            return Domain(await call(f"look up {uuid}", self._connection.lookupByUUIDString, uuid))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise UnreachableError(f"{uuid}: {error}") from error
+
+    async def check_name_is_free(self, name: str) -> None:
+        """Raise StateError where a VM has the name."""
+        with explained("list the VMs"):
+            known = [each.name() for each in await call("list the VMs", self._connection.listAllDomains)]
+        if name in known:
+            raise StateError(f"there is a VM {name!r} at {self._uri} already", "another --name")
+
+    async def check_network(self, name: str) -> None:
+        """Raise NotFoundError where there is no such network, StateError where it is not active."""
+        with explained("list the networks"):
+            networks = await call("list the networks", self._connection.listAllNetworks)
+            found = {network.name(): bool(network.isActive()) for network in networks}
+        if name not in found:
+            near = names.near(name, found)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise NotFoundError(
+                f"there is no network {name!r} at {self._uri}{hint}",
+                names.command("virsh", "-c", self._uri, "net-list", "--all"),
+            )
+        if not found[name]:
+            raise StateError(
+                f"the network {name!r} is not active", names.command("virsh", "-c", self._uri, "net-start", name)
+            )
+
+    async def start(self, domain_xml: str, *, persistent: bool) -> Domain:
+        """Start a new VM, transient unless it shall be `persistent`.
+
+        Raises StateError where libvirt or QEMU refuses; a persistent one may be defined then.
+        """
+        try:
+            if not persistent:
+                return Domain(await call("start the VM", self._connection.createXML, domain_xml, 0, deadline_s=START_S))
+            handle = await call("define the VM", self._connection.defineXML, domain_xml)
+            await call("start the VM", handle.create, deadline_s=START_S)
+            return Domain(handle)
+        except libvirt.libvirtError as error:
+            raise StateError(f"the VM cannot be started: {error}") from error

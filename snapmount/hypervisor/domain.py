@@ -1,0 +1,203 @@
+"""VMs and their backup jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import trio
+
+from ..core import domainxml, names
+from ..core.user import User
+from ..errors import MissingError, NotFoundError, StateError, UnreachableError
+from .calls import call, explained
+from .uri import is_unprivileged
+
+BEGIN_S = 120.0  # making scratch files on a slow disk takes its time
+JOB_END_S = 60.0
+POLL_S = 0.05
+
+# whatever the VM has come to have: a kept one may have been saved, for instance
+_UNDEFINE = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+_WHY_SHUT_OFF = {
+    libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: "was shut down",
+    libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: "was destroyed",
+    libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: "has crashed",
+    libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED: "was migrated away",
+    libvirt.VIR_DOMAIN_SHUTOFF_SAVED: "was saved",
+    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: "failed to start",
+}
+
+
+class Domain:
+    """A VM."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.name: str = handle.name()
+        self.uuid: str = handle.UUIDString()
+
+    async def xml(self) -> str:
+        """The definition of the running VM, without its secrets."""
+        with explained(f"{self.name}: read the definition"):
+            return await call("read the definition", self._handle.XMLDesc)
+
+    async def is_active(self) -> bool:
+        """Whether it runs (or is paused)."""
+        with explained(f"{self.name}: read the state"):
+            return bool(await call("read the state", self._handle.isActive))
+
+    async def run_id(self) -> int:
+        """The number that libvirt has given to this run of the VM; -1 where it is shut off."""
+        with explained(f"{self.name}: read the state"):
+            return await call("read the id", self._handle.ID)
+
+    async def why_shut_off(self) -> str | None:
+        """'was shut down', 'was destroyed' and so on; None where it runs."""
+        with explained(f"{self.name}: read the state"):
+            state, reason = await call("read the state", self._handle.state)
+        return _WHY_SHUT_OFF.get(reason, "is shut off") if state == libvirt.VIR_DOMAIN_SHUTOFF else None
+
+    async def allocation(self) -> dict[str, tuple[int, int]]:
+        """Virtual size and allocated size in bytes of each disk, backing files included in the latter."""
+        flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING
+        connection = self._handle.connect()
+        with explained(f"{self.name}: read the disks' sizes"):
+            ((_, stats),) = await call(
+                "read the disks' sizes",
+                connection.domainListGetStats,
+                [self._handle],
+                libvirt.VIR_DOMAIN_STATS_BLOCK,
+                flags,
+            )
+        virtual: dict[str, int] = {}
+        allocated: dict[str, int] = {}
+        for number in range(stats["block.count"]):
+            name = stats[f"block.{number}.name"]
+            # the top layer comes first
+            virtual.setdefault(name, stats.get(f"block.{number}.capacity", 0))
+            allocated[name] = allocated.get(name, 0) + stats.get(f"block.{number}.allocation", 0)
+        return {name: (size, min(size, allocated[name])) for name, size in virtual.items()}
+
+    async def backup_job(self) -> str | None:
+        """The XML of the backup job that runs now, None where none does."""
+        try:
+            return await call("read the backup job", self._handle.backupGetXMLDesc)
+        except libvirt.libvirtError as error:
+            gone = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN)
+            if error.get_error_code() in gone:
+                return None
+            raise UnreachableError(f"{self.name}: read the backup job: {error}") from error
+
+    async def has_job_at(self, socket: str) -> bool:
+        """Whether the backup job that runs is the one whose NBD server listens on that socket."""
+        job = await self.backup_job()
+        return job is not None and domainxml.backup_socket(job) == socket
+
+    async def begin_backup(self, job_xml: str) -> None:
+        """Start a pull-mode backup job: the VM's point in time.  Raises StateError where QEMU or libvirt refuses."""
+        try:
+            await call("start the backup job", self._handle.backupBegin, job_xml, None, deadline_s=BEGIN_S)
+        except libvirt.libvirtError as error:
+            raise StateError(f"{self.name}: the backup job cannot be started: {error}") from error
+
+    async def end_backup(self, socket: str) -> None:
+        """End the backup job whose NBD server listens on that socket and wait until it is gone; no such job is fine.
+
+        Raises UnreachableError where that cannot be had.
+        """
+        if not await self.has_job_at(socket):
+            return
+        with trio.move_on_after(JOB_END_S):
+            with contextlib.suppress(libvirt.libvirtError):  # it may end by itself at this moment; the loop below tells
+                await call("end the backup job", self._handle.abortJob)
+            while await self.has_job_at(socket):
+                await trio.sleep(POLL_S)
+            return
+        raise UnreachableError(
+            f"{self.name}: the backup job has not ended within {JOB_END_S:g} s",
+            names.command("virsh", "domjobabort", self.name),
+        )
+
+    async def freeze(self) -> None:
+        """Freeze the guest's file systems through its agent.  Raises MissingError."""
+        try:
+            await call("freeze the guest's file systems", self._handle.fsFreeze)
+        except libvirt.libvirtError as error:
+            raise MissingError(
+                f"{self.name}: the guest's file systems cannot be frozen: {error}",
+                "install and start qemu-guest-agent in the guest, or do without --quiesce",
+            ) from error
+
+    async def thaw(self) -> None:
+        """Thaw the guest's file systems.  Raises UnreachableError."""
+        remedy = names.command("virsh", "domfsthaw", self.name)
+        try:
+            await call("thaw the guest's file systems", self._handle.fsThaw)
+        except libvirt.libvirtError as error:
+            raise UnreachableError(
+                f"{self.name}: the guest's file systems cannot be thawed: {error}", remedy
+            ) from error
+
+    async def agent_answers(self) -> bool:
+        """Whether the guest agent does."""
+        try:
+            await call("ask the guest agent for its time", self._handle.getTime)
+        except libvirt.libvirtError:
+            return False
+        return True
+
+    async def remove(self) -> None:
+        """Destroy it where it runs, and undefine it where it is defined.  Raises UnreachableError."""
+        gone = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+        undefine = partial(self._handle.undefineFlags, _UNDEFINE)
+        for what, function in (("destroy", self._handle.destroy), ("undefine", undefine)):
+            try:
+                await call(f"{what} {self.name}", function)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in gone:
+                    raise UnreachableError(
+                        f"{self.name} cannot be removed ({what}): {error}", names.command("virsh", what, self.name)
+                    ) from error
+
+    def pid_file(self, uri: str) -> Path:
+        """Where libvirt keeps the process id of its QEMU while it runs."""
+        own = Path(os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache") / "libvirt/qemu/run"
+        directory = own if is_unprivileged(uri) else Path("/run/libvirt/qemu")
+        return directory / f"{self.name}.pid"
+
+    def qemu_pid(self, uri: str) -> int | None:
+        """The process id of its QEMU, None where it cannot be told."""
+        try:
+            return int(self.pid_file(uri).read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def qemu_user(domain_xml: str) -> User:
+    """Whom QEMU runs as.  Raises NotFoundError where the domain names a user that this host does not have."""
+    owner = domainxml.owner(domain_xml)
+    if owner is None:
+        return User(os.geteuid(), os.getegid(), tuple(os.getgroups()))
+    try:
+        uid = int(owner.user[1:]) if owner.user.startswith("+") else pwd.getpwnam(owner.user).pw_uid
+        gid = int(owner.group[1:]) if owner.group.startswith("+") else grp.getgrnam(owner.group).gr_gid
+    except (KeyError, ValueError) as error:
+        raise NotFoundError(f"QEMU's user {owner.user}:{owner.group} is not known to this host") from error
+    try:
+        groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        groups = [gid]
+    return User(uid, gid, tuple(groups))

@@ -1,0 +1,30 @@
+"""Connection URIs: https://libvirt.org/uri.html"""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import urlsplit
+
+from ..core import names
+from ..errors import UsageError
+
+
+def default_uri() -> str:
+    """As virsh does: $LIBVIRT_DEFAULT_URI, else qemu:///system for root and qemu:///session for others."""
+    return os.environ.get("LIBVIRT_DEFAULT_URI") or ("qemu:///system" if os.geteuid() == 0 else "qemu:///session")
+
+
+def check_uri(uri: str) -> None:
+    """Raise UsageError for a connection that is not to QEMU on this host: its disks and sockets would be elsewhere."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("qemu", "qemu+unix"):
+        raise UsageError(f"{uri}: only QEMU/KVM can be used, by a URI such as qemu:///system")
+    if parts.netloc:
+        raise UsageError(
+            f"{uri}: snapmount must run on the host of the VM", names.command("ssh", parts.netloc, "snapmount ...")
+        )
+
+
+def is_unprivileged(uri: str) -> bool:
+    """Whether the URI names a user's own daemon."""
+    return urlsplit(uri).path == "/session"
