@@ -23,7 +23,7 @@ import trio
 
 from . import session
 from .errors import InterruptedByUserError, SnapmountError
-from .session import Request
+from .planning import Request
 from .state import Record, Store
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .boot import BootRequest
     from .core.iscsi import Session
-    from .session import LunRequest, Request
+    from .planning import LunRequest, Request
     from .state import Record, Store
 
 
@@ -105,7 +105,7 @@ def _print_taken(record: Record, store: Store, as_json: bool) -> None:
 
 def _request(arguments: argparse.Namespace) -> Request:
     from . import hypervisor
-    from .session import Request
+    from .planning import Request
 
     _check_utf_8(arguments.scratch_dir or "", "the scratch directory")
     uri = arguments.connect or hypervisor.default_uri()
@@ -127,7 +127,7 @@ def _request(arguments: argparse.Namespace) -> Request:
 def _luns(arguments: argparse.Namespace) -> LunRequest | None:
     """How to publish; None where that is not asked for.  Raises UsageError."""
     from .core import iscsi
-    from .session import LunRequest
+    from .planning import LunRequest
 
     if not arguments.iscsi:
         return None
@@ -244,8 +244,8 @@ def _active(word: str, store: Store) -> Record | None:
 def _take_to_boot(arguments: argparse.Namespace, store: Store) -> Record:
     """Take a snapshot that ends with its last scratch VM."""
     from . import background, hypervisor
+    from .planning import Request
     from .processes import Process
-    from .session import Request
 
     uri = arguments.connect or hypervisor.default_uri()
     hypervisor.check_uri(uri)

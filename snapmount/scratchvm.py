@@ -6,16 +6,13 @@ part of it is made.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import scratch
+from . import jsonfiles, scratch
 from .core.plan import LeftOut
-from .core.snapshot import dump
-from .errors import StateError
 from .processes import Process
 
 
@@ -102,13 +99,7 @@ def load(directory: Path, uuid: str) -> ScratchVm | None:
 
     Raises StateError for a record that cannot be read.
     """
-    path = _path(directory, uuid)
-    try:
-        return ScratchVm.from_json(json.loads(path.read_bytes()))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise StateError(f"the record {path} cannot be read: {error}") from error
+    return jsonfiles.read(_path(directory, uuid), ScratchVm.from_json)
 
 
 def load_all(directory: Path) -> list[ScratchVm]:
@@ -125,9 +116,7 @@ def write(directory: Path, vm: ScratchVm) -> None:
     """Write its record, atomically.  Raises OSError, where the snapshot is gone for instance."""
     path = _path(directory, vm.uuid)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_bytes(dump(vm.to_json()))
-    new.replace(path)
+    jsonfiles.write(path, vm.to_json())
 
 
 def forget(directory: Path, vm: ScratchVm) -> None:

@@ -1,30 +1,28 @@
-"""One snapshot's life: plans it, makes it, shows it, and ends it when it is told to or when its mount is gone."""
+"""One snapshot's life: makes it, shows it, and ends it when it is told to or when its mount is gone."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import resource
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import trio
 
-from . import blocking, hypervisor, mounts, nbd, scratch, tending
-from .core import domainxml, names, plan
+from . import hypervisor, nbd, planning, scratch, tending
 from .core.image import Image
-from .core.iscsi import Portal, target_of
+from .core.iscsi import target_of
 from .core.snapshot import Disk, Snapshot, dump
 from .core.tree import Constant, File, MapText, RawImage, Tree
-from .core.user import User
-from .errors import InterruptedByUserError, SnapmountError, StateError, first_cause
+from .errors import InterruptedByUserError, SnapmountError, first_cause
+from .planning import LunRequest, Request
 from .processes import Process
 from .publish import fuse, iscsi
 from .sources import pull
@@ -32,38 +30,8 @@ from .state import Claim, Publication, Record, State, Store
 from .teardown import free, tear_down
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-CHECK_S = 10.0
 LUN_EXTENTS = 256  # tgtd looks for all holes of a disk each time that an initiator asks for one
-
-
-@dataclass(frozen=True)
-class LunRequest:
-    """How the disks shall be published over iSCSI."""
-
-    backend: str  # 'lio', 'tgt' or 'auto'
-    portals: tuple[Portal, ...]
-    initiators: tuple[str, ...]  # empty: any
-    mutual: bool
-    secret: str | None  # None: a random one
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asks for: a mount, LUNs, or both."""
-
-    vm: str
-    mountpoint: str | None
-    connect: str
-    luns: LunRequest | None = None
-    expire_s: float | None = None
-    only: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    scratch_dir: str | None = None
-    quiesce: bool = False
-    read_timeout_s: float = 30.0
-    booting: Process | None = None  # the command that takes it to boot on it: it ends with that and its scratch VMs
 
 
 class Reporter(Protocol):
@@ -80,16 +48,6 @@ class Reporter(Protocol):
 
     async def wait_abandoned(self) -> None:
         """Return when nobody waits for the view any more, though it is not ready; never once it has been."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A snapshot to be made: decided, nothing made yet."""
-
-    domain: hypervisor.Domain
-    xml: str
-    user: User
-    record: Record
 
 
 async def run(request: Request, store: Store, reporter: Reporter) -> None:
@@ -122,13 +80,11 @@ async def _then_cancel(scope: trio.CancelScope, wait: Callable[[], Awaitable[obj
 
 async def _live(request: Request, store: Store, reporter: Reporter, ready: trio.Event) -> None:
     """The snapshot, from its plan to its end."""
-    await _check("/dev/fuse", mounts.check_host)
-    if request.mountpoint:
-        await _check(request.mountpoint, mounts.check_mountpoint, request.mountpoint)
+    await planning.check_host(request)
     backend = await iscsi.choose(request.luns.backend) if request.luns else ""
     async with AsyncExitStack() as stack:
         async with hypervisor.connected(request.connect) as connection:
-            planned = await _plan(request, store, connection, reporter)
+            planned = await planning.make(request, store, connection, reporter.warn)
             claim = store.claim(planned.record)
             stack.push_async_callback(_undo, claim)
             reporter.claimed(claim.record)
@@ -148,14 +104,6 @@ async def _live(request: Request, store: Store, reporter: Reporter, ready: trio.
             log.info("the snapshot has expired")
 
 
-async def _check(path: str, function: Callable[..., T], *args: object) -> T:
-    """A check of the host that may block, on a file server that does not answer for instance."""
-    try:
-        return await blocking.call(CHECK_S, function, *args)
-    except trio.TooSlowError:
-        raise StateError(f"{path}: its file system did not answer within {CHECK_S:g} s") from None
-
-
 async def _undo(claim: Claim) -> None:
     with trio.CancelScope(shield=True):
         await tear_down(claim)
@@ -165,74 +113,7 @@ def _expiry(request: Request) -> datetime | None:
     return datetime.now(UTC) + timedelta(seconds=request.expire_s) if request.expire_s else None
 
 
-async def _plan(request: Request, store: Store, connection: hypervisor.Hypervisor, reporter: Reporter) -> _Plan:
-    """Look at the VM and the host and decide."""
-    domain = await connection.domain(request.vm)
-    await _check_state(domain, store)
-    xml = await domain.xml()
-    selection = plan.select(domain.name, domainxml.disks(xml), request.only, request.exclude)
-    sizes = await domain.allocation()
-    parent = Path(request.scratch_dir or scratch.default_parent())
-    warning = await _judge_space(domain.name, parent, [sizes[disk.name] for disk in selection.chosen])
-    if warning:
-        reporter.warn(warning)
-    snapshot = Snapshot(
-        id=store.new_id(),
-        vm_name=domain.name,
-        vm_uuid=domain.uuid,
-        created=datetime.now(UTC),
-        source="pull",
-        quiesced=request.quiesce,
-        disks=tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen),
-        left_out=selection.left_out,
-    )
-    hidden = scratch.view(snapshot.id) if request.booting else store.hidden_mountpoint(snapshot.id)
-    mountpoint = request.mountpoint or str(hidden)
-    log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
-    directory = parent / f"snapmount-{snapshot.id}"
-    record = Record(
-        snapshot=snapshot,
-        connect=request.connect,
-        mountpoint=await _check(mountpoint, os.path.realpath, mountpoint),
-        mount_source=names.mount_source(domain.name, snapshot.id),
-        socket=pull.socket_path(await domain.run_id(), snapshot.id, directory),
-        scratch=str(directory),
-        server=Process.of_pid(os.getpid()),
-        is_hidden=request.mountpoint is None,
-        is_for_boot=request.booting is not None,
-    )
-    return _Plan(domain, xml, hypervisor.qemu_user(xml), record)
-
-
-async def _check_state(domain: hypervisor.Domain, store: Store) -> None:
-    if not await domain.is_active():
-        raise StateError(
-            f"{domain.name} is shut off; snapshots of VMs that are shut off (offline) are not there yet",
-            names.command("virsh", "start", domain.name),
-        )
-    job = await domain.backup_job()
-    if job is None:
-        return
-    socket = domainxml.backup_socket(job)
-    for record in store.load_all()[0]:
-        if record.socket == socket:
-            raise StateError(
-                f"{domain.name} has a snapshot already: {record.id}, {record.whereabouts}",
-                names.command("snapmount", "delete", record.id),
-            )
-    raise StateError(
-        f"{domain.name} has a backup job already, of another program; a VM can have one at a time",
-        f"{names.command('virsh', 'domjobinfo', domain.name)}   (and wait for its end)",
-    )
-
-
-async def _judge_space(vm: str, parent: Path, sizes: list[tuple[int, int]]) -> str | None:
-    free = await _check(str(parent), scratch.free_bytes, parent)
-    virtual, allocated = (sum(column) for column in zip(*sizes, strict=True))
-    return plan.judge(vm, str(parent), plan.Space(free, virtual, allocated))
-
-
-async def _make(request: Request, planned: _Plan, claim: Claim) -> None:
+async def _make(request: Request, planned: planning.Plan, claim: Claim) -> None:
     """Make the scratch directory and start the job: the point in time."""
     domain, record = planned.domain, planned.record
     await scratch.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
@@ -259,7 +140,7 @@ async def _connect(stack: AsyncExitStack, request: Request, claim: Claim) -> lis
     return images
 
 
-def _tree(snapshot: Snapshot, images: Sequence[Image], planned: _Plan, *, with_luns: bool) -> Tree:
+def _tree(snapshot: Snapshot, images: Sequence[Image], planned: planning.Plan, *, with_luns: bool) -> Tree:
     """Lay out what the mount will hold; what backs LUNs is not listed."""
     files = [File(disk.file, RawImage(image)) for disk, image in zip(snapshot.disks, images, strict=True)]
     files += [File(f"{image.name}.map", MapText(image)) for image in images]

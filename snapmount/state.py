@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -21,9 +20,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from . import jsonfiles
 from .core import names
 from .core.iscsi import Credentials, Target
-from .core.snapshot import Snapshot, dump, format_time
+from .core.snapshot import Snapshot, format_time
 from .errors import NotFoundError, SnapmountError, StateError
 from .processes import Process
 
@@ -156,12 +156,7 @@ class Store:
 
     def credentials(self, snapshot_id: str) -> Credentials | None:
         """Who may log in to the snapshot's iSCSI target; None where that was never written."""
-        try:
-            return Credentials(**json.loads((self.path(snapshot_id) / "credentials.json").read_bytes()))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, TypeError, ValueError) as error:
-            raise StateError(f"the secret of snapshot {snapshot_id} cannot be read: {error}") from error
+        return jsonfiles.read(self.path(snapshot_id) / "credentials.json", lambda fields: Credentials(**fields))
 
     def new_id(self) -> str:
         """An id that no snapshot of this directory has."""
@@ -172,13 +167,7 @@ class Store:
 
     def load(self, snapshot_id: str) -> Record | None:
         """The record, None where there is none (any more).  Raises StateError for one that cannot be read."""
-        path = self.path(snapshot_id) / "record.json"
-        try:
-            return Record.from_json(json.loads(path.read_bytes()))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise StateError(f"the record {path} cannot be read: {error}") from error
+        return jsonfiles.read(self.path(snapshot_id) / "record.json", Record.from_json)
 
     def load_all(self) -> tuple[list[Record], list[SnapmountError]]:
         """All records, oldest first, and an error for each that cannot be read."""
@@ -310,19 +299,11 @@ class Claim:
 
     def write(self) -> None:
         """Write the record as it is."""
-        self._write("record.json", self.record.to_json())
+        jsonfiles.write(self.directory / "record.json", self.record.to_json())
 
     def write_credentials(self, credentials: Credentials) -> None:
         """Write down who may log in, in a file apart: a record can be shown."""
-        self._write("credentials.json", asdict(credentials))
-
-    def _write(self, name: str, document: dict[str, Any]) -> None:
-        path = self.directory / name
-        new = path.with_name(f"{name}.new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as f:
-            f.write(dump(document))
-        new.replace(path)
+        jsonfiles.write(self.directory / "credentials.json", asdict(credentials))
 
     def forget(self) -> None:
         """Remove the record: nothing is left of the snapshot."""

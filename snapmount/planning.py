@@ -1,0 +1,148 @@
+"""Looks at the VM and the host and decides what a snapshot will be; makes nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from . import blocking, hypervisor, mounts, scratch
+from .core import domainxml, names, plan
+from .core.iscsi import Portal
+from .core.snapshot import Disk, Snapshot
+from .core.user import User
+from .errors import StateError
+from .processes import Process
+from .sources import pull
+from .state import Record, Store
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CHECK_S = 10.0
+
+
+@dataclass(frozen=True)
+class LunRequest:
+    """How the disks shall be published over iSCSI."""
+
+    backend: str  # 'lio', 'tgt' or 'auto'
+    portals: tuple[Portal, ...]
+    initiators: tuple[str, ...]  # empty: any
+    mutual: bool
+    secret: str | None  # None: a random one
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for: a mount, LUNs, or both."""
+
+    vm: str
+    mountpoint: str | None
+    connect: str
+    luns: LunRequest | None = None
+    expire_s: float | None = None
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    scratch_dir: str | None = None
+    quiesce: bool = False
+    read_timeout_s: float = 30.0
+    booting: Process | None = None  # the command that takes it to boot on it: it ends with that and its scratch VMs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A snapshot to be made: decided, nothing made yet."""
+
+    domain: hypervisor.Domain
+    xml: str
+    user: User
+    record: Record
+
+
+async def check_host(request: Request) -> None:
+    """Raise MissingError where this host cannot mount the view, NotFoundError or StateError for the mountpoint."""
+    await _check("/dev/fuse", mounts.check_host)
+    if request.mountpoint:
+        await _check(request.mountpoint, mounts.check_mountpoint, request.mountpoint)
+
+
+async def make(request: Request, store: Store, connection: hypervisor.Hypervisor, warn: Callable[[str], None]) -> Plan:
+    """Look at the VM and the host and decide."""
+    domain = await connection.domain(request.vm)
+    await _check_state(domain, store)
+    xml = await domain.xml()
+    selection = plan.select(domain.name, domainxml.disks(xml), request.only, request.exclude)
+    sizes = await domain.allocation()
+    parent = Path(request.scratch_dir or scratch.default_parent())
+    warning = await _judge_space(domain.name, parent, [sizes[disk.name] for disk in selection.chosen])
+    if warning:
+        warn(warning)
+    snapshot = Snapshot(
+        id=store.new_id(),
+        vm_name=domain.name,
+        vm_uuid=domain.uuid,
+        created=datetime.now(UTC),
+        source="pull",
+        quiesced=request.quiesce,
+        disks=tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen),
+        left_out=selection.left_out,
+    )
+    hidden = scratch.view(snapshot.id) if request.booting else store.hidden_mountpoint(snapshot.id)
+    mountpoint = request.mountpoint or str(hidden)
+    log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
+    directory = parent / f"snapmount-{snapshot.id}"
+    record = Record(
+        snapshot=snapshot,
+        connect=request.connect,
+        mountpoint=await _check(mountpoint, os.path.realpath, mountpoint),
+        mount_source=names.mount_source(domain.name, snapshot.id),
+        socket=pull.socket_path(await domain.run_id(), snapshot.id, directory),
+        scratch=str(directory),
+        server=Process.of_pid(os.getpid()),
+        is_hidden=request.mountpoint is None,
+        is_for_boot=request.booting is not None,
+    )
+    return Plan(domain, xml, hypervisor.qemu_user(xml), record)
+
+
+async def _check_state(domain: hypervisor.Domain, store: Store) -> None:
+    if not await domain.is_active():
+        raise StateError(
+            f"{domain.name} is shut off; snapshots of VMs that are shut off (offline) are not there yet",
+            names.command("virsh", "start", domain.name),
+        )
+    job = await domain.backup_job()
+    if job is None:
+        return
+    socket = domainxml.backup_socket(job)
+    for record in store.load_all()[0]:
+        if record.socket == socket:
+            raise StateError(
+                f"{domain.name} has a snapshot already: {record.id}, {record.whereabouts}",
+                names.command("snapmount", "delete", record.id),
+            )
+    raise StateError(
+        f"{domain.name} has a backup job already, of another program; a VM can have one at a time",
+        f"{names.command('virsh', 'domjobinfo', domain.name)}   (and wait for its end)",
+    )
+
+
+async def _judge_space(vm: str, parent: Path, sizes: list[tuple[int, int]]) -> str | None:
+    free = await _check(str(parent), scratch.free_bytes, parent)
+    virtual, allocated = (sum(column) for column in zip(*sizes, strict=True))
+    return plan.judge(vm, str(parent), plan.Space(free, virtual, allocated))
+
+
+async def _check(path: str, function: Callable[..., T], *args: object) -> T:
+    """A check of the host that may block, on a file server that does not answer for instance."""
+    try:
+        return await blocking.call(CHECK_S, function, *args)
+    except trio.TooSlowError:
+        raise StateError(f"{path}: its file system did not answer within {CHECK_S:g} s") from None
