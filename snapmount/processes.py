@@ -59,6 +59,15 @@ class Process:
                 return
             log.warning("process %d, %s, has not ended within %g s", self.pid, what, wait_s)
 
+    def kill(self, patience_s: float) -> bool:
+        """Kill it, and wait so long; whether it has ended.  Blocks."""
+        with self._opened() as descriptor:
+            if descriptor is None:
+                return True
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            return self._ends_within(descriptor, patience_s)
+
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int | None]:
         """Its pidfd_open(2), which becomes readable when it ends; None where it has ended."""
@@ -78,6 +87,10 @@ class Process:
                 return True
         except OSError:
             return True
+        return self._ends_within(descriptor, 0)
+
+    @staticmethod
+    def _ends_within(descriptor: int, patience_s: float) -> bool:
         poll = select.poll()  # and not select(2), which takes low numbers only
         poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(poll.poll(patience_s * 1000))

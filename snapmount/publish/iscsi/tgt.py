@@ -7,17 +7,15 @@ found, and a tgtd of the system is never taken for ours.  All that tgtd keeps di
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import select
 import shutil
-import signal
 import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+from ... import jsonfiles
 from ...core.iscsi import Credentials, Lun, Portal, Session, Target
 from ...core.names import command
 from ...errors import LeftoverError, MissingError, StateError, UnreachableError
@@ -102,7 +100,7 @@ def withdraw(directory: Path, target: Target) -> None:
     daemon = _recorded(directory) or _found(directory)
     if daemon:
         _record(directory, daemon)
-        if not _killed(daemon):
+        if not daemon.kill(DEATH_S):
             raise LeftoverError(
                 f"tgtd (pid {daemon.pid}) hangs in a call to the mount, and holds {target.iqn} until that ends",
                 command("snapmount", "delete", directory.name),
@@ -154,14 +152,11 @@ def _answers(tgtd: Tgtd) -> bool:
 
 def _record(directory: Path, daemon: Process) -> None:
     """Note our tgtd: of one that was killed, but hangs, the environment can no longer be read."""
-    _record_path(directory).write_text(json.dumps(asdict(daemon)))
+    jsonfiles.write(_record_path(directory), asdict(daemon))
 
 
 def _recorded(directory: Path) -> Process | None:
-    try:
-        return Process(**json.loads(_record_path(directory).read_text()))
-    except (FileNotFoundError, ValueError):  # whoever was to write it has died before, or meanwhile
-        return None
+    return jsonfiles.read(_record_path(directory), lambda fields: Process(**fields))
 
 
 def _found(directory: Path) -> Process | None:
@@ -173,23 +168,6 @@ def _found(directory: Path) -> Process | None:
             if comm.read_text() == "tgtd\n" and wanted in (comm.parent / "environ").read_bytes().split(b"\0"):
                 return Process.of_pid(int(comm.parent.name))
     return None
-
-
-def _killed(daemon: Process) -> bool:
-    """Kill the process, if it still is the same; whether it has ended within DEATH_S."""
-    try:
-        handle = os.pidfd_open(daemon.pid)
-    except ProcessLookupError:
-        return True
-    try:
-        if Process.of_pid(daemon.pid) != daemon:
-            return True
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-        return bool(select.select([handle], [], [], DEATH_S)[0])
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    finally:
-        os.close(handle)
 
 
 def _record_path(directory: Path) -> Path:

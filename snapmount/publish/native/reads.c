@@ -249,16 +249,22 @@ static uint64_t data_end(const struct file *file, size_t *extent, uint64_t offse
     }
 }
 
+/* Take a request apart, and find its file; NULL where it is not of the body's size, or Python's. */
+static struct file *unpack(const char *raw, size_t size, struct fuse_in_header *header, void *body, size_t body_size)
+{
+    if (size != sizeof *header + body_size)
+        return NULL;
+    memcpy(header, raw, sizeof *header);
+    memcpy(body, raw + sizeof *header, body_size);
+    return file_of(header->nodeid);
+}
+
 /* SEEK_DATA and SEEK_HOLE, lseek(2).  False where Python shall answer. */
 bool reads_seek(const char *raw, size_t size)
 {
     struct fuse_in_header header;
     struct fuse_lseek_in seek;
-    if (size != sizeof header + sizeof seek)
-        return false;
-    memcpy(&header, raw, sizeof header);
-    memcpy(&seek, raw + sizeof header, sizeof seek);
-    struct file *file = file_of(header.nodeid);
+    struct file *file = unpack(raw, size, &header, &seek, sizeof seek);
     if (!file || (seek.whence != SEEK_DATA && seek.whence != SEEK_HOLE) || seek.offset >= file->size)
         return false;
     bool for_data = seek.whence == SEEK_DATA;
@@ -299,11 +305,7 @@ bool reads_begin(const char *raw, size_t size)
 {
     struct fuse_in_header header;
     struct fuse_read_in read;
-    if (size != sizeof header + sizeof read)
-        return false;
-    memcpy(&header, raw, sizeof header);
-    memcpy(&read, raw + sizeof header, sizeof read);
-    struct file *file = file_of(header.nodeid);
+    struct file *file = unpack(raw, size, &header, &read, sizeof read);
     if (!file || read.size > MAX_READ)
         return false;
     if (read.offset >= file->size) {
