@@ -117,11 +117,6 @@ def _check_active(record: Record, store: Store) -> None:
             f"snapshot {record.id} of {record.snapshot.vm_name} cannot be booted: it is {state.value}",
             names.command("snapmount", "delete", record.id),
         )
-    if record.is_hidden and not record.is_for_boot:
-        raise StateError(
-            f"snapshot {record.id} of {record.snapshot.vm_name} is not mounted, but published over iSCSI only",
-            "a snapshot with a MOUNTPOINT",
-        )
 
 
 async def _on_host(what: str, function: Callable[..., None], *args: object) -> None:

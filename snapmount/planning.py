@@ -94,8 +94,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         disks=tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen),
         left_out=selection.left_out,
     )
-    hidden = scratch.view(snapshot.id) if request.booting else store.hidden_mountpoint(snapshot.id)
-    mountpoint = request.mountpoint or str(hidden)
+    mountpoint = request.mountpoint or str(scratch.view(snapshot.id))
     log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
     directory = parent / f"snapmount-{snapshot.id}"
     record = Record(

@@ -94,7 +94,7 @@ async def create(directory: Path, user: User, qemu_pid: int | None, use: Use = S
 
 
 def view(snapshot_id: str) -> Path:
-    """Where a snapshot is mounted that was taken for scratch VMs: QEMU's user must get there."""
+    """Where a snapshot is mounted for which nobody asked for a mount: QEMU's user must get there for scratch VMs."""
     return default_parent() / f"snapmount-{snapshot_id}-view"
 
 

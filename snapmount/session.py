@@ -117,7 +117,7 @@ async def _make(request: Request, planned: planning.Plan, claim: Claim) -> None:
     """Make the scratch directory and start the job: the point in time."""
     domain, record = planned.domain, planned.record
     await scratch.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
-    if record.is_for_boot:
+    if record.is_hidden:
         scratch.make_view(Path(record.mountpoint))
     left_out = [each.name for each in record.snapshot.left_out]
     claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))

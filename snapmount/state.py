@@ -150,10 +150,6 @@ class Store:
         """The log of a snapshot's server."""
         return self.path(snapshot_id) / "log"
 
-    def hidden_mountpoint(self, snapshot_id: str) -> Path:
-        """Where a snapshot is mounted that is published only."""
-        return self.path(snapshot_id) / "mount"
-
     def credentials(self, snapshot_id: str) -> Credentials | None:
         """Who may log in to the snapshot's iSCSI target; None where that was never written."""
         return jsonfiles.read(self.path(snapshot_id) / "credentials.json", lambda fields: Credentials(**fields))
@@ -242,8 +238,6 @@ class Store:
         try:
             claim = Claim(self, record, _locked(directory / "lock", os.O_CREAT))
             claim.write()
-            if record.is_hidden and not record.is_for_boot:
-                self.hidden_mountpoint(record.id).mkdir(mode=0o700)
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             self.remove_if_empty()

@@ -64,7 +64,7 @@ def _remove_files(record: Record) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(record.socket)
-        if record.is_for_boot:
+        if record.is_hidden:
             scratch.remove_view(Path(record.mountpoint))
         scratch.remove(Path(record.scratch))
     except OSError as error:

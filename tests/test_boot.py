@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from .rig import guest, prefix, rootdisk, traces, vm
+from .rig import guest, libiscsi, prefix, rootdisk, traces, vm
 from .rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from .rig.libvirtd import wait_for
 
@@ -126,6 +126,14 @@ def test_what_a_copy_writes_reaches_neither_the_view_nor_the_original(writer: vm
         writer.virsh("resume", writer.name)
         for copy in raw:
             copy.unlink(missing_ok=True)
+
+
+def test_a_snapshot_that_is_published_only_boots_too(writer: vm.VM) -> None:
+    snapmount("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{libiscsi.free_port()}", writer.name)
+    scratch, _ = boot("--wait-for", UP, writer.name)
+    scratch.keeps_writing()
+    snapmount("delete", "--force", writer.name)
+    assert traces.found() == []
 
 
 def test_the_copy_is_as_the_options_say(writer: vm.VM, mountpoint: Path, tmp_path: Path) -> None:

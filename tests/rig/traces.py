@@ -39,5 +39,5 @@ def _loops() -> Iterator[str]:
     """Loop devices over files of a view."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
-            if str(RUNTIME) in backing.read_text():
+            if backing.read_text().startswith((str(RUNTIME), str(SCRATCH))):
                 yield backing.parents[1].name
