@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .core import units
+from .core.attachment import PREFIXES
 from .errors import UsageError
 
 EXIT_CODES = """\
@@ -116,6 +117,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     _add_take(verbs, [acting, printing])
 
     _add_boot(verbs, [acting, printing])
+    _add_attach(verbs, [acting, printing])
+    _add_detach(verbs, [acting])
 
     added = verbs.add_parser("list", parents=[printing], help="list the active snapshots")
     added.set_defaults(verb="list")
@@ -127,7 +130,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     ending = _Parser(add_help=False, parents=[acting])
     ending.add_argument(
-        "-f", "--force", action="store_true", help="also while scratch VMs run on it or iSCSI initiators are logged in"
+        "-f",
+        "--force",
+        action="store_true",
+        help="also while scratch VMs run on it, VMs have its disks, or iSCSI initiators are logged in",
     )
     added = verbs.add_parser("delete", parents=[ending], help="end snapshots and remove all that belongs to them")
     added.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="its id, its VM's name, or its mountpoint")
@@ -208,6 +214,44 @@ def _add_boot(verbs: Any, parents: list[_Parser]) -> None:
     )
     boot.add_argument("--console", action="store_true", help="then connect to its console, with virsh")
     boot.set_defaults(verb="boot")
+
+
+def _add_attach(verbs: Any, parents: list[_Parser]) -> None:
+    attach = verbs.add_parser(
+        "attach",
+        parents=parents,
+        help="plug a snapshot's disks, read-only, into another VM that runs",
+        description="Plug the disks of a snapshot, read-only, into another VM that runs, its helper: all of them, or "
+        "none. They are there until they are detached or the helper ends, and not in its persistent definition.",
+    )
+    attach.add_argument("snapshot", metavar="SNAPSHOT", help="its id, its VM's name, or its mountpoint")
+    attach.add_argument("helper", metavar="HELPER-VM", help="name or uuid of a running VM, another than the snapshot's")
+    attach.add_argument("--disk", metavar="NAME", action="append", default=[], help="only this disk (repeatable)")
+    attach.add_argument(
+        "--bus", choices=list(PREFIXES), default="virtio", help="what the helper sees it on (default: virtio)"
+    )
+    attach.set_defaults(verb="attach")
+
+
+def _add_detach(verbs: Any, parents: list[_Parser]) -> None:
+    detach = verbs.add_parser(
+        "detach",
+        parents=parents,
+        help="unplug a snapshot's disks from the VMs that they are attached to",
+        description="Unplug disks of a snapshot from one VM, or from all that they are attached to, and wait until the "
+        "guests have let go of them.",
+    )
+    detach.add_argument("snapshot", metavar="SNAPSHOT", help="its id, its VM's name, or its mountpoint")
+    detach.add_argument("helper", metavar="HELPER-VM", nargs="?", help="only from this VM")
+    detach.add_argument("--disk", metavar="NAME", action="append", default=[], help="only this disk (repeatable)")
+    detach.add_argument(
+        "--wait-timeout",
+        metavar="TIME",
+        type=_duration,
+        default=30.0,
+        help="how long the guest may take to let go (default: 30s)",
+    )
+    detach.set_defaults(verb="detach")
 
 
 def _add_iscsi(take: argparse.ArgumentParser) -> None:

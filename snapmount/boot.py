@@ -14,14 +14,14 @@ from pathlib import Path
 import trio
 
 from . import blocking, hypervisor, scratch, scratchvm, tending
-from .core import names, scratchdomain, units
+from .core import scratchdomain, units
 from .core.scratchdevices import ISOLATED, NONE, Source
 from .core.scratchdomain import Derived, Wish
 from .core.user import User
 from .errors import MissingError, NotBootedError, SnapmountError, SpaceError, StateError, UsageError
 from .processes import Process
 from .scratchvm import ScratchVm
-from .state import Record, State, Store
+from .state import Record, Store
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
     that nothing was left behind.
     """
     directory = store.path(record.id)
-    _check_active(record, store)
+    store.check_active(record, "booted")
     domain_xml = await _definition(record)
     async with hypervisor.connected(record.connect) as connection:
         vm = await _plan(request, record, connection, scratchdomain.accelerator(domain_xml))
@@ -91,7 +91,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
         vm = replace(vm, left_out=derived.left_out, notes=(*vm.notes, *derived.notes))
         _write(directory, vm, record)
         try:
-            _check_active(record, store)  # not before: what ends the snapshot looks for the record
+            store.check_active(record, "booted")  # not before: what ends the snapshot looks for the record
             await _make_files(record, vm, derived, hypervisor.qemu_user(domain_xml))
             domain = await connection.start(derived.xml, persistent=request.is_kept)
             vm = _started(vm, domain, record)
@@ -106,17 +106,6 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
                 await _undo(record, directory, vm)
             raise
     return vm
-
-
-def _check_active(record: Record, store: Store) -> None:
-    """Raise StateError where the view is not readable by QEMU."""
-    now = store.load(record.id)
-    state = store.state(now) if now else State.DEAD
-    if state is not State.ACTIVE:
-        raise StateError(
-            f"snapshot {record.id} of {record.snapshot.vm_name} cannot be booted: it is {state.value}",
-            names.command("snapmount", "delete", record.id),
-        )
 
 
 async def _on_host(what: str, function: Callable[..., None], *args: object) -> None:

@@ -7,8 +7,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from .arguments import parse
 from .core import names
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .core.iscsi import Session
     from .planning import LunRequest, Request
     from .state import Record, Store
+
+T = TypeVar("T")
 
 
 class _CannotPrintError(Exception):
@@ -69,6 +71,18 @@ def _print(text: str) -> None:
 
 def _print_json(document: object) -> None:
     _print(json.dumps(document, indent=2) + "\n")
+
+
+def _awaited(function: Callable[..., Awaitable[T]], *args: object) -> T:
+    """What the function returns; of the errors of a nursery, the one to report is raised."""
+    import trio
+
+    from .errors import first_cause
+
+    try:
+        return trio.run(function, *args)
+    except BaseException as error:
+        raise first_cause(error) from None
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -192,10 +206,7 @@ class _ForegroundReporter:
 
 
 def _boot(arguments: argparse.Namespace) -> int:
-    import trio
-
     from . import boot, present
-    from .errors import first_cause
 
     if arguments.console and not shutil.which("virsh"):
         raise MissingError("virsh is missing, which --console needs", "sudo apt-get install libvirt-clients")
@@ -204,11 +215,11 @@ def _boot(arguments: argparse.Namespace) -> int:
     is_taken_now = record is None
     record = record or _take_to_boot(arguments, store)
     try:
-        vm = trio.run(boot.run, request, record, store)
-    except BaseException as error:
+        vm = _awaited(boot.run, request, record, store)
+    except BaseException:
         if is_taken_now:
             _end_unless_used(store, record)
-        raise first_cause(error) from None
+        raise
     if arguments.json:
         _print_json(vm.document() | {"snapshot": record.id})
     else:
@@ -261,6 +272,32 @@ def _end_unless_used(store: Store, record: Record) -> None:
         pass
     except SnapmountError as error:
         _complain(error)
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    from . import attaching, present
+
+    store = _store()
+    record = _active(arguments.snapshot, store)
+    if record is None:
+        take = names.command("snapmount", arguments.snapshot, "MOUNTPOINT")
+        raise NotFoundError(f"there is no snapshot {arguments.snapshot!r} to attach", f"{take}   (to take one first)")
+    request = attaching.AttachRequest(arguments.helper, tuple(arguments.disk), arguments.bus)
+    made = _awaited(attaching.attach, request, record, store)
+    if arguments.json:
+        _print_json({"snapshot": record.id, "attachments": [each.document() for each in made]})
+    else:
+        _print(present.attached(made, record))
+    return 0
+
+
+def _detach(arguments: argparse.Namespace) -> int:
+    from . import attaching
+
+    store = _store()
+    record = store.find(arguments.snapshot)
+    _awaited(attaching.detach, record, store, arguments.helper, arguments.disk, arguments.wait_timeout)
+    return 0
 
 
 def _store() -> Store:
@@ -335,20 +372,16 @@ def _umount(arguments: argparse.Namespace) -> int:
 
 
 def _end(store: Store, record: Record, force: bool) -> None:
-    import trio
-
     from . import ending
-    from .errors import first_cause
 
-    try:
-        trio.run(ending.end, store, record, force)
-    except BaseExceptionGroup as group:
-        raise first_cause(group) from None
+    _awaited(ending.end, store, record, force)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "take": _take,
     "boot": _boot,
+    "attach": _attach,
+    "detach": _detach,
     "list": _list,
     "show": _show,
     "delete": _delete,

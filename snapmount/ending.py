@@ -6,7 +6,7 @@ import logging
 
 import trio
 
-from . import luns, scratchvm, tending
+from . import attaching, luns, scratchvm, tending
 from .core import names
 from .errors import StateError
 from .state import Record, Store
@@ -19,13 +19,15 @@ POLL_S = 0.05
 
 
 async def end(store: Store, record: Record, force: bool) -> None:
-    """End the snapshot, with all that belongs to it; where initiators are logged in or scratch VMs run on it, with
-    `force` only.
+    """End the snapshot, with all that belongs to it; where initiators are logged in, scratch VMs run on it or VMs have
+    its disks, with `force` only.
 
     Raises StateError where they are, or where somebody else undoes it and does not finish; LeftoverError where
     something could not be undone.
     """
-    if not force:
+    if force:
+        await attaching.end_all(record, store.path(record.id))  # here, since it tells what a guest does not let go of
+    else:
         await _refuse_if_used(store, record)
     await _stop_server(store, record)
     with trio.move_on_after(SERVER_S):
@@ -48,6 +50,13 @@ async def _refuse_if_used(store: Store, record: Record) -> None:
         raise StateError(
             f"snapshot {record.id} is in use by the scratch VM{'s' * (len(vms) > 1)} {names_of}",
             names.command("snapmount", "delete", "--force", record.id),
+        )
+    attached = await attaching.used_by(record, store.path(record.id))
+    if attached:
+        helpers = ", ".join(dict.fromkeys(each.vm_name for each in attached))
+        raise StateError(
+            f"snapshot {record.id} is in use: its disks are attached to {helpers}",
+            names.command("snapmount", "detach", record.id),
         )
     who = (await luns.sessions([record], store))[record.id]
     if who:

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from . import luns, scratch, scratchvm
+from . import attachments, luns, scratch, scratchvm
+from .attachments import Attachment
 from .core import names, units
 from .core.iscsi import Credentials, Session
 from .core.plan import LeftOut
@@ -41,6 +42,10 @@ class Shown:
     def scratch_vms(self) -> list[ScratchVm]:
         return scratchvm.load_all(self.store.path(self.record.id))
 
+    @property
+    def attachments(self) -> list[Attachment]:
+        return attachments.current(self.store.path(self.record.id))
+
     def document(self) -> dict[str, Any]:
         """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
         record = self.record
@@ -57,6 +62,7 @@ class Shown:
             "iscsi": record.publication
             and luns.document(record.publication, self.sessions, self._credentials, self.with_secret),
             "scratch_vms": [vm.document() for vm in self.scratch_vms],
+            "attachments": [each.document() for each in self.attachments],
             "scratch": {
                 "directory": record.scratch,
                 "used_bytes": scratch.used_bytes(Path(record.scratch)),
@@ -86,7 +92,7 @@ class Shown:
         return _text(lines)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Its rows in `list`: one for it, and one for each scratch VM."""
+        """Its rows in `list`: one for it, one for each scratch VM, and one for each disk that is attached to a VM."""
         record = self.record
         row = (
             record.id,
@@ -97,7 +103,12 @@ class Shown:
             units.size(scratch.used_bytes(Path(record.scratch))),
             _status(record, self.store.state(record)),
         )
-        return [row, *(("", f"  {vm.name}", "", "", "", _overlay_size(vm), vm.state) for vm in self.scratch_vms)]
+        vms = [("", f"  {vm.name}", "", "", "", _overlay_size(vm), vm.state) for vm in self.scratch_vms]
+        attached = [
+            ("", f"  {each.vm_name}", "", "", "", "", f"{each.state}: {each.disk} as {each.target}")
+            for each in self.attachments
+        ]
+        return [row, *vms, *attached]
 
     def details(self) -> str:
         """What `show` prints: everything of one snapshot."""
@@ -124,7 +135,14 @@ class Shown:
         ]
         lines = [_table(facts), "", _table(disks, ("DISK", "SIZE", "FORMAT", "ORIGIN", "NBD"))]
         return _text(
-            [*lines, *_left_out(snapshot.left_out), *self._vm_details(), *self._target_details(), *self._recipes()]
+            [
+                *lines,
+                *_left_out(snapshot.left_out),
+                *self._vm_details(),
+                *self._attachment_details(),
+                *self._target_details(),
+                *self._recipes(),
+            ]
         )
 
     def _vm_details(self) -> list[str]:
@@ -133,6 +151,10 @@ class Shown:
             for vm in self.scratch_vms
         ]
         return ["", _table(rows, ("SCRATCH VM", "STATE", "WRITTEN", "OVERLAYS"))] if rows else []
+
+    def _attachment_details(self) -> list[str]:
+        rows = [(each.vm_name, each.disk, each.target, each.state, each.device) for each in self.attachments]
+        return ["", _table(rows, ("HELPER VM", "DISK", "TARGET", "STATE", "IN THE GUEST"))] if rows else []
 
     def _target_details(self) -> list[str]:
         publication = self.record.publication
@@ -200,6 +222,20 @@ def booted(vm: ScratchVm, record: Record) -> str:
         ends = ", and the snapshot with the last one" if record.is_for_boot else ""
         lines.append(f"its writes go when it ends{ends}: {names.command(*virsh, 'destroy', vm.name)}")
     return _text(lines)
+
+
+def attached(made: Sequence[Attachment], record: Record) -> str:
+    """What `attach` prints when the disks are plugged in."""
+    helper, snapshot = made[0].vm_name, record.snapshot
+    sizes = {disk.name: units.size(disk.size_bytes) for disk in snapshot.disks}
+    first = f"{helper}: disks of {snapshot.vm_name}, snapshot {record.id} of {_when(record)}, attached read-only"
+    return _text(
+        [
+            names.printable(first),
+            _indented((each.disk, sizes[each.disk], f"as {each.target}", each.device) for each in made),
+            f"to detach them: {names.command('snapmount', 'detach', record.id, helper)}",
+        ]
+    )
 
 
 def listing(snapshots: Iterable[Shown]) -> str:

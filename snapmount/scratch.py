@@ -85,7 +85,7 @@ async def create(directory: Path, user: User, qemu_pid: int | None, use: Use = S
             f"the {use.name} {parent} is not writable by QEMU, which runs as uid {user.uid}: {problem}",
             use.remedy,
         )
-    if qemu_pid is not None and not await blocking.call(CHECK_S, _visible_to, qemu_pid, directory):
+    if qemu_pid is not None and not await blocking.call(CHECK_S, visible_to, qemu_pid, directory):
         raise SpaceError(
             f"QEMU (process {qemu_pid}) does not see the {use.name} {parent}: its file system was mounted "
             "after the VM was started, and QEMU lives in a mount namespace of its own",
@@ -137,7 +137,7 @@ async def _write_probe(directory: Path, user: User) -> str | None:
     return done.stderr.decode(errors="replace").strip().rpartition(": ")[2] or "a file cannot be made"
 
 
-def _visible_to(pid: int, directory: Path) -> bool:
+def visible_to(pid: int, directory: Path) -> bool:
     """Whether a process, by its mount namespace, sees this very directory; True where that cannot be told."""
     try:
         seen = os.stat(f"/proc/{pid}/root{directory}")

@@ -6,7 +6,6 @@ part of it is made.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,10 @@ class ScratchVm:
     pid_file: str | None = None  # where libvirt keeps QEMU's process id, once it has been started
     left_out: tuple[LeftOut, ...] = ()  # devices of the original that it does not have
     notes: tuple[str, ...] = ()  # what else is not as in the original
+
+    @property
+    def key(self) -> str:
+        return self.uuid
 
     @property
     def console_log(self) -> str:
@@ -90,35 +93,5 @@ class ScratchVm:
         return cls(**fields)
 
 
-def _path(directory: Path, uuid: str) -> Path:
-    return directory / "scratch-vm" / f"{uuid}.json"
-
-
-def load(directory: Path, uuid: str) -> ScratchVm | None:
-    """The scratch VM of that uuid of the snapshot with that runtime directory, None where it is gone.
-
-    Raises StateError for a record that cannot be read.
-    """
-    return jsonfiles.read(_path(directory, uuid), ScratchVm.from_json)
-
-
-def load_all(directory: Path) -> list[ScratchVm]:
-    """All scratch VMs of the snapshot, by name.  Raises StateError."""
-    try:
-        entries = [Path(entry) for entry in os.scandir(directory / "scratch-vm")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    found = [load(directory, path.stem) for path in entries if path.suffix == ".json"]
-    return sorted((vm for vm in found if vm), key=lambda vm: vm.name)
-
-
-def write(directory: Path, vm: ScratchVm) -> None:
-    """Write its record, atomically.  Raises OSError, where the snapshot is gone for instance."""
-    path = _path(directory, vm.uuid)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    jsonfiles.write(path, vm.to_json())
-
-
-def forget(directory: Path, vm: ScratchVm) -> None:
-    """Remove its record: nothing is left of it."""
-    _path(directory, vm.uuid).unlink(missing_ok=True)
+_SHELF = jsonfiles.Shelf("scratch-vm", ScratchVm.from_json)
+load, load_all, write, forget = _SHELF.load, _SHELF.load_all, _SHELF.write, _SHELF.forget

@@ -164,7 +164,7 @@ async def _publish(luns: LunRequest, backend: str, claim: Claim) -> None:
 
 
 async def _free_first(claim: Claim) -> None:
-    """Before the mount goes, scratch VMs and LUNs do."""
+    """Before the mount goes, scratch VMs, attached disks and LUNs do."""
     with trio.CancelScope(shield=True):
         try:
             await free(claim)

@@ -226,6 +226,16 @@ class Store:
             return record.state
         return State.DEAD
 
+    def check_active(self, record: Record, done: str) -> None:
+        """Raise StateError where the view is not readable, so that this cannot be done with it: 'booted'."""
+        now = self.load(record.id)
+        state = self.state(now) if now else State.DEAD
+        if state is not State.ACTIVE:
+            raise StateError(
+                f"snapshot {record.id} of {record.snapshot.vm_name} cannot be {done}: it is {state.value}",
+                names.command("snapmount", "delete", record.id),
+            )
+
     def claim(self, record: Record) -> Claim:
         """Write a new snapshot's record and hold its lock.  Raises StateError where that cannot be written."""
         directory = self.path(record.id)

@@ -1,8 +1,8 @@
 """Undoes a snapshot from its record: the one way in which a snapshot ends, whether its server ends it or has died.
 
-The order is that of use: no scratch VM or LUN rests on a mount that goes, nobody reads when the job ends (QEMU is
-spared clients that vanish in mid-request), nobody writes scratch files when they go, and the record goes last, when
-nothing is left.
+The order is that of use: no scratch VM, no other VM's disk and no LUN rests on a mount that goes, nobody reads when the
+job ends (QEMU is spared clients that vanish in mid-request), nobody writes scratch files when they go, and the record
+goes last, when nothing is left.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 from pathlib import Path
 
-from . import mounts, scratch, tending
+from . import attaching, mounts, scratch, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError
 from .publish import iscsi
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 
 async def tear_down(claim: Claim) -> None:
-    """Destroy the scratch VMs, withdraw the LUNs, unmount, end the job, remove the scratch files, the socket and the
-    record.  Each step is idempotent.
+    """Destroy the scratch VMs, unplug disks, withdraw the LUNs, unmount, end the job, remove the scratch files, the
+    socket and the record.  Each step is idempotent.
 
     Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
     """
@@ -47,11 +47,14 @@ async def tear_down(claim: Claim) -> None:
 
 
 async def free(claim: Claim) -> None:
-    """Take the view from those who use it: destroy the scratch VMs, and withdraw the LUNs, also from initiators that
-    are logged in.  Idempotent.  Raises LeftoverError, StateError or UnreachableError.
+    """Take the view from those who use it: destroy the scratch VMs, unplug the disks that other VMs have, and withdraw
+    the LUNs, also from initiators that are logged in.  Idempotent.
+
+    Raises LeftoverError, StateError or UnreachableError.
     """
-    claim.note(State.ENDING)  # before it looks for them: no scratch VM is made from then on
+    claim.note(State.ENDING)  # before it looks for them: no scratch VM is made, no disk attached from then on
     await tending.end_all(claim.record, claim.directory)
+    await attaching.end_all(claim.record, claim.directory)
     publication = claim.record.publication
     if publication:
         log.info("withdrawing %s", publication.target.iqn)

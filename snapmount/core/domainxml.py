@@ -77,6 +77,26 @@ def owner(domain_xml: str) -> Owner | None:
     return None
 
 
+def label_models(domain: ElementTree.Element) -> list[str]:
+    """The security drivers that label the files of a domain: dac, selinux, apparmor."""
+    return [label.get("model", "") for label in domain.findall("seclabel") if label.get("type") != "none"]
+
+
+def add_unlabelled_source(parent: ElementTree.Element, file: str, models: Iterable[str]) -> None:
+    """Add a `<source>`, a file of the view, which no security driver shall relabel: it is read-only, and QEMU's user's
+    already.  (AppArmor's driver labels nothing: it lets the VM's profile read the file all the same.)
+    """
+    source = ElementTree.SubElement(parent, "source", file=file)
+    for model in models:
+        ElementTree.SubElement(source, "seclabel", model=model, relabel="no")
+
+
+def has_device(domain_xml: str, alias: str) -> bool:
+    """Whether the domain has a device of that alias."""
+    aliases = parse(domain_xml, "the domain's definition").findall("./devices/*/alias")
+    return any(each.get("name") == alias for each in aliases)
+
+
 def backup_job(socket: str, scratch_files: Mapping[str, str], left_out: Iterable[str]) -> str:
     """The XML of a pull-mode backup job.
 

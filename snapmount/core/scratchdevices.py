@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element, SubElement
 
+from .domainxml import add_unlabelled_source
 from .plan import LeftOut
 
 NONE, ISOLATED = "none", "isolated"  # the networks that are not libvirt's
@@ -88,12 +89,10 @@ class Keeper:
         return new
 
     def _backing(self, file: str) -> Element:
-        """The file of the view, which no security driver shall relabel: it is read-only, and QEMU's user's already."""
+        """The file of the view."""
         backing = Element("backingStore", type="file")
         SubElement(backing, "format", type="raw")
-        source = SubElement(backing, "source", file=file)
-        for model in self.label_models:
-            SubElement(source, "seclabel", model=model, relabel="no")
+        add_unlabelled_source(backing, file, self.label_models)
         SubElement(backing, "backingStore")
         return backing
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from . import scratchdevices
-from .domainxml import parse
+from .domainxml import label_models, parse
 from .plan import LeftOut
 from .scratchdevices import Left, Source
 
@@ -85,14 +85,13 @@ def derive(domain_xml: str, wish: Wish) -> Derived:
         ElementTree.SubElement(domain, tag).text = action
     labels = _labels(original)
     domain.extend(labels)
-    models = [label.get("model", "") for label in original.findall("seclabel") if label.get("type") != "none"]
     nvram_origin = _take_over_nvram(domain, wish.nvram)
     _renew_identity(domain, wish.uuid)
     _resize(domain, wish)
     if wish.accelerator != KVM and original.get("type") == KVM:
         _do_without_kvm(domain)
     devices = ElementTree.SubElement(domain, "devices")
-    keeper = scratchdevices.Keeper(wish.disks, models, wish.network, wish.console_log, left, notes)
+    keeper = scratchdevices.Keeper(wish.disks, label_models(original), wish.network, wish.console_log, left, notes)
     devices.extend(keeper.keep(original.find("devices")))
     if wish.memory_kib is not None:
         _without(devices, "memory")

@@ -159,6 +159,45 @@ class Domain:
             return False
         return True
 
+    async def has_device(self, alias: str) -> bool:
+        """Whether the running VM has the device of that alias, also one that its guest shall let go of.
+
+        A shut-off or vanished VM has none, where it was plugged into the running one only.  Raises UnreachableError.
+        """
+        try:
+            xml = await call("read the definition", self._handle.XMLDesc)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return False
+            raise UnreachableError(f"{self.name}: read the definition: {error}") from error
+        return domainxml.has_device(xml, alias)
+
+    async def plug(self, device_xml: str) -> None:
+        """Plug a device into the running VM, not into its persistent definition.  Raises StateError where libvirt or
+        QEMU refuses.
+        """
+        try:
+            await call("plug a device", self._handle.attachDeviceFlags, device_xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            raise StateError(f"{self.name}: the device cannot be plugged in: {error}") from error
+
+    async def unplug(self, alias: str, patience_s: float) -> str | None:
+        """Ask the guest to let go of a device and wait until it is gone; return why it is not, None where it is.
+
+        Only the guest can do it, and may take its time (virDomainDetachDeviceFlags).  No such device is fine.  Raises
+        UnreachableError.
+        """
+        why = ""
+        try:
+            await call("unplug a device", self._handle.detachDeviceAlias, alias, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            why = f" ({error})"  # it may have gone meanwhile, or have been asked to go already: what follows tells
+        with trio.move_on_after(patience_s):
+            while await self.has_device(alias):
+                await trio.sleep(POLL_S)
+            return None
+        return f"the guest has not let go of it within {patience_s:g} s{why}"
+
     async def remove(self) -> None:
         """Destroy it where it runs, and undefine it where it is defined.  Raises UnreachableError."""
         gone = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)

@@ -1,0 +1,298 @@
+"""Plugs a snapshot's disks into another VM that runs, its helper, and takes them away again.
+
+To the helper's QEMU they are files of the view.  Two other ways would need no mount that it sees, but do not hold: open
+files handed to it (virDomainFDAssociate: libvirt 9.0 loses them while it plugs a disk), and the NBD exports (security
+drivers keep a VM's QEMU from the sockets of another's).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from . import blocking, hypervisor, scratch
+from .attachments import SHELF, Attachment
+from .core import attachment, names
+from .core.user import User
+from .errors import NotFoundError, SnapmountError, StateError
+from .processes import Process
+from .state import Record, Store
+
+log = logging.getLogger(__name__)
+
+CHECK_S = 10.0
+LOCK_S = 60.0
+LET_GO_S = 10.0  # for a guest, where nobody waits for it: most need less than one
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class AttachRequest:
+    """What shall be plugged into which VM."""
+
+    helper: str  # its name or uuid
+    disks: tuple[str, ...] = ()  # empty: all
+    bus: str = "virtio"
+
+
+async def attach(request: AttachRequest, record: Record, store: Store) -> list[Attachment]:
+    """Plug disks of an active snapshot into a running VM: all of them, or none.
+
+    Raises NotFoundError for an unknown VM or disk, StateError where it cannot be done, UnreachableError.
+    """
+    directory = store.path(record.id)
+    store.check_active(record, "attached")
+    disks = _chosen(record, request.disks)
+    async with hypervisor.connected(record.connect) as connection, _alone(record, directory):
+        helper = await connection.domain(request.helper)
+        qemu = await _check_helper(record, helper)
+        xml = await helper.xml()
+        await _check_readable(record, helper.name, qemu, hypervisor.qemu_user(xml))
+        if not attachment.has_controller(xml, request.bus):
+            raise StateError(
+                f"{helper.name} has no {request.bus} controller", "--bus virtio, or add a controller to it"
+            )
+        targets = attachment.free_targets(xml, request.bus, len(disks))
+        planned = [
+            Attachment(record.id, disk, helper.name, helper.uuid, qemu, request.bus, target)
+            for disk, target in zip(disks, targets, strict=True)
+        ]
+        await _check_not_attached(directory, planned, helper)
+        try:
+            for each in planned:
+                _write(directory, each)
+            store.check_active(record, "attached")  # not before: what ends the snapshot looks for the records
+            return [await _plug(record, directory, helper, xml, each) for each in planned]
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await _give_up(directory, helper, planned)
+            raise
+
+
+async def detach(record: Record, store: Store, helper: str | None, disks: Sequence[str], patience_s: float) -> None:
+    """Unplug disks of the snapshot from that VM (None: from all), each guest having so long to let go of them.
+    Idempotent.
+
+    Raises NotFoundError for an unknown VM or disk, StateError where a guest does not let go, UnreachableError.
+    """
+    directory = store.path(record.id)
+    chosen = _chosen(record, disks)
+    async with hypervisor.connected(record.connect) as connection:
+        if helper is not None and not any(_is_of(each, helper) for each in SHELF.load_all(directory)):
+            await connection.domain(helper)  # only to tell a name that is none
+        async with _alone(record, directory):
+            attached = [
+                each
+                for each in SHELF.load_all(directory)
+                if each.disk in chosen and (helper is None or _is_of(each, helper))
+            ]
+            errors = await _unplug_all(connection, directory, attached, patience_s)
+    if errors:
+        raise errors[0]
+
+
+async def end_all(record: Record, directory: Path) -> None:
+    """Unplug all disks of the snapshot, before its view goes.  A guest that does not let go keeps a disk whose reads
+    fail; it is not waited for any longer.  Idempotent.
+
+    Raises StateError for a record that cannot be read, or where disks are still being attached, UnreachableError where
+    libvirt does not answer.
+    """
+    if not SHELF.load_all(directory):
+        return
+    async with _alone(record, directory), hypervisor.connected(record.connect) as connection:
+        attached = SHELF.load_all(directory)
+        for error in await _unplug_all(connection, directory, attached, LET_GO_S):
+            log.warning("%s; its reads will fail from now on", error.message)
+        for each in attached:
+            SHELF.forget(directory, each)
+
+
+async def used_by(record: Record, directory: Path) -> list[Attachment]:
+    """The attachments that there truly are: the VM runs, and has the disk.  Raises StateError, UnreachableError."""
+    recorded = SHELF.load_all(directory)
+    if not recorded:
+        return []
+    async with hypervisor.connected(record.connect) as connection:
+        return [each for each in recorded if await _has(connection, each)]
+
+
+async def _has(connection: hypervisor.Hypervisor, attached: Attachment) -> bool:
+    domain = await connection.domain_by_uuid(attached.vm_uuid)
+    return domain is not None and await domain.has_device(attached.alias)
+
+
+def _is_of(attached: Attachment, helper: str) -> bool:
+    return helper in (attached.vm_name, attached.vm_uuid)
+
+
+def _chosen(record: Record, wanted: Sequence[str]) -> list[str]:
+    """The disks of the snapshot that are wanted, or all.  Raises NotFoundError."""
+    known = [disk.name for disk in record.snapshot.disks]
+    for name in wanted:
+        if name not in known:
+            raise NotFoundError(f"snapshot {record.id}: there is no disk {name!r}; it has {', '.join(known)}")
+    return [name for name in known if not wanted or name in wanted]
+
+
+@contextlib.asynccontextmanager
+async def _alone(record: Record, directory: Path) -> AsyncIterator[None]:
+    """Hold the lock of the snapshot's attachments: one command at a time plugs or unplugs.  Raises StateError."""
+    path = directory / SHELF.kind
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateError(f"the record {path} cannot be written: {error.strerror}") from error
+    try:
+        with trio.move_on_after(LOCK_S) as waiting:
+            while not _lock(descriptor):
+                await trio.sleep(POLL_S)
+        if waiting.cancelled_caught:
+            raise StateError(
+                f"another snapmount still attaches or detaches disks of snapshot {record.id}",
+                names.command("snapmount", "show", record.id),
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+# -- attach ------------------------------------------------------------------------------------------------------------
+
+
+async def _check_helper(record: Record, helper: hypervisor.Domain) -> Process:
+    """The helper's QEMU.  Raises StateError where the VM cannot be a helper."""
+    if helper.uuid == record.snapshot.vm_uuid:
+        raise StateError(
+            f"{helper.name} cannot have its own snapshot attached: its QEMU, which serves it, would wait for itself",
+            names.command("snapmount", "--iscsi", helper.name) + "   (and log in from within the guest)",
+        )
+    if not await helper.is_active():
+        raise StateError(f"{helper.name} is shut off", names.command("virsh", "start", helper.name))
+    pid = helper.qemu_pid(record.connect)
+    try:
+        if pid is None:
+            raise ProcessLookupError
+        return Process.of_pid(pid)
+    except OSError:
+        raise StateError(f"the QEMU process of {helper.name} cannot be found") from None
+
+
+async def _check_readable(record: Record, name: str, qemu: Process, user: User) -> None:
+    """Raise StateError where the helper's QEMU does not see the view, or may not read it."""
+    mountpoint = Path(record.mountpoint)
+    file = mountpoint / record.snapshot.disks[0].file
+    try:
+        is_visible = await blocking.call(CHECK_S, scratch.visible_to, qemu.pid, mountpoint)
+        done = await blocking.run(CHECK_S, ["test", "-r", str(file)], **scratch.as_user(user))
+    except trio.TooSlowError:
+        raise StateError(f"{mountpoint} did not answer within {CHECK_S:g} s") from None
+    if done.returncode:
+        raise StateError(
+            f"QEMU of {name}, which runs as uid {user.uid}, cannot read {file}",
+            "a MOUNTPOINT that it can reach, or --iscsi",
+        )
+    if not is_visible:
+        raise StateError(
+            f"QEMU of {name} (process {qemu.pid}) does not see {mountpoint}: it lives in a mount namespace of its own, "
+            "to which what is mounted there now is not passed on",
+            f"{names.command('mount', '--make-rshared', '/')}   (and start {names.printable(name)} anew)",
+        )
+
+
+async def _check_not_attached(directory: Path, planned: Sequence[Attachment], helper: hypervisor.Domain) -> None:
+    for each in planned:
+        if await helper.has_device(each.alias):
+            there = SHELF.load(directory, each.key)
+            raise StateError(
+                f"{each.disk} of snapshot {each.snapshot} is attached to {helper.name} already"
+                + (f", as {there.target}" if there else ""),
+                names.command("snapmount", "detach", each.snapshot, helper.name),
+            )
+
+
+async def _plug(
+    record: Record, directory: Path, helper: hypervisor.Domain, helper_xml: str, planned: Attachment
+) -> Attachment:
+    log.info("plugging %s into %s as %s", planned.disk, helper.name, planned.target)
+    [disk] = [disk for disk in record.snapshot.disks if disk.name == planned.disk]
+    await helper.plug(
+        attachment.disk_xml(
+            helper_xml,
+            f"{record.mountpoint}/{disk.file}",
+            alias=planned.alias,
+            serial=planned.serial,
+            bus=planned.bus,
+            target=planned.target,
+        )
+    )
+    made = replace(planned, is_made=True)
+    _write(directory, made)
+    return made
+
+
+def _write(directory: Path, planned: Attachment) -> None:
+    try:
+        SHELF.write(directory, planned)
+    except OSError as error:
+        raise StateError(f"the record of {planned.name} cannot be written to {directory}: {error.strerror}") from error
+
+
+async def _give_up(directory: Path, helper: hypervisor.Domain, planned: Sequence[Attachment]) -> None:
+    """Take off what was plugged in, after something has failed already: a second error must not hide the first one."""
+    for each in reversed(planned):
+        try:
+            await _unplug(directory, helper, each, LET_GO_S)
+        except SnapmountError as error:
+            detach = names.command("snapmount", "detach", each.snapshot, helper.name)
+            log.warning("%s; `%s` tries again", error.message, detach)
+
+
+# -- detach ------------------------------------------------------------------------------------------------------------
+
+
+async def _unplug_all(
+    connection: hypervisor.Hypervisor, directory: Path, attached: Sequence[Attachment], patience_s: float
+) -> list[SnapmountError]:
+    """Unplug them side by side, and forget those that are gone; an error for each that is not."""
+    errors: list[SnapmountError] = []
+
+    async def unplug(each: Attachment) -> None:
+        try:
+            await _unplug(directory, await connection.domain_by_uuid(each.vm_uuid), each, patience_s)
+        except SnapmountError as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for each in attached:
+            nursery.start_soon(unplug, each)
+    return errors
+
+
+async def _unplug(directory: Path, helper: hypervisor.Domain | None, attached: Attachment, patience_s: float) -> None:
+    """Unplug one and forget it.  Raises StateError where the guest does not let go, UnreachableError."""
+    log.info("unplugging %s from %s", attached.target, attached.vm_name)
+    why = helper and await helper.unplug(attached.alias, patience_s)
+    if why:
+        raise StateError(
+            f"{attached.vm_name} still has {attached.target}, which is {attached.disk} of snapshot "
+            f"{attached.snapshot}: {why}",
+            f"{names.command('virsh', 'reboot', attached.vm_name)}   (it goes when the guest reacts or starts anew)",
+        )
+    SHELF.forget(directory, attached)
