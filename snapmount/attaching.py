@@ -94,6 +94,8 @@ async def detach(record: Record, store: Store, helper: str | None, disks: Sequen
                 if each.disk in chosen and (helper is None or _is_of(each, helper))
             ]
             errors = await _unplug_all(connection, directory, attached, patience_s)
+    for error in errors[1:]:
+        log.warning("%s", error.message)
     if errors:
         raise errors[0]
 
@@ -206,7 +208,7 @@ async def _check_readable(record: Record, name: str, qemu: Process, user: User) 
     if done.returncode:
         raise StateError(
             f"QEMU of {name}, which runs as uid {user.uid}, cannot read {file}",
-            "a MOUNTPOINT that it can reach, or --iscsi",
+            "a snapshot with a MOUNTPOINT that it can reach, or with none (--iscsi)",
         )
     if not is_visible:
         raise StateError(
@@ -293,6 +295,6 @@ async def _unplug(directory: Path, helper: hypervisor.Domain | None, attached: A
         raise StateError(
             f"{attached.vm_name} still has {attached.target}, which is {attached.disk} of snapshot "
             f"{attached.snapshot}: {why}",
-            f"{names.command('virsh', 'reboot', attached.vm_name)}   (it goes when the guest reacts or starts anew)",
+            f"{names.command('virsh', 'reset', attached.vm_name)}   (it goes then, or when the guest reacts)",
         )
     SHELF.forget(directory, attached)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from .rig import traces, vm
-from .rig.command import read_direct, refused, snapmount, snapmount_json
+from .rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from .rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
@@ -22,7 +23,8 @@ HELPER = f"{vm.PREFIX}-helper"
 @pytest.fixture(scope="module")
 def shared_helper(libvirt: None) -> Iterator[vm.VM]:
     """A VM that tells of the disks that are plugged into it."""
-    with vm.running(HELPER, [vm.Disk("vda")], command_line="snapmount.watch") as running:
+    scsi = "<controller type='scsi' model='virtio-scsi'/>"
+    with vm.running(HELPER, [vm.Disk("vda")], command_line="snapmount.watch", extra_devices=scsi) as running:
         yield running
 
 
@@ -32,13 +34,6 @@ def helper(shared_helper: vm.VM, clean: None) -> Iterator[vm.VM]:
     yield shared_helper
     assert shared_helper.state() == "running"
     assert targets(shared_helper) == ["vda"]
-
-
-@pytest.fixture
-def own_helper(clean: None) -> Iterator[vm.VM]:
-    """A helper for a test that stops or breaks it."""
-    with vm.running(f"{HELPER}-own", [vm.Disk("vda")], command_line="snapmount.watch") as running:
-        yield running
 
 
 def targets(of: vm.VM) -> list[str]:
@@ -106,46 +101,42 @@ def test_the_helper_reads_the_snapshot_s_disks_and_cannot_write_them(
     assert traces.found() == []
 
 
-def test_a_file_system_on_the_disk_is_seen(helper: vm.VM, mountpoint: Path) -> None:
-    disks = [vm.Disk("vda", "qcow2", ext4=True), vm.Disk("vdb")]
-    with vm.running(f"{vm.PREFIX}-own", disks, command_line="snapmount.ext4=vda") as original:
-        wait_for(lambda: original.lines() > 0, "the guest has written")
-        snapmount(original.name, mountpoint)
-        [disk] = attach(mountpoint, helper.name, "--disk", "vda")
-        sees(helper, disk, "its file system holds log")
-        snapmount("detach", mountpoint, "--disk", "vda")
-
-
-def test_a_snapshot_that_nobody_has_mounted_can_be_attached_on_scsi(own_vm: vm.VM, clean: None) -> None:
-    controller = "<controller type='scsi' model='virtio-scsi'/>"
-    with vm.running(f"{HELPER}-scsi", [vm.Disk("vda")], extra_devices=controller) as other:
-        scratch = snapmount_json("boot", own_vm.name)
-        [first, _] = attach(own_vm.name, other.name, "--bus", "scsi")
-        assert (first["target"], first["device"]) == ("sda", f"/dev/disk/by-id/*_{scratch['snapshot']}-vda*")
-        assert targets(other) == ["vda", "sda", "sdb"]
-        said = refused("attach", own_vm.name, scratch["name"], "--bus", "scsi", code=4)
-        assert f"{scratch['name']} has no scsi controller" in said
-        snapmount("delete", "--force", own_vm.name)
-        assert targets(other) == ["vda"]
+def test_a_snapshot_that_nobody_has_mounted_can_be_attached_too_and_on_scsi(writer: vm.VM, helper: vm.VM) -> None:
+    scratch = snapmount_json("boot", writer.name)
+    disks = attach(writer.name, helper.name, "--bus", "scsi")
+    assert targets(helper) == ["vda", "sda", "sdb"] == ["vda", *(each["target"] for each in disks)]
+    assert disks[0]["device"] == f"/dev/disk/by-id/*_{scratch['snapshot']}-vda*"
+    assert disks[0]["serial"] in helper.virsh("dumpxml", helper.name)
+    said = refused("attach", writer.name, scratch["name"], "--bus", "scsi", code=4)
+    assert f"{scratch['name']} has no scsi controller" in said
+    snapmount("delete", "--force", writer.name)
     assert traces.found() == []
 
 
 def test_all_disks_are_attached_or_none(writer: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
-    """The second one's alias is taken, so that libvirt refuses it."""
-    taken = snapmount_json(writer.name, mountpoint)
-    blocker = helper.directory / "blocker.xml"
-    blocker.write_text(
-        f"<disk type='file'><source file='{mountpoint / 'vda.raw'}'><seclabel model='dac' relabel='no'/></source>"
-        f"<target dev='vdz' bus='virtio'/><readonly/><serial>{taken['id']}-vdb</serial></disk>"
-    )
-    helper.virsh("attach-device", "--live", helper.name, str(blocker))
-    said = refused("attach", writer.name, helper.name, code=4)
-    assert "the device cannot be plugged in" in said
-    assert targets(helper) == ["vda", "vdz"]
+    """Another file, which only root may read, lies over that of the second disk."""
+    snapmount(writer.name, mountpoint)
+    secret = helper.directory / "secret"
+    secret.touch(mode=0o600)
+    subprocess.run(["mount", "--bind", secret, mountpoint / "vdb.raw"], check=True)
+    try:
+        said = refused("attach", "-v", writer.name, helper.name, code=4)
+    finally:
+        subprocess.run(["umount", mountpoint / "vdb.raw"], check=True)
+    assert f"plugging vdb into {helper.name} as vdc" in said
+    assert f"{helper.name}: the device cannot be plugged in" in said
+    assert targets(helper) == ["vda"]
     assert snapmount_json("show", writer.name)["attachments"] == []
-    helper.virsh("detach-disk", "--live", helper.name, "vdz")
-    wait_for(lambda: targets(helper) == ["vda"], "the guest has let go")
     snapmount("delete", writer.name)
+
+
+def test_two_commands_at_once_take_turns(writer: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
+    snapmount(writer.name, mountpoint)
+    commands = [[SNAPMOUNT, "attach", writer.name, helper.name, "--disk", disk] for disk in ("vda", "vdb")]
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    assert [process.wait(vm.BOOT_S) for process in running] == [0, 0]
+    assert targets(helper) == ["vda", "vdb", "vdc"]
+    snapmount("delete", "--force", writer.name)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -171,10 +162,6 @@ def test_what_cannot_be_attached_is_refused(writer: vm.VM, helper: vm.VM, mountp
     assert "cannot be attached: it is dead" in refused("attach", writer.name, HELPER, code=4)
     snapmount("detach", writer.name)
     snapmount("delete", writer.name)
-    with vm.running(f"{HELPER}-off", [], start=False) as off:
-        snapmount(writer.name, mountpoint)
-        assert f"{off.name} is shut off" in refused("attach", writer.name, off.name, code=4)
-        snapmount("delete", writer.name)
 
 
 # -- the end of the snapshot, of the helper and of the original --------------------------------------------------------
@@ -184,7 +171,7 @@ def test_delete_refuses_while_disks_are_attached_and_detaches_them_by_force(
     writer: vm.VM, helper: vm.VM, mountpoint: Path
 ) -> None:
     snapmount(writer.name, mountpoint)
-    [disk] = attach(writer.name, helper.name, "--disk", "vda")
+    attach(writer.name, helper.name, "--disk", "vda")
     for words in (["delete", writer.name], ["umount", str(mountpoint)]):
         said = refused(*words, code=4)
         assert f"its disks are attached to {helper.name}" in said
@@ -192,62 +179,79 @@ def test_delete_refuses_while_disks_are_attached_and_detaches_them_by_force(
     kill_server(writer.name)
     assert f"attached to {helper.name}" in refused("delete", writer.name, code=4)
     assert snapmount("delete", "--force", writer.name).stderr == ""
-    sees(helper, disk, "gone")
+    assert targets(helper) == ["vda"]
     assert traces.found() == []
 
 
 def test_sigterm_to_the_server_detaches(writer: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
-    [disk] = attach(writer.name, helper.name, "--disk", "vda")
+    attach(writer.name, helper.name, "--disk", "vda")
     os.kill(taken["server"]["pid"], signal.SIGTERM)
     wait_for(lambda: not traces.found(), "the snapshot has ended")
-    sees(helper, disk, "gone")
+    assert targets(helper) == ["vda"]
 
 
-def test_a_helper_that_has_ended_keeps_nothing_from_being_deleted(
-    writer: vm.VM, own_helper: vm.VM, mountpoint: Path
-) -> None:
-    snapmount(writer.name, mountpoint)
-    attach(writer.name, own_helper.name)
-    own_helper.virsh("destroy", own_helper.name)
-    assert snapmount_json("show", writer.name)["attachments"] == []
-    own_helper.start()
-    assert targets(own_helper) == ["vda"]
-    attach(writer.name, own_helper.name)
-    own_helper.virsh("destroy", own_helper.name)
+def test_what_a_killed_attach_has_plugged_in_is_unplugged(writer: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    with subprocess.Popen([SNAPMOUNT, "attach", writer.name, helper.name], stdout=subprocess.DEVNULL) as attaching:
+        wait_for(lambda: list(Path("/run/snapmount", taken["id"], "attached").glob("*.json")), "a record is written")
+        attaching.kill()
+    snapmount("detach", writer.name)
+    assert targets(helper) == ["vda"]
     snapmount("delete", writer.name)
     assert traces.found() == []
 
 
+def test_a_helper_that_has_ended_keeps_nothing_from_being_deleted(writer: vm.VM, mountpoint: Path) -> None:
+    snapmount(writer.name, mountpoint)
+    with vm.running(f"{HELPER}-own", [vm.Disk("vda")], start=False) as own:
+        assert f"{own.name} is shut off" in refused("attach", writer.name, own.name, code=4)
+        for _ in range(2):
+            own.virsh("start", own.name)
+            assert targets(own) == ["vda"]
+            attach(writer.name, own.name)
+            assert targets(own) == ["vda", "vdb", "vdc"]
+            own.virsh("destroy", own.name)
+            assert snapmount_json("show", writer.name)["attachments"] == []
+        snapmount("delete", writer.name)
+    assert traces.found() == []
+
+
 def test_a_guest_that_does_not_let_go_is_told_and_holds_up_no_forced_delete(
-    writer: vm.VM, own_helper: vm.VM, mountpoint: Path
+    writer: vm.VM, helper: vm.VM, mountpoint: Path
 ) -> None:
     taken = snapmount_json(writer.name, mountpoint)
-    disk, _ = attach(writer.name, own_helper.name)
-    sees(own_helper, disk, "a write fails")
-    own_helper.virsh("suspend", own_helper.name)
-    said = refused("detach", "--wait-timeout", "1s", "--disk", "vda", writer.name, code=4)
-    assert f"still has vdb, which is vda of snapshot {taken['id']}: the guest has not let go of it within 1 s" in said
-    assert f"attached to {own_helper.name}" in refused("delete", writer.name, code=4)
-    said = snapmount("delete", "--force", writer.name).stderr
-    assert f"{own_helper.name} still has vdb" in said
-    assert "its reads will fail from now on" in said
-    assert traces.found() == []
-    own_helper.virsh("resume", own_helper.name)
-    wait_for(lambda: targets(own_helper) == ["vda"], "the guest has let go")
-
-
-def test_the_helper_gets_io_errors_when_the_original_ends_and_lives_on(
-    own_vm: vm.VM, helper: vm.VM, mountpoint: Path
-) -> None:
-    snapmount(own_vm.name, mountpoint)
-    disk, _ = attach(own_vm.name, helper.name)
+    disk, _ = attach(writer.name, helper.name)
     sees(helper, disk, "a write fails")
-    assert f"disk {disk['serial']}: a read fails" not in helper.output()
-    own_vm.virsh("destroy", own_vm.name)
-    sees(helper, disk, "a read fails")
-    assert helper.state() == "running"
-    snapmount("detach", mountpoint)
-    sees(helper, disk, "gone")
-    snapmount("delete", mountpoint)
+    helper.virsh("suspend", helper.name)
+    try:
+        said = refused("detach", "--wait-timeout", "1s", "--disk", "vda", writer.name, code=4)
+        assert f"still has vdb, which is vda of snapshot {taken['id']}: the guest has not let go" in said
+        assert f"attached to {helper.name}" in refused("delete", writer.name, code=4)
+        said = snapmount("delete", "--force", writer.name).stderr
+        assert f"{helper.name} still has vdb" in said
+        assert "its reads will fail from now on" in said
+        assert traces.found() == []
+    finally:
+        helper.virsh("resume", helper.name)
+    wait_for(lambda: targets(helper) == ["vda"], "the guest has let go")
+
+
+def test_the_helper_sees_the_file_system_and_gets_io_errors_when_the_original_ends(
+    helper: vm.VM, mountpoint: Path
+) -> None:
+    with vm.running(
+        f"{vm.PREFIX}-own", [vm.Disk("vda", "qcow2", ext4=True)], command_line="snapmount.ext4=vda"
+    ) as original:
+        wait_for(lambda: original.lines() > 0, "the guest has written")
+        snapmount(original.name, mountpoint)
+        [disk] = attach(mountpoint, helper.name)
+        sees(helper, disk, "its file system holds log")
+        assert f"disk {disk['serial']}: a read fails" not in helper.output()
+        original.virsh("destroy", original.name)
+        sees(helper, disk, "a read fails")
+        assert helper.state() == "running"
+        snapmount("detach", mountpoint)
+        sees(helper, disk, "gone")
+        snapmount("delete", mountpoint)
     assert traces.found() == []

@@ -90,7 +90,8 @@ def test_a_verb_may_stand_after_its_options(argv: list[str], same: list[str]) ->
 
 
 def test_each_verb_has_a_command_of_its_own() -> None:
-    lines = (["vm1", "/mnt"], ["boot", "vm1"], ["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"])
+    lines = [["vm1", "/mnt"], ["boot", "vm1"], ["attach", "vm1", "vm2"], ["detach", "vm1"]]
+    lines += [["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"]]
     assert {arguments.parse(line).verb for line in lines} == set(cli._COMMANDS)
 
 
