@@ -52,8 +52,8 @@ def sees(of: vm.VM, disk: dict[str, Any], what: str) -> None:
     wait_for(lambda: f"disk {disk['serial']}: {what}" in of.output(), f"the guest tells: {what}", vm.BOOT_S)
 
 
-def sha256(file: Path) -> str:
-    return hashlib.sha256(read_direct(file)).hexdigest()
+def sha256(file: Path, length: int | None = None) -> str:
+    return hashlib.sha256(read_direct(file)[:length]).hexdigest()
 
 
 def kill_server(snapshot: str) -> None:
@@ -80,8 +80,9 @@ def test_the_helper_reads_the_snapshot_s_disks_and_cannot_write_them(
     assert [each["device"] for each in disks] == [
         f"/dev/disk/by-id/virtio-{taken['id']}-{name}" for name in ("vda", "vdb")
     ]
-    for each, digest in zip(disks, before, strict=True):
-        sees(helper, each, f"ro=1 bytes={32 * vm.MIB} sha256={digest}")
+    for each in disks:
+        first = sha256(mountpoint / f"{each['disk']}.raw", 4 * vm.MIB)
+        sees(helper, each, f"ro=1 bytes={32 * vm.MIB} first={first}")
         sees(helper, each, "a write fails")
     assert [sha256(mountpoint / name) for name in ("vda.raw", "vdb.raw")] == before
     assert [(mountpoint / name).stat() for name in ("vda.raw", "vdb.raw")] == owners, "nothing was relabelled"
