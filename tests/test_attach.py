@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,17 @@ def test_two_commands_at_once_take_turns(writer: vm.VM, helper: vm.VM, mountpoin
     snapmount("delete", "--force", writer.name)
 
 
+def test_a_snapshot_of_the_helper_leaves_attached_disks_out(writer: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
+    """Else they could not be detached while it lives, and two VMs could read each other's snapshots in a circle."""
+    taken = snapmount_json(writer.name, mountpoint)
+    [disk] = attach(writer.name, helper.name, "--disk", "vda")
+    with tempfile.TemporaryDirectory(prefix=f"{vm.PREFIX}-mount-", dir="/var/tmp") as other:
+        own = snapmount_json(helper.name, other)
+        assert own["left_out"] == [{"name": disk["target"], "why": f"attached, from snapshot {taken['id']}"}]
+        snapmount("detach", writer.name)
+        snapmount("delete", writer.name, helper.name)
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +175,25 @@ def test_what_cannot_be_attached_is_refused(writer: vm.VM, helper: vm.VM, mountp
     assert "cannot be attached: it is dead" in refused("attach", writer.name, HELPER, code=4)
     snapmount("detach", writer.name)
     snapmount("delete", writer.name)
+
+
+def test_a_view_that_the_helper_s_qemu_does_not_see_is_refused(writer: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
+    """It lies below a mount that passes nothing on to QEMU's mount namespace."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", mountpoint], check=True)
+    try:
+        subprocess.run(["mount", "--make-private", mountpoint], check=True)
+        view = mountpoint / "view"
+        view.mkdir(mode=0o755)
+        snapmount(writer.name, view)
+        said = refused("attach", writer.name, helper.name, code=4)
+        assert f"QEMU of {helper.name} (process {helper.qemu_pid()}) does not see {view}" in said
+        assert f"try: mount --make-rshared /   (and start {helper.name} anew)" in said
+        mountpoint.chmod(0o700)
+        said = refused("attach", writer.name, helper.name, code=4)
+        assert f"cannot read {view}/vda.raw" in said
+        snapmount("delete", writer.name)
+    finally:
+        subprocess.run(["umount", "-l", mountpoint], check=True)
 
 
 # -- the end of the snapshot, of the helper and of the original --------------------------------------------------------

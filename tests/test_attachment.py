@@ -82,6 +82,13 @@ def test_a_serial_fits_into_virtio_s_field_and_begins_with_the_snapshot(snapshot
     assert serial.startswith(f"{snapshot}-{disk[:11]}")
 
 
+@PROPERTY
+@given(snapshot_ids, disk_names)
+def test_an_alias_tells_the_snapshot_and_one_that_is_not_ours_tells_none(snapshot: str, disk: str) -> None:
+    assert attachment.snapshot_of(attachment.alias(snapshot, disk)) == snapshot
+    assert attachment.snapshot_of(disk) is None
+
+
 def test_the_device_file_is_told_as_udev_names_it() -> None:
     assert an_attachment().device == "/dev/disk/by-id/virtio-84b8ec7e-vda"
     assert an_attachment(bus="scsi").device == "/dev/disk/by-id/*_84b8ec7e-vda*"
@@ -112,6 +119,7 @@ def test_the_disk_is_raw_read_only_and_relabelled_by_nobody(file: str, bus: str)
 def test_the_device_is_found_by_its_alias() -> None:
     xml = a_domain(devices=disk_xml("/mnt/vda.raw"))
     assert domainxml.has_device(xml, "ua-snapmount-84b8ec7e-vda")
+    assert [disk.alias for disk in domainxml.disks(xml)] == ["ua-snapmount-84b8ec7e-vda"]
     assert not domainxml.has_device(xml, "ua-snapmount-84b8ec7e-vdb")
 
 

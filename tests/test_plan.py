@@ -21,6 +21,7 @@ VDB = DiskDefinition("vdb", "disk", "block", "qcow2", "/dev/vg/vdb")
 CDROM = DiskDefinition("sda", "cdrom", "file", "raw", "/images/install.iso")
 FLOPPY = DiskDefinition("fda", "floppy", "file", "raw", "/images/floppy.img")
 EMPTY = DiskDefinition("vdc", "disk", "file", "raw", "")
+ATTACHED = DiskDefinition("vdd", "disk", "file", "raw", "/mnt/vda.raw", "ua-snapmount-84b8ec7e-vda")
 LUN = DiskDefinition("sdb", "lun", "block", "raw", "/dev/sdb")
 ALL = (VDA, VDB, CDROM, FLOPPY, EMPTY)
 
@@ -83,7 +84,9 @@ def test_a_disk_that_the_vm_does_not_have_is_named(only: tuple[str, ...], exclud
 
 
 @pytest.mark.parametrize(
-    ("disk", "why"), [(CDROM, "CD-ROM"), (FLOPPY, "floppy"), (EMPTY, "empty drive")], ids=["CD-ROM", "floppy", "empty"]
+    ("disk", "why"),
+    [(CDROM, "CD-ROM"), (FLOPPY, "floppy"), (EMPTY, "empty drive"), (ATTACHED, "attached, from snapshot 84b8ec7e")],
+    ids=["CD-ROM", "floppy", "empty", "attached"],
 )
 def test_a_disk_that_cannot_be_chosen_says_why(disk: DiskDefinition, why: str) -> None:
     with pytest.raises(StateError, match=f"{disk.name} cannot be part of a snapshot: {why}"):

@@ -14,6 +14,7 @@ from . import domainxml
 
 # What libvirt can hot-plug a read-only disk on (qemuDomainAttachDeviceDiskLiveInternal), with its names for targets.
 PREFIXES = {"virtio": "vd", "scsi": "sd", "usb": "sd"}
+_ALIAS = "ua-snapmount-"  # libvirt insists on ua- for what is not of its own making
 SERIAL_MAX = 20  # bytes; VIRTIO_BLK_ID_BYTES in the virtio specification
 
 
@@ -24,7 +25,12 @@ def serial(snapshot_id: str, disk: str) -> str:
 
 def alias(snapshot_id: str, disk: str) -> str:
     """By which libvirt knows the device: what tells ours from all others.  libvirt admits it once in a VM."""
-    return f"ua-snapmount-{snapshot_id}-{disk}"
+    return f"{_ALIAS}{snapshot_id}-{disk}"
+
+
+def snapshot_of(alias: str) -> str | None:
+    """The id of the snapshot whose disk the device of this alias is; None for a device that is not ours."""
+    return alias.removeprefix(_ALIAS).partition("-")[0] if alias.startswith(_ALIAS) else None
 
 
 def device(bus: str, serial: str) -> str:

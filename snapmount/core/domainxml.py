@@ -22,6 +22,7 @@ class DiskDefinition:
     kind: str  # <disk type=...>: file, block, network, volume, nvme, vhostuser, ...
     format: str  # raw, qcow2, ...
     origin: str  # a path, or what identifies the source otherwise; '' for an empty drive
+    alias: str = ""  # of a running VM's device
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ def disks(domain_xml: str) -> tuple[DiskDefinition, ...]:
 def _disk(element: ElementTree.Element) -> DiskDefinition:
     target = element.find("target")
     driver = element.find("driver")
+    alias = element.find("alias")
     return DiskDefinition(
         name="" if target is None else target.get("dev", ""),
         device=element.get("device", "disk"),
         kind=element.get("type", "file"),
         format="raw" if driver is None else driver.get("type", "raw"),
         origin=_origin(element.find("source")),
+        alias="" if alias is None else alias.get("name", ""),
     )
 
 

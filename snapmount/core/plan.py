@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..errors import NotFoundError, SpaceError, StateError
-from . import names, units
+from . import attachment, names, units
 from .domainxml import DiskDefinition
 
 FLOOR_BYTES = 64 * units.MIB
@@ -31,7 +31,7 @@ class Selection:
 def select(vm: str, disks: Sequence[DiskDefinition], only: Collection[str], exclude: Collection[str]) -> Selection:
     """Choose the disks: all that can be, or `only` those, without those of `exclude`.
 
-    CD-ROMs, floppies and empty drives are left out.  Raises NotFoundError for a name that the VM does not have,
+    CD-ROMs, floppies, empty drives and attached disks of other snapshots are left out.  Raises NotFoundError for a name that the VM does not have,
     StateError for a disk whose guest writes bypass QEMU's block layer (it must be excluded by name: silence would pass
     for a whole snapshot), and where no disk remains.
     """
@@ -59,6 +59,9 @@ def _reason_to_leave_out(disk: DiskDefinition, only: Collection[str], exclude: C
         return {"cdrom": "CD-ROM", "floppy": "floppy"}[disk.device]
     if not disk.origin:
         return "empty drive"
+    snapshot = attachment.snapshot_of(disk.alias)
+    if snapshot:  # it could not be detached while the job runs, and two snapshots could read each other in a circle
+        return f"attached, from snapshot {snapshot}"
     if disk.name in exclude:
         return "excluded"
     if only and disk.name not in only:
