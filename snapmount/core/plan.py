@@ -31,9 +31,9 @@ class Selection:
 def select(vm: str, disks: Sequence[DiskDefinition], only: Collection[str], exclude: Collection[str]) -> Selection:
     """Choose the disks: all that can be, or `only` those, without those of `exclude`.
 
-    CD-ROMs, floppies, empty drives and attached disks of other snapshots are left out.  Raises NotFoundError for a name that the VM does not have,
-    StateError for a disk whose guest writes bypass QEMU's block layer (it must be excluded by name: silence would pass
-    for a whole snapshot), and where no disk remains.
+    CD-ROMs, floppies, empty drives and attached disks of other snapshots are left out.  Raises NotFoundError for a name
+    that the VM does not have, StateError for a disk whose guest writes bypass QEMU's block layer (it must be excluded by
+    name: silence would pass for a whole snapshot), and where no disk remains.
     """
     known = [disk.name for disk in disks]
     for name in (*only, *exclude):
