@@ -106,6 +106,10 @@ def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account)
         assert not guest.has_job()
 
         booted = run_json("boot", "--wait-for", "guest is up", guest.name)
+        attached = run_json("attach", guest.name, booted["name"])["attachments"]
+        assert [(each["disk"], each["target"]) for each in attached] == [("vda", "vdc"), ("vdb", "vdd")]
+        run("detach", guest.name)
+        assert run_json("show", guest.name)["attachments"] == []
         account.run("virsh", "-c", "qemu:///session", "destroy", booted["name"])
         wait_for(lambda: run_json("list") == [], "the scratch VM has gone, and its snapshot")
         assert not (account.home / ".local/share/snapmount").exists()

@@ -32,8 +32,8 @@ def select(vm: str, disks: Sequence[DiskDefinition], only: Collection[str], excl
     """Choose the disks: all that can be, or `only` those, without those of `exclude`.
 
     CD-ROMs, floppies, empty drives and attached disks of other snapshots are left out.  Raises NotFoundError for a name
-    that the VM does not have, StateError for a disk whose guest writes bypass QEMU's block layer (it must be excluded by
-    name: silence would pass for a whole snapshot), and where no disk remains.
+    that the VM does not have, StateError for a disk whose guest writes bypass QEMU's block layer (it must be excluded
+    by name: silence would pass for a whole snapshot), and where no disk remains.
     """
     known = [disk.name for disk in disks]
     for name in (*only, *exclude):
