@@ -1,7 +1,9 @@
-"""JSON documents in files: how records are read and written, and how those of one kind are kept beside a snapshot's."""
+"""Files of our own, JSON documents most of them: written at once or not at all, readable by their owner alone; and how
+records of one kind are kept beside a snapshot's."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -13,6 +15,8 @@ from .core.snapshot import dump
 from .errors import StateError
 
 T = TypeVar("T")
+
+NEW = ".new"  # ends the name of a file that is being written
 
 
 def read(path: Path, parse: Callable[[Any], T]) -> T | None:
@@ -30,11 +34,21 @@ def read(path: Path, parse: Callable[[Any], T]) -> T | None:
 
 def write(path: Path, document: Mapping[str, Any]) -> None:
     """Write the document, mode 0600, atomically.  Raises OSError."""
-    new = path.with_name(f"{path.name}.new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as f:
-        f.write(dump(document))
-    new.replace(path)
+    write_bytes(path, dump(document))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write the file, mode 0600, atomically.  Raises OSError."""
+    new = path.with_name(f"{path.name}{NEW}")
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as f:
+            f.write(content)
+        new.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
 
 
 class Kept(Protocol):

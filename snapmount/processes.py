@@ -18,18 +18,36 @@ log = logging.getLogger(__name__)
 KILLED_S = 10.0
 
 
+def boot_id() -> str:
+    """What tells this run of the host from all others (random(4), proc_sys_kernel(5))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process (state T or t in proc_pid_stat(5))."""
+    try:
+        return _stat(pid)[0] in "Tt"
+    except OSError:
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on: those before may hold blanks."""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
 @dataclass(frozen=True)
 class Process:
     """A process, told apart from a later one with the same pid."""
 
     pid: int
     start_ticks: int  # proc_pid_stat(5), field 22: clock ticks after boot
+    boot_id: str  # of that boot: a host starts the same programs at the same ticks each time
 
     @classmethod
     def of_pid(cls, pid: int) -> Process:
         """The process that has this pid now.  Raises OSError for none."""
-        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return cls(pid, int(after_name[22 - 3]))
+        return cls(pid, int(_stat(pid)[22 - 3]), boot_id())
 
     def runs(self) -> bool:
         """Whether it has not ended."""
@@ -54,6 +72,7 @@ class Process:
         """
         for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, KILLED_S)):
             self.send(number)
+            self.send(signal.SIGCONT)  # one that is stopped would not notice
             with trio.move_on_after(wait_s):
                 await self.wait_gone()
                 return

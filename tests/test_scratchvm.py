@@ -39,7 +39,7 @@ scratch_vms = st.builds(
     left_out=st.lists(st.builds(LeftOut, name=st.text(), why=st.text())).map(tuple),
     notes=st.lists(st.text()).map(tuple),
 )
-DEAD = Process(1, 1)  # not the first process, which was started before that
+DEAD = Process(1, 1, "")  # not the first process, which was started before that
 
 
 def a_vm(**changes: object) -> ScratchVm:
