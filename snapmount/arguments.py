@@ -140,6 +140,17 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     added.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="its id, its VM's name, or its mountpoint")
     added.set_defaults(verb="delete")
 
+    added = verbs.add_parser(
+        "recover",
+        parents=[acting, printing],
+        help="re-attach snapshots whose server process has died, or clean up after them",
+        description="Re-attach the dead snapshots, or those that are named: the same point in time, mountpoint and "
+        "LUNs. What cannot be re-attached is removed; where none is named, also what a crash or a restart of the host "
+        "has left behind.",
+    )
+    added.add_argument("snapshots", metavar="SNAPSHOT", nargs="*", help="its id, its VM's name, or its mountpoint")
+    added.set_defaults(verb="recover")
+
     added = verbs.add_parser("umount", parents=[ending], help="the same, by the mountpoint")
     added.add_argument("mountpoint", metavar="MOUNTPOINT")
     added.set_defaults(verb="umount")

@@ -23,10 +23,11 @@ import trio
 
 from . import session
 from .errors import InterruptedByUserError, SnapmountError
-from .planning import Request
 from .state import Record, Store
 
 log = logging.getLogger(__name__)
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -49,7 +50,7 @@ class SocketReporter:
         _replace_standard_streams(log_file)
         os.close(log_file)
         level = logging.DEBUG if self._verbose else logging.INFO
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+        logging.basicConfig(level=level, format=LOG_FORMAT, force=True)
         logging.getLogger("pyfuse3").setLevel(logging.INFO)  # its debug output is a line for each request
         self.log_to_user()
 
@@ -57,6 +58,9 @@ class SocketReporter:
         self._send({"ready": record.id})
         self._is_ready = True
         self._sock.shutdown(socket.SHUT_WR)
+
+    def ending(self) -> None:
+        pass
 
     def failed(self, error: SnapmountError) -> None:
         """The session has ended with that error."""
@@ -112,8 +116,8 @@ def _replace_standard_streams(descriptor: int) -> None:
     os.dup2(descriptor, 2)
 
 
-def start(request: Request, store: Store, verbose: bool, tell: Callable[[str], None]) -> str:
-    """Take a snapshot and leave a process behind that serves it; return the snapshot's id when the view is readable.
+def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str], None]) -> str:
+    """Leave a process behind that gets hold of a snapshot and serves it; return its id when the view is readable.
 
     Warnings, and with `verbose` what is being done, are handed to `tell`.
 
@@ -129,7 +133,7 @@ def start(request: Request, store: Store, verbose: bool, tell: Callable[[str], N
         ours.close()
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        _serve(request, store, theirs, verbose)
+        _serve(begin, store, theirs, verbose)
     theirs.close()
     with _signals_forwarded(server) as forwarded:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -185,12 +189,12 @@ def _messages(sock: socket.socket) -> Iterator[dict[str, Any]]:
 
 
 def _remote_error(message: str, remedy: str | None, exit_code: int) -> SnapmountError:
-    error = SnapmountError(message, remedy)
-    error.exit_code = exit_code
-    return error
+    """The error of that exit code: each kind has one of its own."""
+    kinds: list[type[SnapmountError]] = [SnapmountError, *SnapmountError.__subclasses__()]
+    return next(kind for kind in kinds if kind.exit_code == exit_code)(message, remedy)
 
 
-def _serve(request: Request, store: Store, sock: socket.socket, verbose: bool) -> NoReturn:
+def _serve(begin: session.Begin, store: Store, sock: socket.socket, verbose: bool) -> NoReturn:
     """The server process."""
     _close_inherited(keep=sock.fileno())
     os.chdir("/")
@@ -200,7 +204,7 @@ def _serve(request: Request, store: Store, sock: socket.socket, verbose: bool) -
     logging.basicConfig(handlers=[logging.NullHandler()], level=logging.INFO, force=True)
     reporter.log_to_user()
     try:
-        trio.run(session.run, request, store, reporter)
+        trio.run(session.run, begin, reporter)
     except SnapmountError as error:
         status = error.exit_code
         reporter.failed(error)

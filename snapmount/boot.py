@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, hypervisor, scratch, scratchvm, tending
+from . import blocking, hypervisor, journal, scratch, scratchvm, tending
 from .core import scratchdomain, units
 from .core.scratchdevices import ISOLATED, NONE, Source
 from .core.scratchdomain import Derived, Wish
@@ -92,7 +92,9 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
         _write(directory, vm, record)
         try:
             store.check_active(record, "booted")  # not before: what ends the snapshot looks for the record
-            await _make_files(record, vm, derived, hypervisor.qemu_user(domain_xml))
+            user = hypervisor.qemu_user(domain_xml)
+            journal.write(record, store, vm.overlays, user.uid, vm)
+            await _make_files(record, vm, derived, user)
             domain = await connection.start(derived.xml, persistent=request.is_kept)
             vm = _started(vm, domain, record)
             _write(directory, vm, record)

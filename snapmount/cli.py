@@ -8,8 +8,10 @@ import os
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from . import notify
 from .arguments import parse
 from .core import names
 from .errors import MissingError, NotFoundError, SnapmountError, StateError, UsageError
@@ -52,13 +54,17 @@ def _run(argv: list[str]) -> int:
 
 
 def _complain(error: SnapmountError) -> None:
-    print(f"snapmount: {names.printable(error.message)}", file=sys.stderr)
+    _say(logging.ERROR, f"snapmount: {names.printable(error.message)}")
     if error.remedy:
-        print(f"  try: {names.printable(error.remedy)}", file=sys.stderr)
+        _say(logging.ERROR, f"  try: {names.printable(error.remedy)}")
 
 
 def _tell(text: str) -> None:
-    print(f"snapmount: {names.printable(text)}", file=sys.stderr)
+    _say(logging.WARNING, f"snapmount: {names.printable(text)}")
+
+
+def _say(level: int, line: str) -> None:
+    print(notify.prioritised(level, line) if notify.has_journal() else line, file=sys.stderr)
 
 
 def _print(text: str) -> None:
@@ -90,12 +96,15 @@ def _awaited(function: Callable[..., Awaitable[T]], *args: object) -> T:
 
 
 def _take(arguments: argparse.Namespace) -> int:
-    from . import background
+    from . import background, foreground, taking
 
     request, store = _request(arguments), _store()
     if arguments.foreground:
-        return _take_in_foreground(request, store, arguments)
-    snapshot_id = background.start(request, store, arguments.verbose, _tell)
+        reporter = foreground.Reporter(store, lambda taken: _print_taken(taken, store, arguments.json), _tell)
+        foreground.serve(request, store, reporter, _tell)
+        return 0
+    _revive(arguments.vm, store, arguments.verbose)
+    snapshot_id = background.start(partial(taking.taken, request, store), store, arguments.verbose, _tell)
     _print_taken(_loaded(store, snapshot_id), store, arguments.json)
     return 0
 
@@ -174,35 +183,12 @@ def _check_utf_8(path: str, what: str) -> None:
         raise UsageError(f"{what} {path} has a name that is not UTF-8, which libvirt insists on") from None
 
 
-def _take_in_foreground(request: Request, store: Store, arguments: argparse.Namespace) -> int:
-    import trio
+def _revive(word: str, store: Store, verbose: bool) -> None:
+    """Recover what the word means, where its server has died; say on standard error what has become of it."""
+    from . import recovering
 
-    from . import session
-
-    trio.run(session.run, request, store, _ForegroundReporter(store, arguments.json))
-    return 0
-
-
-class _ForegroundReporter:
-    """Prints what a session tells."""
-
-    def __init__(self, store: Store, as_json: bool) -> None:
-        self._store = store
-        self._as_json = as_json
-
-    def warn(self, text: str) -> None:
-        _tell(f"warning: {text}")
-
-    def claimed(self, record: Record) -> None:
-        pass
-
-    def ready(self, record: Record) -> None:
-        _print_taken(record, self._store, self._as_json)
-
-    async def wait_abandoned(self) -> None:
-        import trio
-
-        await trio.sleep_forever()
+    for record in recovering.dead(store, word):
+        _tell(str(recovering.recover(record, store, verbose, _tell)))
 
 
 def _boot(arguments: argparse.Namespace) -> int:
@@ -211,6 +197,7 @@ def _boot(arguments: argparse.Namespace) -> int:
     if arguments.console and not shutil.which("virsh"):
         raise MissingError("virsh is missing, which --console needs", "sudo apt-get install libvirt-clients")
     request, store = _boot_request(arguments), _store()
+    _revive(arguments.source, store, arguments.verbose)
     record = _active(arguments.source, store)
     is_taken_now = record is None
     record = record or _take_to_boot(arguments, store)
@@ -254,14 +241,14 @@ def _active(word: str, store: Store) -> Record | None:
 
 def _take_to_boot(arguments: argparse.Namespace, store: Store) -> Record:
     """Take a snapshot that ends with its last scratch VM."""
-    from . import background, hypervisor
+    from . import background, hypervisor, taking
     from .planning import Request
     from .processes import Process
 
     uri = arguments.connect or hypervisor.default_uri()
     hypervisor.check_uri(uri)
     request = Request(arguments.source, None, uri, booting=Process.of_pid(os.getpid()))
-    return _loaded(store, background.start(request, store, arguments.verbose, _tell))
+    return _loaded(store, background.start(partial(taking.taken, request, store), store, arguments.verbose, _tell))
 
 
 def _end_unless_used(store: Store, record: Record) -> None:
@@ -328,13 +315,32 @@ def _show(arguments: argparse.Namespace) -> int:
     from . import present
 
     store = _store()
-    record = store.find(arguments.snapshot)
+    record = _alive(store.find(arguments.snapshot), store)
     shown = present.Shown(record, store, _sessions([record], store)[record.id], with_secret=arguments.show_secret)
     if arguments.json:
         _print_json(shown.document())
     else:
         _print(shown.details())
     return 0
+
+
+def _alive(record: Record, store: Store) -> Record:
+    """The snapshot, re-attached where its server has died and that can be.  Raises StateError where it is removed."""
+    from .state import State
+
+    if store.state(record) is not State.DEAD:
+        return record
+    from . import recovering
+
+    try:
+        recovered = recovering.recover(record, store, False, _tell)
+    except SnapmountError as error:
+        _complain(error)
+        return record
+    if recovered.why_removed:
+        raise StateError(recovered.why_removed)
+    _tell(str(recovered))
+    return recovered.record
 
 
 def _sessions(records: Sequence[Record], store: Store) -> dict[str, list[Session] | None]:
@@ -358,6 +364,20 @@ def _delete(arguments: argparse.Namespace) -> int:
             _complain(error)
             failed = failed or error.exit_code
     return failed
+
+
+def _recover(arguments: argparse.Namespace) -> int:
+    from . import recovering
+
+    store = _store()
+    done = recovering.recover_all(arguments.snapshots, store, arguments.verbose, _tell)
+    if arguments.json:
+        _print_json(done.document(store))
+    else:
+        _print(done.text() or ("nothing to recover\n" if sys.stdout.isatty() and not done.errors else ""))
+    for error in done.errors:
+        _complain(error)
+    return done.errors[0].exit_code if done.errors else 0
 
 
 def _umount(arguments: argparse.Namespace) -> int:
@@ -385,5 +405,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "list": _list,
     "show": _show,
     "delete": _delete,
+    "recover": _recover,
     "umount": _umount,
 }

@@ -9,12 +9,13 @@ import trio
 from . import attaching, luns, scratchvm, tending
 from .core import names
 from .errors import StateError
+from .processes import KILLED_S
 from .state import Record, Store
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
 
-SERVER_S = 180.0  # its own deadlines add up to less
+SERVER_S = 80.0  # its own deadlines add up to less
 POLL_S = 0.05
 
 
@@ -29,9 +30,9 @@ async def end(store: Store, record: Record, force: bool) -> None:
         await attaching.end_all(record, store.path(record.id))  # here, since it tells what a guest does not let go of
     else:
         await _refuse_if_used(store, record)
-    await _stop_server(store, record)
-    with trio.move_on_after(SERVER_S):
-        while store.load(record.id):
+    with trio.move_on_after(SERVER_S + KILLED_S):
+        while now := store.load(record.id):
+            await _stop_server(store, now)  # another one may have taken it over meanwhile
             with store.taken_over(record.id) as claim:
                 if claim:
                     await tear_down(claim)
@@ -39,7 +40,8 @@ async def end(store: Store, record: Record, force: bool) -> None:
             await trio.sleep(POLL_S)
         return
     raise StateError(
-        f"snapshot {record.id} is being undone by another process", names.command("snapmount", "show", record.id)
+        f"snapshot {record.id} is in the hands of {store.holder(record.id)}, which does not end",
+        names.command("snapmount", "show", record.id),
     )
 
 

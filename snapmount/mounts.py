@@ -86,12 +86,43 @@ def check_mountpoint(path: str) -> None:
         raise StateError(f"the mountpoint {path} is not writable by you, and fusermount3 insists on that")
 
 
+def _of(source: str) -> list[Mount]:
+    return [mount for mount in current() if mount.source == source]
+
+
+def is_mounted(path: str, source: str) -> bool:
+    """Whether a mount of that source, be it dead, lies at the path and nothing over it."""
+    return next((mount.source for mount in reversed(current()) if mount.path == path), None) == source
+
+
+async def cover(path: str, view: str) -> None:
+    """Move what is mounted at `view` to the path, over the dead mount there.
+
+    Whoever looks meanwhile sees the one or the other, never the directory below.  mount(2) follows the path up to the
+    dead mount's root and does not ask it for anything; MS_MOVE would fail, since what is mounted below a shared mount
+    cannot be moved.  Raises StateError.
+    """
+    for command in (["mount", "--bind", "--no-canonicalize", view, path], ["umount", "--lazy", view]):
+        try:
+            done = await blocking.run(DEADLINE_S, command)
+        except trio.TooSlowError:
+            raise StateError(f"{path} cannot be mounted: {command[0]} did not end within {DEADLINE_S:g} s") from None
+        if done.returncode:
+            raise StateError(f"{path} cannot be mounted: {done.stderr.decode(errors='replace').strip()}")
+
+
 async def unmount(source: str) -> None:
     """Take away every mount of that source, also a dead or a busy one; none is fine.
 
-    Mounts are found by their source, not by a path: what lies there now may be something else.  Raises LeftoverError.
+    Mounts are found by their source, not by a path: what lies there now may be something else, which is left alone.
+    Raises LeftoverError.
     """
-    for mount in reversed([each for each in current() if each.source == source]):
+    for mount in reversed(_of(source)):
+        if not is_mounted(mount.path, source):
+            raise LeftoverError(
+                f"something else is mounted over the snapshot at {mount.path}", names.command("umount", mount.path)
+            )
+        count = _of(source).count(mount)  # one of a dead server's may lie below
         command = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
         try:
             done = await blocking.run(DEADLINE_S, [*command, "--", mount.path])
@@ -99,5 +130,5 @@ async def unmount(source: str) -> None:
             problem = f"{command[0]} did not end within {DEADLINE_S:g} s"
         else:
             problem = done.stderr.decode(errors="replace").strip()
-        if any(each.source == source and each.path == mount.path for each in current()):
+        if _of(source).count(mount) >= count:
             raise LeftoverError(f"{mount.path} cannot be unmounted: {problem}", names.command(*command, mount.path))

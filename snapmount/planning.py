@@ -105,6 +105,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         socket=pull.socket_path(await domain.run_id(), snapshot.id, directory),
         scratch=str(directory),
         server=Process.of_pid(os.getpid()),
+        read_timeout_s=request.read_timeout_s,
         is_hidden=request.mountpoint is None,
         is_for_boot=request.booting is not None,
     )

@@ -86,7 +86,7 @@ class Shown:
             lines.append(_indented(luns.facts(record.publication, self._credentials, self.with_secret)))
         lines += _left_out(snapshot.left_out)
         lines += self._recipes()
-        if record.expires:
+        if record.expires_s is not None:
             lines.append(f"it ends by itself in {_left(record)}")
         lines.append(f"to end it: {names.command('snapmount', 'delete', snapshot.id)}")
         return _text(lines)
@@ -119,7 +119,7 @@ class Shown:
             ("snapshot", f"{snapshot.id} of {snapshot.vm_name} (uuid {snapshot.vm_uuid})"),
             ("state", _status(record, self.store.state(record))),
             ("taken", f"{_when(record)}, {_age(record)} ago" + (", quiesced" if snapshot.quiesced else "")),
-            *([("expires", f"in {_left(record)}")] if record.expires else []),
+            *([("expires", f"in {_left(record)}")] if record.expires_s is not None else []),
             *([("ends", "with its last scratch VM")] if record.is_for_boot else []),
             *([] if record.is_hidden else [("mounted at", record.mountpoint)]),
             ("connection", record.connect),
@@ -184,7 +184,7 @@ def _free_bytes(record: Record) -> int | None:
 def _status(record: Record, state: State) -> str:
     """The state in words, with the reason where there is one."""
     if state is State.DEAD:
-        return "dead: its server process is gone"
+        return f"dead: its server process is gone ({names.command('snapmount', 'recover', record.id)})"
     return f"{state.value}: {record.reason}" if record.reason else state.value
 
 
@@ -193,8 +193,7 @@ def _age(record: Record) -> str:
 
 
 def _left(record: Record) -> str:
-    assert record.expires
-    return units.duration((record.expires - datetime.now(UTC)).total_seconds())
+    return units.duration(record.left_s or 0)
 
 
 def _when(record: Record) -> str:

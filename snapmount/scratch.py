@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from .errors import SpaceError
 
 SYSTEM_DEFAULT = Path("/var/lib/libvirt/snapmount")
 CHECK_S = 10.0
+
+# scratch files and overlays, NBD's socket, the probe; a scratch VM's firmware variables, and what virtlogd(8) keeps
+_OURS = re.compile(r"[A-Za-z0-9_]{1,64}\.qcow2|nbd\.sock|probe|nvram\.fd|console\.log(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -100,18 +104,19 @@ def view(snapshot_id: str) -> Path:
 
 def make_view(directory: Path) -> None:
     """Make that mountpoint.  Raises OSError."""
-    _make_parent(directory.parent)
+    make_parent(directory.parent)
     directory.mkdir(mode=0o700)
 
 
-def _make_parent(parent: Path) -> None:
+def make_parent(parent: Path) -> None:
+    """Make the default parent, where it is that.  Raises OSError."""
     if parent == default_parent():
         parent.mkdir(parents=True, exist_ok=True)
         parent.chmod(0o711)  # whatever the umask: QEMU's user must get through
 
 
 def _make(directory: Path, user: User) -> None:
-    _make_parent(directory.parent)
+    make_parent(directory.parent)
     directory.mkdir(mode=0o700)
     if user.uid != os.geteuid():
         os.chown(directory, user.uid, user.gid)
@@ -149,22 +154,29 @@ def visible_to(pid: int, directory: Path) -> bool:
     return (seen.st_dev, seen.st_ino) == (here.st_dev, here.st_ino)
 
 
+def strange(directory: Path) -> list[str]:
+    """What lies in such a directory and was made neither by us nor by QEMU on our behalf.  Raises OSError."""
+    with os.scandir(directory) as entries:
+        return sorted(each.name for each in entries if not _OURS.fullmatch(each.name) or each.is_dir())
+
+
 def remove(directory: Path) -> None:
     """Remove the directory with all in it, and the default parent where it is empty then.  Raises OSError."""
     while os.path.lexists(directory):
         with contextlib.suppress(FileNotFoundError):  # libvirt removes its files at the same time
             shutil.rmtree(directory)
-    _remove_parent(directory.parent)
+    remove_parent(directory.parent)
 
 
 def remove_view(directory: Path) -> None:
     """Remove the mountpoint that make_view() has made; none is fine.  Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         directory.rmdir()
-    _remove_parent(directory.parent)
+    remove_parent(directory.parent)
 
 
-def _remove_parent(parent: Path) -> None:
+def remove_parent(parent: Path) -> None:
+    """Remove the default parent, where it is that and empty."""
     if parent == default_parent():
         try:
             parent.rmdir()

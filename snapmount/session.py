@@ -1,33 +1,34 @@
-"""One snapshot's life: makes it, shows it, and ends it when it is told to or when its mount is gone."""
+"""One snapshot's life, once QEMU keeps it: shows it, and ends it when it is told to or when its mount is gone.
+
+How it came to be is another's: taking.py makes a snapshot, adopting.py takes one over whose server has died.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import resource
 import signal
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import trio
 
-from . import hypervisor, nbd, planning, scratch, tending
+from . import hypervisor, mounts, nbd, tending
 from .core.image import Image
-from .core.iscsi import target_of
-from .core.snapshot import Disk, Snapshot, dump
+from .core.snapshot import Disk, dump
 from .core.tree import Constant, File, MapText, RawImage, Tree
-from .errors import InterruptedByUserError, SnapmountError, first_cause
-from .planning import LunRequest, Request
+from .errors import InterruptedByUserError, SnapmountError, StateError, first_cause
 from .processes import Process
 from .publish import fuse, iscsi
 from .sources import pull
-from .state import Claim, Publication, Record, State, Store
-from .teardown import free, tear_down
+from .state import Claim, Record, State
+from .teardown import free
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +47,31 @@ class Reporter(Protocol):
     def ready(self, record: Record) -> None:
         """The view is readable."""
 
+    def ending(self) -> None:
+        """It is being undone, after it has been readable."""
+
     async def wait_abandoned(self) -> None:
         """Return when nobody waits for the view any more, though it is not ready; never once it has been."""
 
 
-async def run(request: Request, store: Store, reporter: Reporter) -> None:
-    """Take the snapshot, show it, and end it on SIGINT, SIGTERM or SIGHUP, or when it is unmounted.
+@dataclass
+class Held:
+    """A snapshot that QEMU keeps, and whose record this process holds."""
 
-    Raises SnapmountError where it cannot be made or undone, InterruptedByUserError for an end before
-    the view was ready.
+    claim: Claim
+    images: list[nbd.NbdImage]  # of its disks, in their order
+    booting: Process | None = None  # see Request
+    ends: bool = True  # with the session; else only once the view has been ready
+
+
+Begin = Callable[[Reporter], AbstractAsyncContextManager[Held]]
+
+
+async def run(begin: Begin, reporter: Reporter) -> None:
+    """Get hold of a snapshot, show it, and end it on SIGINT, SIGTERM or SIGHUP, or when it is unmounted.
+
+    Raises SnapmountError where it cannot be had, shown or undone, InterruptedByUserError for an end before the view was
+    ready.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each disk has about a dozen connections
@@ -65,7 +82,7 @@ async def run(request: Request, store: Store, reporter: Reporter) -> None:
                 scope = nursery.cancel_scope
                 nursery.start_soon(_then_cancel, scope, signals.__anext__)
                 nursery.start_soon(_then_cancel, scope, reporter.wait_abandoned)
-                await _live(request, store, reporter, ready)
+                await _live(begin, reporter, ready)
                 scope.cancel()
     except BaseExceptionGroup as group:
         raise first_cause(group) from None
@@ -78,96 +95,96 @@ async def _then_cancel(scope: trio.CancelScope, wait: Callable[[], Awaitable[obj
     scope.cancel()
 
 
-async def _live(request: Request, store: Store, reporter: Reporter, ready: trio.Event) -> None:
-    """The snapshot, from its plan to its end."""
-    await planning.check_host(request)
-    backend = await iscsi.choose(request.luns.backend) if request.luns else ""
-    async with AsyncExitStack() as stack:
-        async with hypervisor.connected(request.connect) as connection:
-            planned = await planning.make(request, store, connection, reporter.warn)
-            claim = store.claim(planned.record)
-            stack.push_async_callback(_undo, claim)
-            reporter.claimed(claim.record)
-            await _make(request, planned, claim)
-        images = await _connect(stack, request, claim)
-        tree = _tree(claim.record.snapshot, images, planned, with_luns=request.luns is not None)
-        view = await stack.enter_async_context(fuse.mounted(tree, claim.record.mountpoint, claim.record.mount_source))
-        stack.push_async_callback(_free_first, claim)
-        if request.luns:
-            await _publish(request.luns, backend, claim)
-        claim.update(state=State.ACTIVE, expires=_expiry(request))
+async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
+    """The snapshot, from its beginning to its end."""
+    async with begin(reporter) as held, _shown(held) as view:
+        held.claim.update(state=State.ACTIVE, reason=None, server=Process.of_pid(os.getpid()))
+        held.ends = True
         ready.set()
-        reporter.ready(claim.record)
-        with trio.move_on_after(request.expire_s or math.inf) as expiry:
-            await _serve(view, images, claim, request.booting)
-        if expiry.cancelled_caught:
-            log.info("the snapshot has expired")
+        reporter.ready(held.claim.record)
+        left_s = held.claim.record.left_s
+        try:
+            with trio.move_on_after(math.inf if left_s is None else left_s) as expiry:
+                await _serve(view, held)
+            if expiry.cancelled_caught:
+                log.info("the snapshot has expired")
+        finally:
+            reporter.ending()
 
 
-async def _undo(claim: Claim) -> None:
-    with trio.CancelScope(shield=True):
-        await tear_down(claim)
-
-
-def _expiry(request: Request) -> datetime | None:
-    return datetime.now(UTC) + timedelta(seconds=request.expire_s) if request.expire_s else None
-
-
-async def _make(request: Request, planned: planning.Plan, claim: Claim) -> None:
-    """Make the scratch directory and start the job: the point in time."""
-    domain, record = planned.domain, planned.record
-    await scratch.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
-    if record.is_hidden:
-        scratch.make_view(Path(record.mountpoint))
-    left_out = [each.name for each in record.snapshot.left_out]
-    claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
-    await pull.begin(domain, claim, left_out=left_out, quiesce=request.quiesce)
-    log.info("%s: the backup job runs: this is the snapshot's moment", domain.name)
-
-
-async def _connect(stack: AsyncExitStack, request: Request, claim: Claim) -> list[nbd.NbdImage]:
-    """Connect to the exports; the record has the disks' true sizes then."""
-    snapshot, socket = claim.record.snapshot, claim.record.socket
+async def connect(stack: AsyncExitStack, record: Record) -> list[nbd.NbdImage]:
+    """The exports of the disks, in their order, until the stack is closed.  Raises UnreachableError."""
     images = [
-        await stack.enter_async_context(nbd.opened(disk.name, socket, disk.name, request.read_timeout_s))
-        for disk in snapshot.disks
+        await stack.enter_async_context(nbd.opened(disk.name, record.socket, disk.name, record.read_timeout_s))
+        for disk in record.snapshot.disks
     ]
-    sized = tuple(
-        replace(disk, size_bytes=image.size_bytes) for disk, image in zip(snapshot.disks, images, strict=True)
-    )
-    claim.update(snapshot=replace(snapshot, disks=sized))
-    log.info("connected to the exports at %s", socket)
+    log.info("connected to the exports at %s", record.socket)
     return images
 
 
-def _tree(snapshot: Snapshot, images: Sequence[Image], planned: planning.Plan, *, with_luns: bool) -> Tree:
+@asynccontextmanager
+async def _shown(held: Held) -> AsyncIterator[fuse.View]:
+    """The snapshot mounted, and published where the record says so; before the mount goes, who uses it does."""
+    record = held.claim.record
+    tree = _tree(held.claim, held.images)
+    async with AsyncExitStack() as stack:
+        if os.geteuid() == 0 and mounts.is_mounted(record.mountpoint, record.mount_source):
+            view = await _mount_over(stack, held.claim, tree)
+        else:
+            await mounts.unmount(record.mount_source)
+            view = await stack.enter_async_context(fuse.mounted(tree, record.mountpoint, record.mount_source))
+        stack.push_async_callback(_free_first, held)
+        if record.publication:
+            await _publish(held.claim)
+        yield view
+
+
+async def _mount_over(stack: AsyncExitStack, claim: Claim, tree: Tree) -> fuse.View:
+    """Mount the view over that of a dead server: nobody sees an empty directory between the two."""
+    try:
+        hidden = tempfile.mkdtemp(prefix="view-", dir=claim.directory)  # another each time: a mount there may be dead
+    except OSError as error:
+        raise StateError(f"{claim.directory} cannot be written: {error.strerror}") from error
+    view = await stack.enter_async_context(fuse.mounted(tree, hidden, claim.record.mount_source))
+    await mounts.cover(claim.record.mountpoint, hidden)
+    return view
+
+
+def _tree(claim: Claim, images: Sequence[Image]) -> Tree:
     """Lay out what the mount will hold; what backs LUNs is not listed."""
+    snapshot, xml = claim.record.snapshot, claim.store.definition(claim.record.id)
     files = [File(disk.file, RawImage(image)) for disk, image in zip(snapshot.disks, images, strict=True)]
     files += [File(f"{image.name}.map", MapText(image)) for image in images]
-    files.append(File("domain.xml", Constant(planned.xml.encode("utf-8", "surrogateescape"))))
+    files.append(File("domain.xml", Constant(xml.encode("utf-8", "surrogateescape"))))
     files.append(File("snapshot.json", Constant(dump(snapshot.document()))))
-    if with_luns:
+    if claim.record.publication:
         shown = zip(snapshot.disks, images, strict=True)
         files += [File(_lun_file(disk), RawImage(image, LUN_EXTENTS), is_listed=False) for disk, image in shown]
-    return Tree(files, snapshot.created_ns, planned.user.uid, planned.user.gid)
+    user = hypervisor.qemu_user(xml)
+    return Tree(files, snapshot.created_ns, user.uid, user.gid)
 
 
-async def _publish(luns: LunRequest, backend: str, claim: Claim) -> None:
-    """Publish the mounted files as LUNs."""
-    target = target_of(claim.record.snapshot, luns.portals, luns.initiators)
-    credentials = iscsi.new_credentials(luns.secret, mutual=luns.mutual)
-    claim.write_credentials(credentials)
-    claim.update(publication=Publication(backend, target))
+async def _publish(claim: Claim) -> None:
+    """Publish the mounted files as LUNs, as the record says."""
+    publication, credentials = claim.record.publication, claim.store.credentials(claim.record.id)
+    assert publication
+    if credentials is None:
+        raise StateError(f"the credentials of {publication.target.iqn} have gone")
     files = [f"{claim.record.mountpoint}/{_lun_file(disk)}" for disk in claim.record.snapshot.disks]
-    await iscsi.publish(backend, claim.directory, target, files, credentials)
-    log.info("published by %s as %s at %s", backend, target.iqn, ", ".join(map(str, target.portals)))
+    await iscsi.publish(publication.backend, claim.directory, publication.target, files, credentials)
+    portals = ", ".join(map(str, publication.target.portals))
+    log.info("published by %s as %s at %s", publication.backend, publication.target.iqn, portals)
 
 
-async def _free_first(claim: Claim) -> None:
+async def _free_first(held: Held) -> None:
     """Before the mount goes, scratch VMs, attached disks and LUNs do."""
+    publication = held.claim.record.publication
     with trio.CancelScope(shield=True):
         try:
-            await free(claim)
+            if held.ends:
+                await free(held.claim)
+            elif publication:
+                await iscsi.withdraw(publication.backend, held.claim.directory, publication.target)
         except SnapmountError as error:
             log.warning("%s", error.message)  # tear_down() tries again, when nobody can read any more, and tells
 
@@ -176,13 +193,13 @@ def _lun_file(disk: Disk) -> str:
     return f".{disk.name}.lun"
 
 
-async def _serve(view: fuse.View, images: Sequence[nbd.NbdImage], claim: Claim, booting: Process | None) -> None:
+async def _serve(view: fuse.View, held: Held) -> None:
     """Return when the view has been unmounted, or has served the scratch VMs it was taken for; note in the record when
     its point in time is lost.
     """
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch_source, view, images, claim)
-        nursery.start_soon(_then_cancel, nursery.cancel_scope, partial(tending.watch, claim, booting))
+        nursery.start_soon(_watch_source, view, held.images, held.claim)
+        nursery.start_soon(_then_cancel, nursery.cancel_scope, partial(tending.watch, held.claim, held.booting))
         await view.wait_unmounted()
         nursery.cancel_scope.cancel()
 

@@ -1,8 +1,8 @@
 """Runtime records: what was made in the kernel and in libvirt for each snapshot, written before it is made.
 
-One directory a snapshot, `RUNTIME/ID/`, with `record.json`, `log` and `lock`.  Whoever serves or undoes a snapshot
-holds an exclusive flock(2) on `lock`; the kernel drops it with the process, so a held lock is the proof of life.  The
-runtime directory is on a file system that a reboot empties; its mode is 0700.
+One directory a snapshot, `RUNTIME/ID/`, with `record.json`, `domain.xml`, `log` and `lock`.  Whoever serves or undoes
+a snapshot holds an exclusive flock(2) on `lock`, and has written its pid there; the kernel drops it with the process,
+so a held lock is the proof of life.  The runtime directory is on a file system that a reboot empties; its mode is 0700.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from typing import Any
 from . import jsonfiles
 from .core import names
 from .core.iscsi import Credentials, Target
-from .core.snapshot import Snapshot, format_time
-from .errors import NotFoundError, SnapmountError, StateError
+from .core.snapshot import Snapshot, dump
+from .errors import LeftoverError, NotFoundError, SnapmountError, StateError
 from .processes import Process
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 
 
 class State(Enum):
@@ -76,11 +77,28 @@ class Record:
     is_hidden: bool = False  # nobody asked for the mount: it is for LUNs or scratch VMs alone
     is_for_boot: bool = False  # taken for scratch VMs: it ends with the last of them
     publication: Publication | None = None
-    expires: datetime | None = None  # UTC
+    read_timeout_s: float = 30.0
+    expires_s: float | None = None  # by CLOCK_MONOTONIC, which nobody sets and which lasts as long as the record
 
     @property
     def id(self) -> str:
         return self.snapshot.id
+
+    def is_meant_by(self, word: str) -> bool:
+        """Whether the word is its id, the name or uuid of its VM, or its mountpoint."""
+        return word in (self.id, self.snapshot.vm_name, self.snapshot.vm_uuid) or (
+            self.mountpoint == os.path.realpath(word)
+        )
+
+    @property
+    def left_s(self) -> float | None:
+        """How long it has until it expires."""
+        return None if self.expires_s is None else max(0.0, self.expires_s - time.monotonic())
+
+    @property
+    def expires(self) -> datetime | None:
+        """When that will be, as the clock goes now."""
+        return None if self.left_s is None else datetime.now(UTC) + timedelta(seconds=self.left_s)
 
     @property
     def whereabouts(self) -> str:
@@ -111,7 +129,8 @@ class Record:
             "is_hidden": self.is_hidden,
             "is_for_boot": self.is_for_boot,
             "publication": self.publication and self.publication.to_json(),
-            "expires": self.expires and format_time(self.expires),
+            "read_timeout_s": self.read_timeout_s,
+            "expires_s": self.expires_s,
         }
 
     @classmethod
@@ -124,7 +143,6 @@ class Record:
         fields["server"] = Process(**fields["server"])
         fields["state"] = State(fields["state"])
         fields["publication"] = fields["publication"] and Publication.from_json(fields["publication"])
-        fields["expires"] = fields["expires"] and datetime.fromisoformat(fields["expires"])
         return cls(**fields)
 
 
@@ -154,6 +172,14 @@ class Store:
         """Who may log in to the snapshot's iSCSI target; None where that was never written."""
         return jsonfiles.read(self.path(snapshot_id) / "credentials.json", lambda fields: Credentials(**fields))
 
+    def definition(self, snapshot_id: str) -> str:
+        """The VM's definition at the snapshot's moment.  Raises StateError."""
+        path = self.path(snapshot_id) / "domain.xml"
+        try:
+            return path.read_bytes().decode("utf-8", "surrogateescape")
+        except OSError as error:
+            raise StateError(f"the VM's definition {path} cannot be read: {error.strerror}") from error
+
     def new_id(self) -> str:
         """An id that no snapshot of this directory has."""
         while True:
@@ -169,7 +195,7 @@ class Store:
         """All records, oldest first, and an error for each that cannot be read."""
         records: list[Record] = []
         broken: list[SnapmountError] = []
-        for snapshot_id in self._ids():
+        for snapshot_id in self.ids():
             try:
                 record = self.load(snapshot_id)
             except StateError as error:
@@ -179,7 +205,8 @@ class Store:
                     records.append(record)  # and not one whose server has just ended it
         return sorted(records, key=lambda record: record.snapshot.created), broken
 
-    def _ids(self) -> list[str]:
+    def ids(self) -> list[str]:
+        """The ids of all snapshots, and of those that are about to be or have just been one."""
         try:
             return [entry.name for entry in os.scandir(self.directory) if names.is_snapshot_id(entry.name)]
         except FileNotFoundError:
@@ -191,12 +218,7 @@ class Store:
         Raises NotFoundError for none, StateError for more than one.
         """
         records, broken = self.load_all()
-        path = os.path.realpath(word)
-        found = [
-            record
-            for record in records
-            if word in (record.id, record.snapshot.vm_name, record.snapshot.vm_uuid) or record.mountpoint == path
-        ]
+        found = [record for record in records if record.is_meant_by(word)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -221,10 +243,20 @@ class Store:
         return False
 
     def state(self, record: Record) -> State:
-        """The state to show: what the record says, or DEAD where no process stands behind it."""
-        if record.state is State.LEFTOVER or self.is_served(record.id):
+        """The state to show: what the record says, or DEAD where no process stands behind it, or only one that is about
+        to.
+        """
+        if record.state is State.LEFTOVER:
             return record.state
-        return State.DEAD
+        is_served = self.is_served(record.id) and (record.state is not State.ACTIVE or record.server.runs())
+        return record.state if is_served else State.DEAD
+
+    def holder(self, snapshot_id: str) -> str:
+        """Who serves or undoes it, in words."""
+        try:
+            return f"process {int((self.path(snapshot_id) / 'lock').read_text())}"
+        except (OSError, ValueError):
+            return "another process"
 
     def check_active(self, record: Record, done: str) -> None:
         """Raise StateError where the view is not readable, so that this cannot be done with it: 'booted'."""
@@ -240,18 +272,18 @@ class Store:
         """Write a new snapshot's record and hold its lock.  Raises StateError where that cannot be written."""
         directory = self.path(record.id)
         try:
-            _make_private(self.directory)
+            make_private(self.directory)
             directory.mkdir(mode=0o700)
         except OSError as error:
             self.remove_if_empty()
-            raise _cannot_write(directory, error) from error
+            raise cannot_write(directory, error) from error
         try:
-            claim = Claim(self, record, _locked(directory / "lock", os.O_CREAT))
-            claim.write()
+            claim = Claim(self, record, _lock(directory, os.O_CREAT))
+            jsonfiles.write(directory / "record.json", record.to_json())
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             self.remove_if_empty()
-            raise _cannot_write(directory, error) from error
+            raise cannot_write(directory, error) from error
         return claim
 
     @contextlib.contextmanager
@@ -260,7 +292,7 @@ class Store:
         faster.
         """
         try:
-            lock = _locked(self.path(snapshot_id) / "lock", 0)
+            lock = _lock(self.path(snapshot_id))
         except (FileNotFoundError, NotADirectoryError, BlockingIOError):
             yield None
             return
@@ -271,9 +303,13 @@ class Store:
             os.close(lock)
 
     def remove_if_empty(self) -> None:
-        """Remove the runtime directory where no snapshot is left in it."""
+        """Remove the runtime directory where no snapshot is left in it, and nobody is about to make one."""
         with contextlib.suppress(OSError):
-            self.directory.rmdir()
+            descriptor = locked(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self.directory.rmdir()
+            finally:
+                os.close(descriptor)
 
 
 class Claim:
@@ -290,36 +326,52 @@ class Claim:
         return self.store.path(self.record.id)
 
     def update(self, **changes: Any) -> None:
-        """Change the record, on disk too, atomically."""
+        """Change the record, on disk too, atomically.  Raises StateError."""
         self.record = replace(self.record, **changes)
-        self.write()
+        try:
+            jsonfiles.write(self.directory / "record.json", self.record.to_json())
+        except OSError as error:
+            raise cannot_write(self.directory, error) from error
 
     def note(self, state: State, reason: str | None = None) -> None:
         """Note the state, for list and show; that it cannot be written must not keep anything from being done."""
         try:
             self.update(state=state, reason=reason)
-        except OSError as error:
-            log.error("cannot write the record: %s", error)
-
-    def write(self) -> None:
-        """Write the record as it is."""
-        jsonfiles.write(self.directory / "record.json", self.record.to_json())
+        except StateError as error:
+            log.error("%s", error.message)
 
     def write_credentials(self, credentials: Credentials) -> None:
-        """Write down who may log in, in a file apart: a record can be shown."""
-        jsonfiles.write(self.directory / "credentials.json", asdict(credentials))
+        """Write down who may log in, in a file apart: a record can be shown.  Raises StateError."""
+        self._write("credentials.json", dump(asdict(credentials)))
+
+    def write_definition(self, domain_xml: str) -> None:
+        """Write down the VM's definition, for whoever shows the snapshot.  Raises StateError."""
+        self._write("domain.xml", domain_xml.encode("utf-8", "surrogateescape"))
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            jsonfiles.write_bytes(self.directory / name, content)
+        except OSError as error:
+            raise cannot_write(self.directory, error) from error
 
     def forget(self) -> None:
-        """Remove the record: nothing is left of the snapshot."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove the record: nothing is left of the snapshot.  Raises LeftoverError."""
+        try:
+            while os.path.lexists(self.directory):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(self.directory)
+        except OSError as error:
+            raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
         self.store.remove_if_empty()
 
 
-def _cannot_write(directory: Path, error: OSError) -> StateError:
+def cannot_write(directory: Path, error: OSError) -> StateError:
+    """The error for a directory of ours that cannot be written."""
     return StateError(f"cannot write the runtime record {directory}: {error.strerror}")
 
 
-def _make_private(directory: Path) -> None:
+def make_private(directory: Path) -> None:
+    """Make the directory, where there is none, and close it to others.  Raises OSError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = directory.lstat()
     if status.st_uid != os.geteuid() or not directory.is_dir() or directory.is_symlink():
@@ -327,8 +379,18 @@ def _make_private(directory: Path) -> None:
     directory.chmod(0o700)
 
 
-def _locked(path: Path, flags: int) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+def _lock(directory: Path, flags: int = 0) -> int:
+    """The lock of a snapshot, held by us."""
+    descriptor = locked(directory / "lock", os.O_RDWR | flags)
+    with contextlib.suppress(OSError):  # where there is no room, nobody learns who holds it
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    return descriptor
+
+
+def locked(path: Path, flags: int) -> int:
+    """A descriptor with the exclusive flock(2) of the file.  Raises BlockingIOError where somebody else has it."""
+    descriptor = os.open(path, os.O_CLOEXEC | flags, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:

@@ -10,56 +10,87 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from . import attaching, mounts, scratch, tending
+import trio
+
+from . import attaching, journal, mounts, scratch, tending
 from .core import names
-from .errors import LeftoverError, SnapmountError
+from .errors import LeftoverError, SnapmountError, StateError
 from .publish import iscsi
 from .sources import pull
 from .state import Claim, Record, State
 
 log = logging.getLogger(__name__)
 
+FREE_S = 20.0
+DEADLINE_S = 45.0  # with that
+
 
 async def tear_down(claim: Claim) -> None:
     """Destroy the scratch VMs, unplug disks, withdraw the LUNs, unmount, end the job, remove the scratch files, the
-    socket and the record.  Each step is idempotent.
+    socket and the record.  Each step is idempotent, and all together end within DEADLINE_S.
 
     Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
     """
     record = claim.record
     try:
-        await free(claim)
-        log.info("unmounting %s", record.mountpoint)
-        await mounts.unmount(record.mount_source)
-        log.info("ending the backup job of %s", record.snapshot.vm_name)
-        await pull.end(record)
+        with _deadline(DEADLINE_S):
+            await free(claim)
+            log.info("unmounting %s", record.mountpoint)
+            await mounts.unmount(record.mount_source)
+            log.info("ending the backup job of %s", record.snapshot.vm_name)
+            await pull.end(record)
         log.info("removing %s", record.scratch)
         _remove_files(record)
+        claim.forget()
+        journal.forget(record.scratch)
     except SnapmountError as error:
         claim.note(State.LEFTOVER, error.message)
+        again = names.command("snapmount", "delete", record.id)
         raise LeftoverError(
-            f"{record.snapshot.vm_name}: snapshot {record.id} has not been undone: {error.message}",
-            f"{error.remedy + ', then ' if error.remedy else ''}{names.command('snapmount', 'delete', record.id)}",
+            f"{record.snapshot.vm_name}: snapshot {record.id} has not been undone: {error.message}; "
+            f"to do it by hand: {_by_hand(claim)}",
+            f"{error.remedy} && {again}" if error.remedy and error.remedy != again else again,
         ) from error
-    claim.forget()
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise LeftoverError(f"this has not ended within {seconds:g} s") from None
+
+
+def _by_hand(claim: Claim) -> str:
+    """The commands that undo what is left of a snapshot."""
+    record = claim.record
+    mounted = [mount.path for mount in mounts.current() if mount.source == record.mount_source]
+    commands = [names.command("umount", "-l", path) for path in mounted]
+    commands.append(names.command("virsh", "-c", record.connect, "domjobabort", record.snapshot.vm_name))
+    commands.append(names.command("rm", "-rf", record.scratch, str(journal.path(record.scratch)), str(claim.directory)))
+    return " && ".join(commands)
 
 
 async def free(claim: Claim) -> None:
     """Take the view from those who use it: destroy the scratch VMs, unplug the disks that other VMs have, and withdraw
-    the LUNs, also from initiators that are logged in.  Idempotent.
+    the LUNs, also from initiators that are logged in; within FREE_S.  Idempotent.
 
     Raises LeftoverError, StateError or UnreachableError.
     """
     claim.note(State.ENDING)  # before it looks for them: no scratch VM is made, no disk attached from then on
-    await tending.end_all(claim.record, claim.directory)
-    await attaching.end_all(claim.record, claim.directory)
-    publication = claim.record.publication
+    with _deadline(FREE_S):
+        await tending.end_all(claim.record, claim.directory)
+        await attaching.end_all(claim.record, claim.directory)
+        publication = claim.record.publication
+        if publication:
+            log.info("withdrawing %s", publication.target.iqn)
+            await iscsi.withdraw(publication.backend, claim.directory, publication.target)
     if publication:
-        log.info("withdrawing %s", publication.target.iqn)
-        await iscsi.withdraw(publication.backend, claim.directory, publication.target)
-        with contextlib.suppress(OSError):  # it is withdrawn, also where that cannot be written down
+        with contextlib.suppress(StateError):  # it is withdrawn, also where that cannot be written down
             claim.update(publication=None)
 
 

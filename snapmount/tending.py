@@ -10,11 +10,12 @@ import logging
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
 
-from . import hypervisor, scratch
+from . import hypervisor, journal, scratch
 from .errors import LeftoverError, SnapmountError, StateError
 from .processes import Process
 from .scratchvm import ScratchVm, forget, load, load_all
@@ -51,12 +52,30 @@ async def end(record: Record, directory: Path, vm: ScratchVm) -> None:
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
     forget(directory, vm)
+    journal.forget(vm.overlays)
 
 
 async def end_all(record: Record, directory: Path) -> None:
     """End all scratch VMs of a snapshot.  Raises as end() does, or StateError for a record that cannot be read."""
     for vm in load_all(directory):
         await end(record, directory, vm)
+
+
+async def stop_all(record: Record, directory: Path, tell: Callable[[str], None]) -> None:
+    """End all scratch VMs whose disks have died with the view; those that are kept stay defined.  Raises as end() does,
+    or StateError for a record that cannot be read.
+    """
+    for vm in load_all(directory):
+        why = "its disks have died with the snapshot's server"
+        if not (vm.is_kept and vm.is_started):
+            await end(record, directory, vm)
+            tell(f"the scratch VM {vm.name} has been ended: {why}")
+        elif vm.state == "running":
+            async with hypervisor.connected(record.connect) as connection:
+                domain = await connection.domain_by_uuid(vm.uuid)
+                if domain:
+                    await domain.stop()
+            tell(f"the scratch VM {vm.name} has been stopped: {why}; it can be started again")
 
 
 async def watch(claim: Claim, taker: Process | None) -> None:

@@ -91,7 +91,7 @@ def test_a_verb_may_stand_after_its_options(argv: list[str], same: list[str]) ->
 
 def test_each_verb_has_a_command_of_its_own() -> None:
     lines = [["vm1", "/mnt"], ["boot", "vm1"], ["attach", "vm1", "vm2"], ["detach", "vm1"]]
-    lines += [["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"]]
+    lines += [["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"], ["recover"]]
     assert {arguments.parse(line).verb for line in lines} == set(cli._COMMANDS)
 
 
@@ -255,11 +255,11 @@ def test_help_tells_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr()
     assert printed.err == ""
     assert arguments.EXIT_CODES in printed.out
-    for verb in ("take", "boot", "list", "show", "delete", "umount"):
+    for verb in ("take", "boot", "list", "show", "delete", "recover", "umount"):
         assert re.search(rf"^    {verb} ", printed.out, re.MULTILINE), verb
 
 
-@pytest.mark.parametrize("verb", ["take", "boot", "list", "show", "delete", "umount"])
+@pytest.mark.parametrize("verb", ["take", "boot", "list", "show", "delete", "recover", "umount"])
 def test_each_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     for argv in ([verb, "--help"], ["--help", verb]):
         with pytest.raises(SystemExit) as caught:

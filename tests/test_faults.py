@@ -20,7 +20,8 @@ SEED = 7
 
 
 def state_of(name: str) -> tuple[str, str | None]:
-    shown = snapmount_json("show", name)
+    """As `list` tells: `show` would re-attach a dead one."""
+    (shown,) = (each for each in snapmount_json("list") if each["vm"]["name"] == name)
     return shown["state"], shown["reason"]
 
 

@@ -73,6 +73,6 @@ def test_a_guest_that_a_dead_server_may_have_left_frozen_is_thawed_by_delete(
     record = Path(taken["server"]["log"]).with_name("record.json")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"frozen": True}))
     with_agent.virsh("domfsfreeze", with_agent.name)
-    wait_for(lambda: snapmount_json("show", with_agent.name)["state"] == "dead", "the server is dead")
+    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
     snapmount("delete", with_agent.name)
     writes_on(with_agent)

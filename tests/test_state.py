@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.core.snapshot import Disk, Snapshot, dump
 from snapmount.errors import NotFoundError, StateError
-from snapmount.processes import Process
+from snapmount.exclusion import exclusive
+from snapmount.processes import Process, is_stopped
 from snapmount.state import VERSION, Record, State, Store
 
 from .rig.libvirtd import wait_for
@@ -47,12 +52,13 @@ records = st.builds(
     mount_source=st.text(),
     socket=st.text(),
     scratch=file_names,
-    server=st.builds(Process, pid=st.integers(min_value=1), start_ticks=st.integers(min_value=0)),
+    server=st.builds(Process, pid=st.integers(min_value=1), start_ticks=st.integers(min_value=0), boot_id=st.text()),
     state=st.sampled_from(State),
     reason=st.none() | st.text(),
     frozen=st.booleans(),
     is_hidden=st.booleans(),
     is_for_boot=st.booleans(),
+    expires_s=st.none() | st.floats(allow_nan=False, allow_infinity=False),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -304,6 +310,54 @@ def test_without_a_server_a_snapshot_is_dead_unless_it_could_not_be_undone(store
     assert store.state(record) is (State.LEFTOVER if state is State.LEFTOVER else State.DEAD)
 
 
+def test_a_snapshot_is_dead_until_who_takes_it_over_shows_it(store: Store) -> None:
+    record = replace(a_record(), state=State.ACTIVE, server=replace(Process.of_pid(os.getpid()), start_ticks=0))
+    claim = store.claim(record)
+    assert store.state(claim.record) is State.DEAD
+    claim.update(state=State.ENDING)
+    assert store.state(claim.record) is State.ENDING
+    claim.update(state=State.ACTIVE, server=Process.of_pid(os.getpid()))
+    assert store.state(claim.record) is State.ACTIVE
+
+
+def test_it_is_told_who_holds_a_snapshot(store: Store) -> None:
+    with served_by_another_process(store, a_record()) as server:
+        assert store.holder(ID) == f"process {server.pid}"
+    with store.taken_over(ID):
+        assert store.holder(ID) == f"process {os.getpid()}"
+    assert store.holder(OTHER_ID) == "another process"
+
+
+async def test_one_at_a_time_makes_records(store: Store, autojump_clock: trio.testing.MockClock) -> None:
+    async with exclusive(store):
+        with pytest.raises(StateError, match=f"another process has held {store.directory} for 10 s"):
+            async with exclusive(store):
+                pytest.fail("two at once")
+        store.claim(a_record()).forget()
+        assert store.directory.exists(), "not while somebody is about to make a record there"
+    assert not store.directory.exists()
+    async with exclusive(store):
+        pass
+
+
+def test_an_update_that_cannot_be_written_is_an_error_and_leaves_the_record_as_it_was(store: Store) -> None:
+    claim = store.claim(a_record())
+    (store.path(ID) / "record.json.new").mkdir()
+    with pytest.raises(StateError, match=f"cannot write the runtime record {store.path(ID)}: Is a directory"):
+        claim.update(state=State.ACTIVE)
+    claim.note(State.ENDING)
+    assert store.load(ID) == a_record()
+
+
+def test_the_time_that_is_left_does_not_go_by_the_clock(store: Store) -> None:
+    record = replace(a_record(), expires_s=time.monotonic() + 3600)
+    assert record.left_s == pytest.approx(3600, abs=60)
+    assert record.expires == pytest.approx(datetime.now(UTC) + timedelta(hours=1), abs=timedelta(minutes=1))
+    assert replace(record, expires_s=time.monotonic() - 1).left_s == 0
+    assert a_record().left_s is None
+    assert a_record().expires is None
+
+
 # -- reading what is broken --------------------------------------------------------------------------------------------
 
 
@@ -472,6 +526,24 @@ def test_a_process_is_itself_each_time_one_looks_and_no_other() -> None:
         assert process.pid == child.pid
         assert process.start_ticks >= own.start_ticks
         assert process != replace(process, start_ticks=process.start_ticks + 1), "a later process with the same pid"
+
+
+def test_a_process_of_another_boot_is_none_of_this(store: Store) -> None:
+    own = Process.of_pid(os.getpid())
+    assert own.runs()
+    assert not replace(own, boot_id="another").runs()
+    replace(own, boot_id="another").send(signal.SIGKILL)
+
+
+def test_a_process_that_is_stopped_is_known_and_ends_when_it_is_asked_to() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        process = Process.of_pid(child.pid)
+        assert not is_stopped(child.pid)
+        child.send_signal(signal.SIGSTOP)
+        wait_for(lambda: is_stopped(child.pid), "it is stopped")
+        trio.run(process.end, "a test", 60)
+        assert child.wait() == -signal.SIGTERM
+    assert not is_stopped(child.pid)
 
 
 def test_a_process_that_has_ended_is_an_oserror() -> None:

@@ -14,6 +14,7 @@ from ..errors import NotFoundError, SnapmountError, StateError, UnreachableError
 from .calls import call, explained
 from .domain import Domain
 
+CONNECT_S = 15.0
 START_S = 120.0  # a VM, on a busy host
 
 
@@ -21,7 +22,7 @@ START_S = 120.0  # a VM, on a busy host
 async def connected(uri: str) -> AsyncIterator[Hypervisor]:
     """A connection to libvirt.  Raises UnreachableError."""
     try:
-        connection = await call(f"connect to {uri}", libvirt.open, uri)
+        connection = await call(f"connect to {uri}", libvirt.open, uri, deadline_s=CONNECT_S)
     except libvirt.libvirtError as error:
         raise UnreachableError(
             f"libvirt cannot be reached at {uri}: {error}", names.command("virsh", "-c", uri, "list")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import math
 import os
 import pwd
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from .calls import call, explained
 from .uri import is_unprivileged
 
 BEGIN_S = 120.0  # making scratch files on a slow disk takes its time
-JOB_END_S = 60.0
+JOB_END_S = 10.0
 POLL_S = 0.05
 
 # whatever the VM has come to have: a kept one may have been saved, for instance
@@ -122,14 +124,11 @@ class Domain:
             return
         with trio.move_on_after(JOB_END_S):
             with contextlib.suppress(libvirt.libvirtError):  # it may end by itself at this moment; the loop below tells
-                await call("end the backup job", self._handle.abortJob)
+                await call("end the backup job", self._handle.abortJob, deadline_s=math.inf)
             while await self.has_job_at(socket):
                 await trio.sleep(POLL_S)
             return
-        raise UnreachableError(
-            f"{self.name}: the backup job has not ended within {JOB_END_S:g} s",
-            names.command("virsh", "domjobabort", self.name),
-        )
+        raise UnreachableError(f"{self.name}: the backup job has not ended within {JOB_END_S:g} s")
 
     async def freeze(self) -> None:
         """Freeze the guest's file systems through its agent.  Raises MissingError."""
@@ -197,19 +196,24 @@ class Domain:
                 await trio.sleep(POLL_S)
             return None
         return f"the guest has not let go of it within {patience_s:g} s{why}"
+    async def stop(self) -> None:
+        """Destroy it where it runs.  Raises UnreachableError."""
+        await self._end("destroy", self._handle.destroy)
 
     async def remove(self) -> None:
         """Destroy it where it runs, and undefine it where it is defined.  Raises UnreachableError."""
-        gone = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
-        undefine = partial(self._handle.undefineFlags, _UNDEFINE)
-        for what, function in (("destroy", self._handle.destroy), ("undefine", undefine)):
-            try:
-                await call(f"{what} {self.name}", function)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() not in gone:
-                    raise UnreachableError(
-                        f"{self.name} cannot be removed ({what}): {error}", names.command("virsh", what, self.name)
-                    ) from error
+        await self.stop()
+        await self._end("undefine", partial(self._handle.undefineFlags, _UNDEFINE))
+
+    async def _end(self, what: str, function: Callable[[], Any]) -> None:
+        """No such VM, or not in the state that this would end, is fine."""
+        try:
+            await call(f"{what} {self.name}", function)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise UnreachableError(
+                    f"{self.name} cannot be removed ({what}): {error}", names.command("virsh", what, self.name)
+                ) from error
 
     def pid_file(self, uri: str) -> Path:
         """Where libvirt keeps the process id of its QEMU while it runs."""

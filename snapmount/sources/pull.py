@@ -14,9 +14,10 @@ from pathlib import Path
 
 import trio
 
-from ..core import domainxml
+from ..core import domainxml, names
 from ..errors import SnapmountError, StateError, UnreachableError
 from ..hypervisor import Domain, connected
+from ..processes import is_stopped
 from ..state import Claim, Record
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,15 @@ async def end(record: Record) -> None:
             return
         if record.frozen and await domain.is_active():
             await _thaw_quietly(domain)
-        await domain.end_backup(record.socket)
+        try:
+            await domain.end_backup(record.socket)
+        except UnreachableError as error:
+            pid = domain.qemu_pid(record.connect)
+            if pid is None or not is_stopped(pid):
+                raise
+            raise UnreachableError(
+                f"{error.message}: its QEMU, process {pid}, is stopped", names.command("kill", "-CONT", str(pid))
+            ) from error
 
 
 async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 BACKENDS = ("lio", "tgt")  # as preferred: the kernel's is faster
 DEADLINE_S = 60.0
+SESSIONS_S = 10.0
 DEATH_S = 2.0
 
 _left_behind: list[trio.Process] = []  # killed, but in D state; Popen warns of a process that it is to forget
@@ -78,8 +79,10 @@ async def publish(backend: str, directory: Path, target: Target, files: list[str
 
 async def sessions(backend: str, directory: Path, target: Target) -> list[Session]:
     """Who is logged in.  Raises UnreachableError or StateError where the target software does not tell."""
-    answer = await _ask(backend, "sessions", directory=str(directory), target=target.document())
-    return [Session(**session) for session in answer]
+    with trio.move_on_after(SESSIONS_S):
+        answer = await _ask(backend, "sessions", directory=str(directory), target=target.document())
+        return [Session(**session) for session in answer]
+    raise UnreachableError(f"{backend} has not told the sessions within {SESSIONS_S:g} s")
 
 
 async def withdraw(backend: str, directory: Path, target: Target) -> None:

@@ -1,0 +1,108 @@
+"""What outlives a reboot: for each directory that QEMU is given, a small file that says whose it is.
+
+Runtime records are gone after a reboot, scratch files are not.  So for each directory `snapmount-...`, wherever it is,
+a file of the same name with `.json` lies in the default parent of scratch directories: written before the directory is
+made, and removed when it is gone.  What no file here names is not ours to remove.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import jsonfiles, scratch
+from .errors import LeftoverError, SpaceError, StateError
+from .processes import boot_id
+from .scratchvm import ScratchVm
+from .state import Record, Store
+
+VERSION = 1
+NAME = re.compile(r"snapmount-([0-9a-f]{8})(-vm-[0-9a-f]{8})?")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A directory, and the snapshot it belongs to."""
+
+    directory: str  # its name is NAME
+    owner_uid: int  # QEMU's user, whose it is
+    runtime: str  # directory of the runtime records
+    snapshot: str  # id
+    vm_name: str
+    vm_uuid: str
+    connect: str
+    mount_source: str
+    socket: str
+    boot_id: str
+    scratch_vm: str | None = None  # uuid of the scratch VM whose overlays are there
+
+    @classmethod
+    def from_json(cls, document: Any) -> Entry:
+        """The entry of that shape.  Raises KeyError, TypeError or ValueError for any other."""
+        fields = dict(document)
+        if fields.pop("version") != VERSION:
+            raise ValueError("it was written by another version of snapmount")
+        entry = cls(**fields)
+        match = NAME.fullmatch(Path(entry.directory).name)
+        if not match or match[1] != entry.snapshot or not os.path.isabs(entry.directory):
+            raise ValueError(f"{entry.directory!r} is no directory of snapshot {entry.snapshot!r}")
+        return entry
+
+
+def path(directory: str) -> Path:
+    """The file that says whose the directory is."""
+    return scratch.default_parent() / f"{Path(directory).name}.json"
+
+
+def write(record: Record, store: Store, directory: str, owner_uid: int, vm: ScratchVm | None = None) -> None:
+    """Write down that this directory is about to be made for the snapshot.  Raises SpaceError."""
+    snapshot = record.snapshot
+    entry = Entry(
+        directory=directory,
+        owner_uid=owner_uid,
+        runtime=str(store.directory),
+        snapshot=snapshot.id,
+        vm_name=snapshot.vm_name,
+        vm_uuid=snapshot.vm_uuid,
+        connect=record.connect,
+        mount_source=record.mount_source,
+        socket=record.socket,
+        boot_id=boot_id(),
+        scratch_vm=vm.uuid if vm else None,
+    )
+    file = path(directory)
+    try:
+        scratch.make_parent(file.parent)
+        jsonfiles.write(file, {"version": VERSION, **asdict(entry)})
+    except OSError as error:
+        scratch.remove_parent(file.parent)
+        raise SpaceError(f"{file}, which tells whose {directory} is, cannot be written: {error.strerror}") from error
+
+
+def load_all() -> tuple[list[Entry], dict[Path, StateError]]:
+    """All entries, by the directories' names, and an error for each file that cannot be read."""
+    entries: list[Entry] = []
+    broken: dict[Path, StateError] = {}
+    for file in sorted(scratch.default_parent().glob("snapmount-*.json")):
+        try:
+            entry = jsonfiles.read(file, Entry.from_json)
+            if entry and path(entry.directory) != file:
+                raise StateError(f"the record {file} is of another directory, {entry.directory}")
+        except StateError as error:
+            broken[file] = error
+        else:
+            entries += [entry] if entry else []
+    return entries, broken
+
+
+def forget(directory: str) -> None:
+    """The directory is gone.  Raises LeftoverError."""
+    file = path(directory)
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise LeftoverError(f"{file} cannot be removed: {error.strerror}") from error
+    scratch.remove_parent(file.parent)

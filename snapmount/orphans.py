@@ -1,0 +1,147 @@
+"""Removes what a crash or a reboot has left of snapshots that have no runtime record any more.
+
+Only what is provably ours is removed: the journal names it, its name, its owner and what it holds are as we make them,
+and no backup job uses it.  All else is named, with the command that removes it, and left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import hypervisor, journal, mounts, scratch
+from .core import names
+from .errors import LeftoverError, SnapmountError
+from .exclusion import exclusive
+from .journal import Entry
+from .processes import boot_id
+from .state import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """Something that no snapshot owns any more."""
+
+    path: str
+    why: str  # it is an orphan; or, where it was left, why
+    is_removed: bool
+    remedy: str | None = None  # the command that removes it, where it was left
+
+    def document(self) -> dict[str, Any]:
+        """Its JSON shape; see JSON in the man page."""
+        return {"path": self.path, "removed": self.is_removed, "why": self.why, "remedy": self.remedy}
+
+
+async def sweep(store: Store) -> list[Orphan]:
+    """Remove all orphans; what has been done, and what not.  Raises StateError where somebody else does not let us."""
+    found: list[Orphan] = []
+    async with exclusive(store):
+        found += _sweep_unwritten(store)
+        entries, broken = journal.load_all()
+        for entry in entries:
+            if not _has_record(entry):
+                found.append(await _sweep(entry))
+        found += _unknown()
+    return found + [Orphan(str(path), error.message, False) for path, error in broken.items()]
+
+
+def _sweep_unwritten(store: Store) -> Iterator[Orphan]:
+    """Directories whose maker has died before the record was there: it has made nothing else then."""
+    for snapshot_id in store.ids():
+        path = store.path(snapshot_id)
+        if not (path / "record.json").exists() and not store.is_served(snapshot_id):
+            shutil.rmtree(path, ignore_errors=True)
+            yield Orphan(str(path), "who was to write a record there has died", not path.exists())
+
+
+def _has_record(entry: Entry) -> bool:
+    """Whether the snapshot has a runtime record, be it one that cannot be read: then that is the way to end it."""
+    return Store(Path(entry.runtime)).path(entry.snapshot).joinpath("record.json").exists()
+
+
+async def _sweep(entry: Entry) -> Orphan:
+    try:
+        await _check_unused(entry)
+        await mounts.unmount(entry.mount_source)
+        _check_ours(entry)
+        _remove(entry)
+        journal.forget(entry.directory)
+    except SnapmountError as error:
+        return Orphan(entry.directory, error.message, False, error.remedy)
+    since = "the host was restarted" if entry.boot_id != boot_id() else "its runtime record has gone"
+    return Orphan(entry.directory, f"of snapshot {entry.snapshot} of {entry.vm_name}, before {since}", True)
+
+
+async def _check_unused(entry: Entry) -> None:
+    """Raise LeftoverError where QEMU uses the directory, UnreachableError where libvirt does not tell."""
+    async with hypervisor.connected(entry.connect) as connection:
+        domain = await connection.domain_by_uuid(entry.vm_uuid)
+        virsh = ("virsh", "-c", entry.connect)
+        if domain and await domain.has_job_at(entry.socket):
+            raise LeftoverError(
+                f"the backup job of snapshot {entry.snapshot} runs on {domain.name}, though it has no runtime record",
+                names.command(*virsh, "domjobabort", domain.name) + " && snapmount recover",
+            )
+        scratch_vm = entry.scratch_vm and await connection.domain_by_uuid(entry.scratch_vm)
+        if scratch_vm and await scratch_vm.is_active():
+            raise LeftoverError(
+                f"the scratch VM {scratch_vm.name} runs, though its snapshot {entry.snapshot} has no runtime record",
+                names.command(*virsh, "destroy", scratch_vm.name) + " && snapmount recover",
+            )
+        if scratch_vm:
+            await scratch_vm.remove()
+
+
+def _check_ours(entry: Entry) -> None:
+    """Raise LeftoverError for a directory that is not as we make them; none is fine."""
+    remedy = names.command("rm", "-r", entry.directory)
+    try:
+        status = os.lstat(entry.directory)
+        if not stat.S_ISDIR(status.st_mode):
+            raise LeftoverError(f"{entry.directory} is not a directory", remedy)
+        if status.st_uid not in (entry.owner_uid, os.geteuid()):
+            raise LeftoverError(f"{entry.directory} belongs to uid {status.st_uid}, not to {entry.owner_uid}", remedy)
+        strange = scratch.strange(Path(entry.directory))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LeftoverError(f"{entry.directory} cannot be read: {error.strerror}", remedy) from error
+    if strange:
+        raise LeftoverError(f"{entry.directory} holds what is not snapmount's: {', '.join(strange)}", remedy)
+
+
+def _remove(entry: Entry) -> None:
+    log.info("removing %s", entry.directory)
+    try:
+        scratch.remove(Path(entry.directory))
+        scratch.remove_view(scratch.view(entry.snapshot))
+        _remove_socket(entry)
+    except OSError as error:
+        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
+
+
+def _remove_socket(entry: Entry) -> None:
+    try:
+        is_ours = Path(entry.socket).name == f"snapmount-{entry.snapshot}.sock"
+        if is_ours and stat.S_ISSOCK(os.lstat(entry.socket).st_mode):
+            os.unlink(entry.socket)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+
+
+def _unknown() -> Iterator[Orphan]:
+    """What looks like ours, but no journal names it."""
+    parent = scratch.default_parent()
+    known = {Path(entry.directory).name for entry in journal.load_all()[0]}
+    for path in sorted(parent.glob("snapmount-*")):
+        if journal.NAME.fullmatch(path.name) and path.name not in known and not path.is_symlink():
+            remedy = names.command("rm", "-r", str(path))
+            yield Orphan(str(path), "nothing tells whose it is; another version of snapmount made it?", False, remedy)

@@ -1,0 +1,131 @@
+"""Recovers snapshots whose server has died: a new process takes one over, or removes what cannot be taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import trio
+
+from . import adopting, background, orphans, present
+from .core import names
+from .errors import InterruptedByUserError, LeftoverError, SnapmountError, first_cause
+from .orphans import Orphan
+from .state import Record, State, Store
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What has become of a snapshot."""
+
+    record: Record
+    why_removed: str | None = None  # a sentence; None where it has been re-attached
+
+    def __str__(self) -> str:
+        snapshot = self.record.snapshot
+        when = f"{snapshot.created:%Y-%m-%d %H:%M:%S} UTC"
+        return self.why_removed or (
+            f"{snapshot.vm_name}: re-attached to snapshot {snapshot.id} of {when}, {self.record.whereabouts}"
+        )
+
+
+@dataclass
+class Recovery:
+    """What `recover` has done."""
+
+    recovered: list[Recovered] = field(default_factory=list)
+    orphans: list[Orphan] = field(default_factory=list)
+    errors: list[SnapmountError] = field(default_factory=list)
+
+    def document(self, store: Store) -> dict[str, Any]:
+        """Its JSON shape; see JSON in the man page."""
+        return {
+            "reattached": [
+                present.Shown(one.record, store).document() for one in self.recovered if not one.why_removed
+            ],
+            "removed": [
+                {"id": one.record.id, "vm": one.record.snapshot.vm_name, "why": one.why_removed}
+                for one in self.recovered
+                if one.why_removed
+            ],
+            "orphans": [orphan.document() for orphan in self.orphans],
+        }
+
+    def text(self) -> str:
+        """A line for each thing that was done."""
+        removed = [f"removed {orphan.path}, {orphan.why}" for orphan in self.orphans if orphan.is_removed]
+        return "".join(f"{names.printable(line)}\n" for line in [*map(str, self.recovered), *removed])
+
+
+def is_dead(record: Record, store: Store) -> bool:
+    """Whether no process serves or undoes it."""
+    return store.state(record) in (State.DEAD, State.LEFTOVER) and not store.is_served(record.id)
+
+
+def dead(store: Store, word: str) -> list[Record]:
+    """The dead snapshots that the word means."""
+    return [record for record in store.load_all()[0] if record.is_meant_by(word) and is_dead(record, store)]
+
+
+def recover(record: Record, store: Store, verbose: bool, tell: Tell) -> Recovered:
+    """Re-attach the snapshot, or remove it where that cannot be.
+
+    Raises SnapmountError where neither can be done now; then it is left as it is.
+    """
+    try:
+        background.start(partial(adopting.adopted, record.id, store), store, verbose, tell)
+    except InterruptedByUserError:
+        remedy = names.command("snapmount", "recover", record.id)
+        raise InterruptedByUserError(f"interrupted; snapshot {record.id} is as it was", remedy) from None
+    except SnapmountError as error:
+        if store.load(record.id) is not None:
+            raise
+        return Recovered(record, error.message)
+    return Recovered(store.load(record.id) or record)
+
+
+def recover_all(words: Sequence[str], store: Store, verbose: bool, tell: Tell) -> Recovery:
+    """Recover the snapshots that the words mean; where there are none, all dead ones, and remove what is orphaned."""
+    done = Recovery()
+    for record in _meant(words, store, done, tell):
+        try:
+            done.recovered.append(recover(record, store, verbose, tell))
+        except InterruptedByUserError:
+            raise
+        except SnapmountError as error:
+            done.errors.append(error)
+    if not words:
+        try:
+            done.orphans += trio.run(orphans.sweep, store)
+        except* SnapmountError as group:
+            done.errors.append(first_cause(group))  # type: ignore[arg-type]
+        done.errors += [
+            LeftoverError(f"{orphan.path} is left: {orphan.why}", orphan.remedy)
+            for orphan in done.orphans
+            if not orphan.is_removed
+        ]
+    return done
+
+
+def _meant(words: Sequence[str], store: Store, done: Recovery, tell: Tell) -> list[Record]:
+    """The dead ones of those that are meant."""
+    if not words:
+        records, broken = store.load_all()
+        done.errors += broken
+        return [record for record in records if is_dead(record, store)]
+    found = []
+    for word in words:
+        try:
+            record = store.find(word)
+        except SnapmountError as error:
+            done.errors.append(error)
+            continue
+        if is_dead(record, store):
+            found.append(record)
+        else:
+            tell(f"snapshot {record.id} is {store.state(record).value}, in the hands of {store.holder(record.id)}")
+    return found

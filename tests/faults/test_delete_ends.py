@@ -1,0 +1,94 @@
+"""`delete` always ends, and says what it could not undo, and how to do that by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..rig import libvirtd, traces, vm
+from ..rig.command import refused, snapmount, snapmount_json
+from ..rig.libvirtd import wait_for
+
+pytestmark = pytest.mark.vm
+BEARABLE_S = 75  # a minute, and what a busy host takes
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_with_a_hung_qemu_and_a_reader_that_hangs_with_it(own_vm: vm.VM, mountpoint: Path) -> None:
+    taken = snapmount_json("--read-timeout", "1000", own_vm.name, mountpoint)
+    qemu = own_vm.qemu_pid()
+    with (
+        stopped(qemu),
+        subprocess.Popen(
+            ["cat", mountpoint / "vda.raw"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as reader,
+    ):
+        wait_for(lambda: Path(f"/proc/{reader.pid}/stat").read_text().split()[2] == "D", "the reader hangs")
+        began = time.monotonic()
+        message = refused("delete", own_vm.name, code=8)
+        assert time.monotonic() - began < BEARABLE_S
+        assert reader.wait(timeout=60) != 0
+        assert os.listdir(mountpoint) == [], "the view is gone"
+        assert f"its QEMU, process {qemu}, is stopped" in message
+        assert f"try: kill -CONT {qemu} && snapmount delete {taken['id']}" in message
+        by_hand = f"virsh -c qemu:///system domjobabort {own_vm.name} && rm -rf {taken['scratch']['directory']}"
+        assert by_hand in message
+        (listed,) = snapmount_json("list")
+        assert (listed["state"], "has not ended" in listed["reason"]) == ("leftover", True)
+    snapmount("delete", own_vm.name)
+    assert traces.found() == []
+    assert not own_vm.has_job()
+
+
+def test_by_hand_as_it_was_said(own_vm: vm.VM, mountpoint: Path) -> None:
+    """The commands that are told undo all, where the program is not there to do it."""
+    snapmount(own_vm.name, mountpoint)
+    with libvirtd.stopped():
+        message = refused("delete", own_vm.name, code=8)
+    match = re.search(r"to do it by hand: (.*)", message)
+    assert match
+    subprocess.run(["sh", "-e", "-c", match[1]], check=True)
+    assert [each for each in traces.found() if "directory" not in each] == []
+    assert snapmount_json("list") == []
+    assert not own_vm.has_job()
+    for directory in (traces.RUNTIME, traces.SCRATCH):
+        directory.rmdir()
+
+
+def test_with_a_libvirtd_that_hangs(writer: vm.VM, mountpoint: Path) -> None:
+    if not libvirtd.PID_FILES["libvirtd"].exists():
+        pytest.skip("this host's libvirt daemon is not libvirtd, or has no pid file")
+    taken = snapmount_json(writer.name, mountpoint)
+    with stopped(int(libvirtd.PID_FILES["libvirtd"].read_text())):
+        began = time.monotonic()
+        message = refused("delete", writer.name, code=8)
+        assert time.monotonic() - began < BEARABLE_S
+        assert "libvirt did not answer within" in message
+        assert f"snapmount delete {taken['id']}" in message
+    snapmount("delete", writer.name)
+    assert not writer.has_job()
+
+
+def test_with_a_server_that_is_stopped(writer: vm.VM, mountpoint: Path) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    os.kill(taken["server"]["pid"], signal.SIGSTOP)
+    began = time.monotonic()
+    snapmount("delete", writer.name)
+    assert time.monotonic() - began < BEARABLE_S
+    assert traces.found() == []

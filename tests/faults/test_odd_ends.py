@@ -1,0 +1,112 @@
+"""What people and programs do to a host while a snapshot lives: the view goes on or ends, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..rig import traces, vm
+from ..rig.command import read_direct, refused, snapmount, snapmount_json
+from ..rig.libvirtd import wait_for
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture
+def small_runtime(writer: vm.VM) -> Iterator[Path]:
+    """A runtime directory on a file system of 64 KiB."""
+    traces.RUNTIME.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "snapmount-test", traces.RUNTIME], check=True)
+    yield traces.RUNTIME
+    subprocess.run(["umount", "-l", traces.RUNTIME], check=True)
+    traces.RUNTIME.rmdir()
+
+
+def fill_up(directory: Path) -> Path:
+    """Leave no room in the file system."""
+    path = directory / "fill"
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as f:
+        while True:
+            f.write(bytes(1024))
+    return path
+
+
+def test_a_full_runtime_directory_is_told_and_delete_works_all_the_same(
+    writer: vm.VM, mountpoint: Path, small_runtime: Path
+) -> None:
+    fill = fill_up(small_runtime)
+    message = refused(writer.name, mountpoint, code=4)
+    assert f"cannot write the runtime record {small_runtime}" in message
+    assert "No space left on device" in message
+    assert os.listdir(small_runtime) == ["fill"]
+    assert not traces.SCRATCH.exists()
+    fill.unlink()
+    snapmount(writer.name, mountpoint)
+    fill = fill_up(small_runtime)
+    assert read_direct(mountpoint / "vda.raw")
+    snapmount("delete", writer.name)
+    assert os.listdir(small_runtime) == ["fill"]
+    assert not traces.SCRATCH.exists()
+    assert not writer.has_job()
+
+
+def test_a_read_only_runtime_directory_is_told_and_nothing_is_forgotten(
+    writer: vm.VM, mountpoint: Path, small_runtime: Path
+) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    os.kill(taken["server"]["pid"], signal.SIGKILL)
+    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    subprocess.run(["mount", "-o", "remount,ro", small_runtime], check=True)
+    assert "Read-only file system" in refused("delete", writer.name, code=8)
+    assert snapmount_json("list")[0]["id"] == taken["id"]
+    assert "Read-only file system" in refused(writer.name, mountpoint, code=8)
+    subprocess.run(["mount", "-o", "remount,rw", small_runtime], check=True)
+    assert f"snapshot {taken['id']} could not be re-attached" in snapmount("recover").stdout
+    assert os.listdir(small_runtime) == []
+    assert not traces.SCRATCH.exists()
+
+
+def test_scratch_files_that_are_deleted_by_hand_are_missed_by_nobody(writer: vm.VM, mountpoint: Path) -> None:
+    """QEMU has them open."""
+    taken = snapmount_json(writer.name, mountpoint)
+    before = digests(mountpoint)
+    shutil.rmtree(taken["scratch"]["directory"])
+    writer.keeps_writing(200)
+    assert digests(mountpoint) == before
+    snapmount("delete", writer.name)
+    assert traces.found() == []
+
+
+def digests(mountpoint: Path) -> list[str]:
+    return [hashlib.sha256(read_direct(mountpoint / f"{disk}.raw")).hexdigest() for disk in ("vda", "vdb")]
+
+
+def test_a_disk_is_not_unplugged_and_a_vm_that_is_undefined_keeps_its_snapshot(own_vm: vm.VM, mountpoint: Path) -> None:
+    snapmount(own_vm.name, mountpoint)
+    before = digests(mountpoint)
+    assert own_vm.virsh_fails("detach-disk", "--live", own_vm.name, "vdb"), "libvirt refuses: a job uses it"
+    own_vm.virsh("undefine", own_vm.name)
+    assert digests(mountpoint) == before
+    assert snapmount_json("list")[0]["state"] == "active"
+    own_vm.virsh("destroy", own_vm.name)
+    wait_for(lambda: snapmount_json("list")[0]["state"] == "lost", "the loss is seen")
+    assert f"{own_vm.name} is gone" in snapmount("list").stdout
+    snapmount("delete", own_vm.name)
+
+
+def test_a_view_that_is_lazily_unmounted_ends_with_its_last_reader(writer: vm.VM, mountpoint: Path) -> None:
+    snapmount(writer.name, mountpoint)
+    with (mountpoint / "vda.raw").open("rb", buffering=0) as reader:
+        subprocess.run(["umount", "-l", mountpoint], check=True)
+        assert os.listdir(mountpoint) == []
+        assert len(reader.read(4096)) == 4096
+        assert snapmount_json("list")[0]["state"] == "active"
+    wait_for(lambda: traces.found() == [], "all has ended")

@@ -1,0 +1,212 @@
+"""What a power cut or a reboot leaves is removed by `recover`, and nothing else: that is named, and left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..rig import traces, vm
+from ..rig.command import snapmount, snapmount_json
+from ..rig.libvirtd import wait_for
+
+pytestmark = pytest.mark.vm
+ID = "00c0ffee"
+
+
+@contextlib.contextmanager
+def directory_of_snapshot(path: Path, owner: int = 0) -> Iterator[Path]:
+    """A directory as snapmount makes them, which no snapshot owns; at the end it is removed."""
+    traces.SCRATCH.mkdir(mode=0o711, exist_ok=True)
+    path.mkdir(mode=0o700)
+    os.chown(path, owner, owner)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        journal(path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            traces.SCRATCH.rmdir()
+
+
+def journal(directory: Path) -> Path:
+    return traces.SCRATCH / f"{directory.name}.json"
+
+
+def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None = None) -> None:
+    """As snapmount writes it before it makes the directory."""
+    document = {
+        "version": 1,
+        "directory": str(directory),
+        "owner_uid": 0,
+        "runtime": str(traces.RUNTIME),
+        "snapshot": ID,
+        "vm_name": guest.name,
+        "vm_uuid": guest.uuid(),
+        "connect": guest.uri,
+        "mount_source": f"snapmount:{guest.name}:{ID}",
+        "socket": f"/var/lib/libvirt/qemu/domain-0-{guest.name}/snapmount-{ID}.sock",
+        "boot_id": "of another boot",
+        "scratch_vm": None,
+    }
+    journal(directory).write_text(json.dumps(document | (changes or {})))
+
+
+def of_another_boot(path: Path) -> None:
+    """Change the boot id in a record, as if it had been written before a reboot."""
+    own = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    text = path.read_text()
+    assert own in text
+    path.write_text(text.replace(own, own[::-1]))
+
+
+def reboot(guest: vm.VM, taken: dict[str, Any], *, keeps_runtime: bool) -> None:
+    """What a power cut leaves of a snapshot: its files on disk, and no process, no mount, and nothing in /run."""
+    os.kill(taken["server"]["pid"], signal.SIGKILL)
+    os.kill(guest.qemu_pid(), signal.SIGKILL)
+    wait_for(lambda: guest.state() == "shut off", "libvirt has noticed")
+    for scratch_vm in taken["scratch_vms"]:
+        guest.virsh("destroy", scratch_vm["name"])
+    for line in Path("/proc/mounts").read_text().splitlines():
+        if line.startswith(f"snapmount:{guest.name}:"):
+            subprocess.run(["umount", "-l", line.split()[1]], check=True)
+    runtime = traces.RUNTIME / taken["id"]
+    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    if keeps_runtime:
+        of_another_boot(runtime / "record.json")
+    else:
+        shutil.rmtree(traces.RUNTIME)
+    scratch = Path(taken["scratch"]["directory"])
+    scratch.mkdir(exist_ok=True)  # libvirt has removed the files, which a power cut would have left
+    (scratch / "vda.qcow2").write_bytes(b"QFI\xfb")
+    of_another_boot(journal(scratch))
+
+
+def test_scratch_and_overlays_of_a_snapshot_from_before_a_reboot_are_removed(own_vm: vm.VM, mountpoint: Path) -> None:
+    snapmount(own_vm.name, mountpoint)
+    booted = snapmount_json("boot", "--keep", own_vm.name)
+    (taken,) = snapmount_json("list")
+    reboot(own_vm, taken, keeps_runtime=False)
+    assert snapmount_json("list") == []
+    assert Path(booted["overlay_directory"]).exists()
+    own_vm.start()
+
+    done = snapmount_json("recover")
+    scratch = taken["scratch"]["directory"]
+    assert {each["path"]: each["removed"] for each in done["orphans"]} == {
+        scratch: True,
+        booted["overlay_directory"]: True,
+    }
+    why = next(each["why"] for each in done["orphans"] if each["path"] == scratch)
+    assert why == f"of snapshot {taken['id']} of {own_vm.name}, before the host was restarted"
+    assert own_vm.virsh_fails("dominfo", booted["name"]), "the kept scratch VM, whose disks are gone, goes with them"
+    assert traces.found() == []
+    assert snapmount("recover").stdout == ""
+
+
+def test_a_runtime_record_from_before_a_reboot_is_cleaned_up(own_vm: vm.VM, mountpoint: Path) -> None:
+    """Where the runtime directory is not on a tmpfs: no process is taken for the server of then."""
+    taken = snapmount_json(own_vm.name, mountpoint)
+    reboot(own_vm, taken, keeps_runtime=True)
+    assert "removed: the host has been restarted" in snapmount("recover").stdout
+    assert traces.found() == []
+
+
+def test_an_orphan_whose_job_still_runs_is_left_until_that_is_ended(writer: vm.VM, mountpoint: Path) -> None:
+    """As if somebody had removed /run/snapmount."""
+    taken = snapmount_json(writer.name, mountpoint)
+    os.kill(taken["server"]["pid"], signal.SIGKILL)
+    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    shutil.rmtree(traces.RUNTIME)
+    done = snapmount("recover", check=False)
+    assert done.returncode == 8
+    assert f"the backup job of snapshot {taken['id']} runs on {writer.name}" in done.stderr
+    assert writer.has_job()
+    remedy = next(line for line in done.stderr.splitlines() if "try:" in line).partition("try: ")[2]
+    assert remedy == f"virsh -c qemu:///system domjobabort {writer.name} && snapmount recover"
+    writer.virsh("domjobabort", writer.name)
+    assert "before its runtime record has gone" in snapmount("recover").stdout
+    assert traces.found() == []
+    assert os.listdir(mountpoint) == [], "its dead mount is gone too"
+
+
+def test_what_was_made_before_its_record_is_removed(writer: vm.VM) -> None:
+    (traces.RUNTIME / ID).mkdir(parents=True)
+    assert f"removed {traces.RUNTIME / ID}" in snapmount("recover").stdout
+    assert traces.found() == []
+
+
+def test_a_directory_that_no_journal_names_is_named_and_left(writer: vm.VM) -> None:
+    with directory_of_snapshot(traces.SCRATCH / f"snapmount-{ID}") as path:
+        (path / "vda.qcow2").write_text("whose?")
+        done = snapmount("recover", check=False)
+        assert done.returncode == 8
+        assert f"{path} is left: nothing tells whose it is" in done.stderr
+        assert f"try: rm -r {path}" in done.stderr
+        assert (path / "vda.qcow2").read_text() == "whose?"
+
+
+def test_a_directory_that_holds_more_than_ours_or_belongs_to_others_is_named_and_left(writer: vm.VM) -> None:
+    with directory_of_snapshot(traces.SCRATCH / f"snapmount-{ID}") as path:
+        write_journal(path, writer)
+        (path / "thesis.tex").write_text("years of work")
+        done = snapmount("recover", check=False)
+        assert (done.returncode, done.stdout) == (8, "")
+        assert f"{path} holds what is not snapmount's: thesis.tex" in done.stderr
+        (path / "thesis.tex").unlink()
+        os.chown(path, 1234, 1234)
+        assert f"{path} belongs to uid 1234, not to 0" in snapmount("recover", check=False).stderr
+        os.chown(path, 0, 0)
+        assert f"removed {path}" in snapmount("recover").stdout
+        assert traces.found() == []
+
+
+def test_a_link_in_its_place_is_not_followed(writer: vm.VM, tmp_path: Path) -> None:
+    (tmp_path / "vda.qcow2").write_text("of others")
+    path = traces.SCRATCH / f"snapmount-{ID}"
+    with directory_of_snapshot(path):
+        path.rmdir()
+        path.symlink_to(tmp_path)
+        write_journal(path, writer)
+        assert f"{path} is not a directory" in snapmount("recover", check=False).stderr
+        assert (tmp_path / "vda.qcow2").exists()
+        path.unlink()
+
+
+def test_a_journal_that_names_what_it_should_not_is_an_error_and_nothing_is_removed(
+    writer: vm.VM, tmp_path: Path
+) -> None:
+    path = traces.SCRATCH / f"snapmount-{ID}"
+    with directory_of_snapshot(path):
+        for directory in (str(tmp_path), "/", str(tmp_path / "snapmount-0badcafe"), f"snapmount-{ID}"):
+            write_journal(path, writer, {"directory": directory})
+            done = snapmount("recover", check=False)
+            assert done.returncode == 8
+            assert f"{journal(path)} cannot be read" in done.stderr
+        journal(path).write_text("{")
+        assert f"{journal(path)} cannot be read" in snapmount("recover", check=False).stderr
+        assert path.exists()
+
+
+def test_the_socket_of_a_qemu_that_was_killed_is_removed(writer: vm.VM) -> None:
+    directory = Path(f"/var/lib/libvirt/qemu/domain-999-{writer.name}")
+    directory.mkdir()
+    path = directory / f"snapmount-{ID}.sock"
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+        with directory_of_snapshot(traces.SCRATCH / f"snapmount-{ID}") as scratch:
+            write_journal(scratch, writer, {"socket": str(path)})
+            snapmount("recover")
+        assert not path.exists()
+    finally:
+        shutil.rmtree(directory)
