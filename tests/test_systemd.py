@@ -1,0 +1,118 @@
+"""A supervised snapshot: what the service manager is told, where the log goes, and that the unit is well-formed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from snapmount import notify
+
+from .rig import traces, vm
+from .rig.command import SNAPMOUNT, snapmount_json
+
+UNIT = Path(__file__).parents[1] / "contrib" / "systemd" / "snapmount@.service"
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket of a service manager."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(60)
+        yield sock
+
+
+@contextlib.contextmanager
+def served(guest: vm.VM, mountpoint: Path, tmp_path: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A snapshot in the foreground, as a unit starts it."""
+    told = {"NOTIFY_SOCKET": str(tmp_path / "notify")} | environment
+    with (tmp_path / "stderr").open("ab") as stderr:
+        if "JOURNAL_STREAM" in environment:
+            status = os.fstat(stderr.fileno())
+            told["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
+        command = [SNAPMOUNT, "take", "--foreground", "--", guest.name, str(mountpoint)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=os.environ | told
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
+
+@pytest.mark.vm
+def test_the_service_manager_is_told_and_a_restart_re_attaches(
+    writer: vm.VM, mountpoint: Path, tmp_path: Path, manager: socket.socket
+) -> None:
+    with served(writer, mountpoint, tmp_path) as process:
+        ready, *status = manager.recv(4096).decode().split("\n")
+        (shown,) = snapmount_json("list")
+        assert (ready, shown["server"]["pid"]) == ("READY=1", process.pid)
+        assert status == [f"STATUS=snapshot {shown['id']}, mounted at {mountpoint}"]
+        log = Path(shown["server"]["log"])
+        assert "this is the snapshot's moment" in log.read_text()
+        assert log.stat().st_mode & 0o777 == 0o600
+        process.kill()
+    assert (tmp_path / "stderr").read_text() == "", "the log is in its file"
+
+    with served(writer, mountpoint, tmp_path) as process:
+        assert manager.recv(4096).startswith(b"READY=1\n")
+        (again,) = snapmount_json("list")
+        assert (again["id"], again["created"], again["state"]) == (shown["id"], shown["created"], "active")
+        process.send_signal(signal.SIGTERM)
+        assert manager.recv(4096).startswith(b"STOPPING=1\n")
+        assert process.wait(timeout=60) == 0
+    assert traces.found() == []
+
+
+@pytest.mark.vm
+def test_under_a_service_manager_the_journal_has_the_log_with_priorities(
+    writer: vm.VM, mountpoint: Path, tmp_path: Path, manager: socket.socket
+) -> None:
+    with served(writer, mountpoint, tmp_path, JOURNAL_STREAM="") as process:
+        manager.recv(4096)
+        assert snapmount_json("list")[0]["server"]["log"] is None
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+    lines = (tmp_path / "stderr").read_text().splitlines()
+    assert any("<6>" in line and "this is the snapshot's moment" in line for line in lines)
+    assert all(re.match(r"<[2-7]>\S", line) for line in lines), lines
+
+
+def test_each_line_of_what_is_logged_gets_its_priority() -> None:
+    assert notify.prioritised(40, "it broke\nTraceback") == "<3>it broke\n<3>Traceback"
+    assert [notify.prioritised(level, "x")[:3] for level in (10, 20, 30, 50)] == ["<7>", "<6>", "<4>", "<2>"]
+
+
+def test_an_abstract_socket_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(f"\0snapmount-test-{os.getpid()}")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@snapmount-test-{os.getpid()}")
+        notify.notify(notify.READY, "STATUS=fine")
+        assert sock.recv(100) == b"READY=1\nSTATUS=fine"
+
+
+@pytest.mark.parametrize("address", ["", "vsock:2:1234", "/no/such/socket"])
+def test_where_nobody_can_be_told_nothing_breaks(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    notify.notify(notify.READY)
+
+
+def test_the_unit_is_well_formed(tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("this host lacks systemd-analyze: run contrib/setup --test")
+    unit = tmp_path / "snapmount@vm1.service"
+    unit.write_text(UNIT.read_text().replace("ExecStart=snapmount ", f"ExecStart={SNAPMOUNT} "))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
