@@ -196,6 +196,7 @@ class Domain:
                 await trio.sleep(POLL_S)
             return None
         return f"the guest has not let go of it within {patience_s:g} s{why}"
+
     async def stop(self) -> None:
         """Destroy it where it runs.  Raises UnreachableError."""
         await self._end("destroy", self._handle.destroy)
