@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
-from . import hypervisor, mounts, nbd, tending
+from . import hypervisor, mounts, nbd, tending, watching
 from .core import names
 from .errors import NotFoundError, StateError, UnreachableError
 from .processes import boot_id
@@ -33,10 +33,13 @@ async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIt
         if claim is None:
             raise _not_ours(snapshot_id, store)
         reporter.claimed(claim.record)
-        held = Held(claim, [], ends=False)
         async with AsyncExitStack() as stack:
+            held = Held(claim, watching.Watch(claim), [], ends=False)
             stack.push_async_callback(_finish, held)
-            reason = await _why_lost(claim.record) or await _connect(stack, held)
+            reason = await _why_lost(claim.record)
+            if not reason:
+                await stack.enter_async_context(watching.watched(held.watch))
+                reason = await _connect(stack, held)
             if reason:
                 held.ends = True
                 raise StateError(

@@ -33,11 +33,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments, of which the first word that is no option is the verb, or else the VM of a `take`."""
     parser, verbs = _parser()
     arguments = parser.parse_args(_in_order(argv, verbs))
+    if arguments.verb in ("take", "boot"):
+        _check_scratch_devices(arguments.scratch_device)
     if arguments.verb == "take" and not arguments.iscsi:
         _check_without_iscsi(arguments)
     if arguments.verb == "boot" and arguments.console and arguments.json:
         raise UsageError("--console and --json do not go together", "snapmount boot --help")
     return arguments
+
+
+def _check_scratch_devices(given: list[tuple[str, str]]) -> None:
+    for words in zip(*given, strict=True):
+        for word in words:
+            if words.count(word) > 1:
+                raise UsageError(f"--scratch-device names {word} twice", "a device for each disk")
 
 
 def _check_without_iscsi(arguments: argparse.Namespace) -> None:
@@ -174,7 +183,6 @@ def _add_take(verbs: Any, parents: list[_Parser]) -> None:
     take.add_argument(
         "--exclude-disk", metavar="NAME", action="append", default=[], help="all but this disk (repeatable)"
     )
-    take.add_argument("--scratch-dir", metavar="DIR", help="where QEMU keeps what the guest overwrites")
     take.add_argument(
         "--quiesce", action="store_true", help="freeze the guest's file systems at that moment (guest agent)"
     )
@@ -191,6 +199,7 @@ def _add_take(verbs: Any, parents: list[_Parser]) -> None:
     take.add_argument(
         "--expire", metavar="TIME", type=_duration, help="end the snapshot after this time: 90s, 15m, 2h, 1d"
     )
+    _add_scratch(take)
     _add_iscsi(take)
     take.set_defaults(verb="take")
 
@@ -225,6 +234,7 @@ def _add_boot(verbs: Any, parents: list[_Parser]) -> None:
         "--wait-timeout", metavar="TIME", type=_duration, default=300.0, help="how long to wait for that (default: 5m)"
     )
     boot.add_argument("--console", action="store_true", help="then connect to its console, with virsh")
+    _add_scratch(boot)
     boot.set_defaults(verb="boot")
 
 
@@ -264,6 +274,25 @@ def _add_detach(verbs: Any, parents: list[_Parser]) -> None:
         help="how long the guest may take to let go (default: 30s)",
     )
     detach.set_defaults(verb="detach")
+
+
+def _add_scratch(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group("scratch space", "where QEMU keeps what the guest overwrites meanwhile")
+    group.add_argument("--scratch-dir", metavar="DIR", help="below this directory (default: the fastest that suits)")
+    group.add_argument(
+        "--scratch-limit", metavar="SIZE", type=_size, help="give the snapshot up when it takes this much, such as 20G"
+    )
+    group.add_argument(
+        "--scratch-reserve", action="store_true", help="allocate it beforehand, so that it cannot run out"
+    )
+    group.add_argument(
+        "--scratch-device",
+        metavar="DISK=DEVICE",
+        action="append",
+        default=[],
+        type=_disk_device,
+        help="on an empty block device, for this disk (repeatable)",
+    )
 
 
 def _add_iscsi(take: argparse.ArgumentParser) -> None:
@@ -308,6 +337,17 @@ def _memory(text: str) -> int:
         return units.parse_memory(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _size(text: str) -> int:
+    return _memory(text) * units.KIB
+
+
+def _disk_device(text: str) -> tuple[str, str]:
+    disk, separator, device = text.partition("=")
+    if not (disk and separator and device.startswith("/")):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form vda=/dev/NAME")
+    return disk, device
 
 
 def _count(text: str) -> int:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, hypervisor, journal, scratch, scratchvm, tending
+from . import blocking, hypervisor, journal, qcow2, scratch, scratchvm, tending
 from .core import scratchdomain, units
 from .core.scratchdevices import ISOLATED, NONE, Source
 from .core.scratchdomain import Derived, Wish
 from .core.user import User
-from .errors import MissingError, NotBootedError, SnapmountError, SpaceError, StateError, UsageError
+from .errors import NotBootedError, SnapmountError, StateError, UsageError
 from .processes import Process
 from .scratchvm import ScratchVm
 from .state import Record, Store
@@ -193,23 +193,11 @@ async def _make_files(record: Record, vm: ScratchVm, derived: Derived, user: Use
     scratch.free_bytes(directory.parent, scratch.OVERLAY)
     await scratch.create(directory, user, None, scratch.OVERLAY)
     for disk in record.snapshot.disks:
-        await _make_overlay(vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}", disk.size_bytes, user)
+        overlay, backing = vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}"
+        await qcow2.create(overlay, disk.size_bytes, user, backing=backing, what="the overlay")
     if derived.nvram_origin:
         what = f"copy the firmware's variables {derived.nvram_origin}"
         await _on_host(what, _copy, derived.nvram_origin, vm.nvram, user)
-
-
-async def _make_overlay(path: str, backing: str, size_bytes: int, user: User) -> None:
-    """A qcow2 overlay; -u: its size is given, and so the view is not read."""
-    command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", path, str(size_bytes)]
-    try:
-        done = await blocking.run(HOST_S, command, **scratch.as_user(user))
-    except FileNotFoundError:
-        raise MissingError("qemu-img is missing", "sudo apt-get install qemu-utils") from None
-    except trio.TooSlowError:
-        raise SpaceError(f"{path} was not made within {HOST_S:g} s") from None
-    if done.returncode:
-        raise SpaceError(f"the overlay cannot be made: {done.stderr.decode(errors='replace').strip()}")
 
 
 def _copy(source: str, target: str, user: User) -> None:

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import notify
 from .arguments import parse
@@ -130,7 +130,6 @@ def _request(arguments: argparse.Namespace) -> Request:
     from . import hypervisor
     from .planning import Request
 
-    _check_utf_8(arguments.scratch_dir or "", "the scratch directory")
     uri = arguments.connect or hypervisor.default_uri()
     hypervisor.check_uri(uri)
     return Request(
@@ -141,10 +140,24 @@ def _request(arguments: argparse.Namespace) -> Request:
         expire_s=arguments.expire,
         only=tuple(arguments.disk),
         exclude=tuple(arguments.exclude_disk),
-        scratch_dir=arguments.scratch_dir and os.path.abspath(arguments.scratch_dir),
         quiesce=arguments.quiesce,
         read_timeout_s=arguments.read_timeout,
+        **_scratch(arguments),
     )
+
+
+def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of a Request, what is asked for scratch space."""
+    from .core.space import Terms
+
+    directory, devices = arguments.scratch_dir, tuple(arguments.scratch_device)
+    _check_utf_8(directory or "", "the scratch directory")
+    for _, device in devices:
+        _check_utf_8(device, "the scratch device")
+    return {
+        "scratch_dir": directory and os.path.abspath(directory),
+        "terms": Terms(arguments.scratch_limit, arguments.scratch_reserve, devices),
+    }
 
 
 def _luns(arguments: argparse.Namespace) -> LunRequest | None:
@@ -200,6 +213,10 @@ def _boot(arguments: argparse.Namespace) -> int:
     _revive(arguments.source, store, arguments.verbose)
     record = _active(arguments.source, store)
     is_taken_now = record is None
+    if record and any(value for name, value in vars(arguments).items() if name.startswith("scratch_")):
+        raise UsageError(
+            f"snapshot {record.id} is there already: its scratch space stays as it is", "no --scratch options"
+        )
     record = record or _take_to_boot(arguments, store)
     try:
         vm = _awaited(boot.run, request, record, store)
@@ -247,7 +264,7 @@ def _take_to_boot(arguments: argparse.Namespace, store: Store) -> Record:
 
     uri = arguments.connect or hypervisor.default_uri()
     hypervisor.check_uri(uri)
-    request = Request(arguments.source, None, uri, booting=Process.of_pid(os.getpid()))
+    request = Request(arguments.source, None, uri, booting=Process.of_pid(os.getpid()), **_scratch(arguments))
     return _loaded(store, background.start(partial(taking.taken, request, store), store, arguments.verbose, _tell))
 
 

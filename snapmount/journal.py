@@ -37,6 +37,7 @@ class Entry:
     mount_source: str
     socket: str
     boot_id: str
+    devices: tuple[str, ...] = ()  # block devices that are scratch too
     scratch_vm: str | None = None  # uuid of the scratch VM whose overlays are there
 
     @classmethod
@@ -45,6 +46,7 @@ class Entry:
         fields = dict(document)
         if fields.pop("version") != VERSION:
             raise ValueError("it was written by another version of snapmount")
+        fields["devices"] = tuple(fields["devices"])
         entry = cls(**fields)
         match = NAME.fullmatch(Path(entry.directory).name)
         if not match or match[1] != entry.snapshot or not os.path.isabs(entry.directory):
@@ -71,6 +73,7 @@ def write(record: Record, store: Store, directory: str, owner_uid: int, vm: Scra
         mount_source=record.mount_source,
         socket=record.socket,
         boot_id=boot_id(),
+        devices=() if vm else tuple(device for _, device in record.terms.devices),
         scratch_vm=vm.uuid if vm else None,
     )
     file = path(directory)

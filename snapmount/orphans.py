@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import hypervisor, journal, mounts, scratch
+from . import blockscratch, hypervisor, journal, mounts, scratch
 from .core import names
 from .errors import LeftoverError, SnapmountError
 from .exclusion import exclusive
@@ -121,6 +121,8 @@ def _check_ours(entry: Entry) -> None:
 def _remove(entry: Entry) -> None:
     log.info("removing %s", entry.directory)
     try:
+        for device in entry.devices:
+            blockscratch.wipe(device, entry.snapshot)
         scratch.remove(Path(entry.directory))
         scratch.remove_view(scratch.view(entry.snapshot))
         _remove_socket(entry)

@@ -7,15 +7,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TypeVar
 
 import trio
 
-from . import blocking, hypervisor, mounts, scratch
+from . import blocking, hypervisor, mounts, scratch, scratchplan
 from .core import domainxml, names, plan
 from .core.iscsi import Portal
 from .core.snapshot import Disk, Snapshot
+from .core.space import DEFAULT_TERMS, Terms
 from .core.user import User
 from .errors import StateError
 from .processes import Process
@@ -51,6 +51,7 @@ class Request:
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     scratch_dir: str | None = None
+    terms: Terms = DEFAULT_TERMS  # how it shall use scratch space
     quiesce: bool = False
     read_timeout_s: float = 30.0
     booting: Process | None = None  # the command that takes it to boot on it: it ends with that and its scratch VMs
@@ -80,10 +81,13 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     xml = await domain.xml()
     selection = plan.select(domain.name, domainxml.disks(xml), request.only, request.exclude)
     sizes = await domain.allocation()
-    parent = Path(request.scratch_dir or scratch.default_parent())
-    warning = await _judge_space(domain.name, parent, [sizes[disk.name] for disk in selection.chosen])
-    if warning:
-        warn(warning)
+    disks = tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen)
+    user = hypervisor.qemu_user(xml)
+    in_use = await _devices_in_use(connection, store) if request.terms.devices else {}
+    allocated = {name: size for name, (_, size) in sizes.items()}
+    files = [disk.origin for disk in selection.chosen if disk.kind == "file"]
+    needs = scratchplan.Needs(domain.name, disks, allocated, files, user, in_use)
+    parent, terms = await scratchplan.make(needs, request.scratch_dir, request.terms, warn)
     snapshot = Snapshot(
         id=store.new_id(),
         vm_name=domain.name,
@@ -91,7 +95,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         created=datetime.now(UTC),
         source="pull",
         quiesced=request.quiesce,
-        disks=tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen),
+        disks=disks,
         left_out=selection.left_out,
     )
     mountpoint = request.mountpoint or str(scratch.view(snapshot.id))
@@ -108,8 +112,18 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         read_timeout_s=request.read_timeout_s,
         is_hidden=request.mountpoint is None,
         is_for_boot=request.booting is not None,
+        terms=terms,
     )
-    return Plan(domain, xml, hypervisor.qemu_user(xml), record)
+    return Plan(domain, xml, user, record)
+
+
+async def _devices_in_use(connection: hypervisor.Hypervisor, store: Store) -> dict[str, str]:
+    """The block devices of VMs and of other snapshots, with what each is."""
+    found = await connection.block_disks()
+    for record in store.load_all()[0]:
+        for disk, device in record.terms.devices:
+            found[device] = f"the scratch of {disk} of snapshot {record.id}"
+    return found
 
 
 async def _check_state(domain: hypervisor.Domain, store: Store) -> None:
@@ -132,12 +146,6 @@ async def _check_state(domain: hypervisor.Domain, store: Store) -> None:
         f"{domain.name} has a backup job already, of another program; a VM can have one at a time",
         f"{names.command('virsh', 'domjobinfo', domain.name)}   (and wait for its end)",
     )
-
-
-async def _judge_space(vm: str, parent: Path, sizes: list[tuple[int, int]]) -> str | None:
-    free = await _check(str(parent), scratch.free_bytes, parent)
-    virtual, allocated = (sum(column) for column in zip(*sizes, strict=True))
-    return plan.judge(vm, str(parent), plan.Space(free, virtual, allocated))
 
 
 async def _check(path: str, function: Callable[..., T], *args: object) -> T:

@@ -18,7 +18,9 @@ from .core import names, units
 from .core.iscsi import Credentials, Session
 from .core.plan import LeftOut
 from .core.snapshot import format_time
+from .core.space import rate
 from .errors import SpaceError
+from .measuring import Figures
 from .scratchvm import ScratchVm
 from .state import Record, State, Store
 
@@ -46,13 +48,25 @@ class Shown:
     def attachments(self) -> list[Attachment]:
         return attachments.current(self.store.path(self.record.id))
 
+    @property
+    def _figures(self) -> Figures | None:
+        """What its server has measured just now; None where none is at it."""
+        is_watched = self.store.state(self.record) is State.ACTIVE
+        return Figures.load(self.store.path(self.record.id)) if is_watched else None
+
+    @property
+    def _scratch_bytes(self) -> int:
+        """What it uses of scratch space; only its server can tell of block devices."""
+        figures = self._figures
+        return figures.used_bytes if figures else scratch.used_bytes(Path(self.record.scratch))
+
     def document(self) -> dict[str, Any]:
         """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
         record = self.record
         shown = record.snapshot.document()
         for disk in shown["disks"]:
             disk["nbd_uri"] = record.export_uri(disk["name"])
-        log = self.store.log(record.id)
+        log, figures = self.store.log(record.id), self._figures
         return shown | {
             "connect": record.connect,
             "state": self.store.state(record).value,
@@ -65,8 +79,14 @@ class Shown:
             "attachments": [each.document() for each in self.attachments],
             "scratch": {
                 "directory": record.scratch,
-                "used_bytes": scratch.used_bytes(Path(record.scratch)),
+                "place": record.terms.place,
+                "devices": dict(record.terms.devices),
+                "reserved": record.terms.is_reserved,
+                "limit_bytes": record.terms.limit_bytes,
+                "used_bytes": self._scratch_bytes,
                 "free_bytes": _free_bytes(record),
+                "growth_bytes_per_s": figures and round(figures.bytes_per_s),
+                "left_s": figures and figures.left_s and round(figures.left_s, 1),
             },
             "server": {"pid": record.server.pid, "log": str(log) if log.exists() else None},
         }
@@ -100,12 +120,13 @@ class Shown:
             _age(record),
             "-" if record.is_hidden else record.mountpoint,
             luns.summary(record.publication, self.sessions) if record.publication else "-",
-            units.size(scratch.used_bytes(Path(record.scratch))),
+            units.size(self._scratch_bytes),
+            *_growth(self._figures),
             _status(record, self.store.state(record)),
         )
-        vms = [("", f"  {vm.name}", "", "", "", _overlay_size(vm), vm.state) for vm in self.scratch_vms]
+        vms = [("", f"  {vm.name}", "", "", "", _overlay_size(vm), "", "", vm.state) for vm in self.scratch_vms]
         attached = [
-            ("", f"  {each.vm_name}", "", "", "", "", f"{each.state}: {each.disk} as {each.target}")
+            ("", f"  {each.vm_name}", "", "", "", "", "", "", f"{each.state}: {each.disk} as {each.target}")
             for each in self.attachments
         ]
         return [row, *vms, *attached]
@@ -113,7 +134,6 @@ class Shown:
     def details(self) -> str:
         """What `show` prints: everything of one snapshot."""
         record, snapshot, shown = self.record, self.record.snapshot, self.document()
-        free = shown["scratch"]["free_bytes"]
         log = shown["server"]["log"]
         facts = [
             ("snapshot", f"{snapshot.id} of {snapshot.vm_name} (uuid {snapshot.vm_uuid})"),
@@ -123,11 +143,7 @@ class Shown:
             *([("ends", "with its last scratch VM")] if record.is_for_boot else []),
             *([] if record.is_hidden else [("mounted at", record.mountpoint)]),
             ("connection", record.connect),
-            (
-                "scratch",
-                f"{record.scratch}, {units.size(shown['scratch']['used_bytes'])} used"
-                + (f", {units.size(free)} free" if free is not None else ""),
-            ),
+            *self._scratch_facts(shown["scratch"]),
             ("server", f"process {record.server.pid}" + (f", log {log}" if log else "")),
         ]
         disks = [
@@ -144,6 +160,21 @@ class Shown:
                 *self._recipes(),
             ]
         )
+
+    def _scratch_facts(self, scratch_space: dict[str, Any]) -> list[tuple[str, str]]:
+        terms, figures, free = self.record.terms, self._figures, scratch_space["free_bytes"]
+        used = f"{units.size(scratch_space['used_bytes'])} used"
+        used += f" of at most {units.size(terms.limit_bytes)}" if terms.limit_bytes else ""
+        used += ", reserved" if terms.is_reserved else ""
+        growing = [f"growing {rate(figures.bytes_per_s)}"] if figures else []
+        growing += (
+            [f"{units.duration(figures.left_s)} left at this rate"] if figures and figures.left_s is not None else []
+        )
+        return [
+            ("scratch", self.record.scratch + (f" ({terms.place})" if terms.place else "")),
+            *(("scratch", f"{device}, of {disk}") for disk, device in terms.devices),
+            ("", ", ".join([used, *([f"{units.size(free)} free"] if free is not None else []), *growing])),
+        ]
 
     def _vm_details(self) -> list[str]:
         rows = [
@@ -172,6 +203,13 @@ class Shown:
         if not publication or not credentials:
             return []
         return [*luns.recipes(publication, credentials, self.with_secret), ""]
+
+
+def _growth(figures: Figures | None) -> tuple[str, str]:
+    """How fast scratch space grows and how long it lasts then, for `list`."""
+    if not figures:
+        return "-", "-"
+    return rate(figures.bytes_per_s), units.duration(figures.left_s) if figures.left_s is not None else "-"
 
 
 def _free_bytes(record: Record) -> int | None:
@@ -240,7 +278,7 @@ def attached(made: Sequence[Attachment], record: Record) -> str:
 def listing(snapshots: Iterable[Shown]) -> str:
     """What `list` prints: a row a snapshot."""
     return table(
-        ("ID", "VM", "AGE", "MOUNTPOINT", "ISCSI", "SCRATCH", "STATE"),
+        ("ID", "VM", "AGE", "MOUNTPOINT", "ISCSI", "SCRATCH", "GROWTH", "LEFT", "STATE"),
         [row for each in snapshots for row in each.rows()],
     )
 

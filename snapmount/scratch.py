@@ -52,8 +52,7 @@ def free_bytes(parent: Path, use: Use = SCRATCH) -> int:
     """What an ordinary user may still write below the directory.  The default parent need not exist yet.  Raises
     SpaceError.
     """
-    if parent == default_parent():
-        parent = next(each for each in (parent, *parent.parents) if each.exists())
+    parent = nearest(parent)
     try:
         status = os.statvfs(parent)
     except FileNotFoundError:
@@ -65,15 +64,27 @@ def free_bytes(parent: Path, use: Use = SCRATCH) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def nearest(parent: Path) -> Path:
+    """The directory, or of the default parent, which need not exist yet, the nearest that does."""
+    if parent != default_parent():
+        return parent
+    return next(each for each in (parent, *parent.parents) if each.exists())
+
+
 def used_bytes(directory: Path) -> int:
-    """What the scratch files allocate now; 0 where they are gone."""
+    """What is written to the files, not what is reserved for them; 0 where they are gone."""
     total = 0
     try:
         for entry in os.scandir(directory):
-            total += entry.stat(follow_symlinks=False).st_blocks * 512
+            total += written_bytes(entry.stat(follow_symlinks=False))
     except OSError:
         pass  # it ended while we looked
     return total
+
+
+def written_bytes(status: os.stat_result) -> int:
+    """What is written to a file: its holes are not, and neither is what fallocate(2) has put beyond its end."""
+    return min(status.st_size, status.st_blocks * 512)
 
 
 async def create(directory: Path, user: User, qemu_pid: int | None, use: Use = SCRATCH) -> None:

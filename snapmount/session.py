@@ -19,7 +19,7 @@ from typing import Protocol
 
 import trio
 
-from . import hypervisor, mounts, nbd, tending
+from . import hypervisor, mounts, nbd, tending, watching
 from .core.image import Image
 from .core.snapshot import Disk, dump
 from .core.tree import Constant, File, MapText, RawImage, Tree
@@ -59,6 +59,7 @@ class Held:
     """A snapshot that QEMU keeps, and whose record this process holds."""
 
     claim: Claim
+    watch: watching.Watch
     images: list[nbd.NbdImage]  # of its disks, in their order
     booting: Process | None = None  # see Request
     ends: bool = True  # with the session; else only once the view has been ready
@@ -100,6 +101,7 @@ async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
     async with begin(reporter) as held, _shown(held) as view:
         held.claim.update(state=State.ACTIVE, reason=None, server=Process.of_pid(os.getpid()))
         held.ends = True
+        held.watch.shown(partial(_close, held.images), view.forget_cached)
         ready.set()
         reporter.ready(held.claim.record)
         left_s = held.claim.record.left_s
@@ -204,6 +206,11 @@ async def _serve(view: fuse.View, held: Held) -> None:
         nursery.cancel_scope.cancel()
 
 
+def _close(images: Sequence[nbd.NbdImage]) -> None:
+    for image in images:
+        image.close()
+
+
 async def _watch_source(view: fuse.View, images: Sequence[nbd.NbdImage], claim: Claim) -> None:
     def note(reason: str) -> None:
         log.error("the snapshot is lost: %s", reason)
@@ -211,8 +218,9 @@ async def _watch_source(view: fuse.View, images: Sequence[nbd.NbdImage], claim: 
 
     record = claim.record
     await nbd.wait_until_gone(record.socket, record.snapshot.disks[0].name)
+    if claim.record.state is State.GAVE_UP:
+        return
     note(pull.LOST_CONNECTION)
-    for image in images:
-        image.close()
+    _close(images)
     await view.forget_cached()
     await pull.explain_loss(record, note)

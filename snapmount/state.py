@@ -25,6 +25,7 @@ from . import jsonfiles
 from .core import names
 from .core.iscsi import Credentials, Target
 from .core.snapshot import Snapshot, dump
+from .core.space import DEFAULT_TERMS, Terms
 from .errors import LeftoverError, NotFoundError, SnapmountError, StateError
 from .processes import Process
 
@@ -39,6 +40,7 @@ class State(Enum):
     STARTING = "starting"  # being made
     ACTIVE = "active"  # the view is readable
     LOST = "lost"  # the point in time can no longer be served: reads fail with EIO
+    GAVE_UP = "gave up"  # the same, by ourselves: before the scratch space ran out
     ENDING = "ending"  # being undone
     LEFTOVER = "leftover"  # something could not be undone
     DEAD = "dead"  # never recorded: the process that served it is gone
@@ -72,7 +74,8 @@ class Record:
     scratch: str  # directory of the scratch files, ours alone
     server: Process
     state: State = State.STARTING
-    reason: str | None = None  # for LOST and LEFTOVER
+    terms: Terms = DEFAULT_TERMS  # how it uses scratch space
+    reason: str | None = None  # for LOST, GAVE_UP and LEFTOVER
     frozen: bool = False  # the guest's file systems may be frozen: they must be thawed
     is_hidden: bool = False  # nobody asked for the mount: it is for LUNs or scratch VMs alone
     is_for_boot: bool = False  # taken for scratch VMs: it ends with the last of them
@@ -124,6 +127,7 @@ class Record:
             "scratch": self.scratch,
             "server": asdict(self.server),
             "state": self.state.value,
+            "terms": self.terms.to_json(),
             "reason": self.reason,
             "frozen": self.frozen,
             "is_hidden": self.is_hidden,
@@ -142,6 +146,7 @@ class Record:
         fields["snapshot"] = Snapshot.from_document(fields["snapshot"])
         fields["server"] = Process(**fields["server"])
         fields["state"] = State(fields["state"])
+        fields["terms"] = Terms.from_json(fields["terms"])
         fields["publication"] = fields["publication"] and Publication.from_json(fields["publication"])
         return cls(**fields)
 

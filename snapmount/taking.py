@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from . import hypervisor, journal, nbd, planning, scratch
+from . import hypervisor, journal, nbd, planning, scratch, scratchfiles, watching
 from .core import names
 from .core.iscsi import target_of
 from .errors import StateError
@@ -42,13 +42,15 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             reporter.claimed(claim.record)
             claim.write_definition(planned.xml)
             await _make(request, planned, claim)
+        watch = watching.Watch(claim)
+        await stack.enter_async_context(watching.watched(watch))
         images = await connect(stack, claim.record)
         _note_sizes(claim, images)
         if request.luns:
             _plan_publication(request.luns, backend, claim)
         if request.expire_s:
             claim.update(expires_s=time.monotonic() + request.expire_s)
-        yield Held(claim, images, request.booting)
+        yield Held(claim, watch, images, request.booting)
 
 
 async def _undo(claim: Claim) -> None:
@@ -73,6 +75,7 @@ async def _make(request: Request, planned: planning.Plan, claim: Claim) -> None:
     domain, record = planned.domain, planned.record
     journal.write(record, claim.store, record.scratch, planned.user.uid)
     await scratch.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
+    await scratchfiles.make(record, planned.user)
     if record.is_hidden:
         scratch.make_view(Path(record.mountpoint))
     left_out = [each.name for each in record.snapshot.left_out]

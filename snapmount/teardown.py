@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from . import attaching, journal, mounts, scratch, tending
+from . import attaching, journal, mounts, scratch, scratchfiles, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError, StateError
 from .publish import iscsi
@@ -85,11 +85,15 @@ async def free(claim: Claim) -> None:
     with _deadline(FREE_S):
         await tending.end_all(claim.record, claim.directory)
         await attaching.end_all(claim.record, claim.directory)
-        publication = claim.record.publication
-        if publication:
-            log.info("withdrawing %s", publication.target.iqn)
-            await iscsi.withdraw(publication.backend, claim.directory, publication.target)
+        await withdraw(claim)
+
+
+async def withdraw(claim: Claim) -> None:
+    """Withdraw the LUNs.  Idempotent.  Raises LeftoverError or StateError."""
+    publication = claim.record.publication
     if publication:
+        log.info("withdrawing %s", publication.target.iqn)
+        await iscsi.withdraw(publication.backend, claim.directory, publication.target)
         with contextlib.suppress(StateError):  # it is withdrawn, also where that cannot be written down
             claim.update(publication=None)
 
@@ -100,6 +104,6 @@ def _remove_files(record: Record) -> None:
             os.unlink(record.socket)
         if record.is_hidden:
             scratch.remove_view(Path(record.mountpoint))
-        scratch.remove(Path(record.scratch))
+        scratchfiles.remove(record)
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error

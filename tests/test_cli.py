@@ -39,6 +39,9 @@ def test_take_has_its_documented_defaults() -> None:
         "disk": [],
         "exclude_disk": [],
         "scratch_dir": None,
+        "scratch_limit": None,
+        "scratch_reserve": False,
+        "scratch_device": [],
         "quiesce": False,
         "read_timeout": 30.0,
         "iscsi": False,
@@ -145,6 +148,10 @@ def test_boot_has_its_documented_defaults() -> None:
     assert parsed.pop("verb") == "boot"
     assert parsed == {
         "source": "vm1",
+        "scratch_dir": None,
+        "scratch_limit": None,
+        "scratch_reserve": False,
+        "scratch_device": [],
         "connect": None,
         "name": None,
         "memory": None,

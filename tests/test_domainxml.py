@@ -158,3 +158,18 @@ def test_the_socket_of_a_job_as_libvirt_describes_it() -> None:
     assert domainxml.backup_socket("<domainbackup mode='push'/>") is None
     tcp = "<domainbackup mode='pull'><server transport='tcp' name='localhost' port='10809'/></domainbackup>"
     assert domainxml.backup_socket(tcp) is None
+
+
+def test_scratch_may_lie_on_block_devices() -> None:
+    files = {"vda": "/dev/vg0/scratch", "vdb": "/scratch/vdb.qcow2"}
+    job = ElementTree.fromstring(domainxml.backup_job("/run/s.sock", files, (), {"vda"}))
+    found = [(disk.get("name"), disk.get("type"), disk.find("scratch").attrib) for disk in job.iter("disk")]  # type: ignore[union-attr]
+    assert found == [("vda", "block", {"dev": "/dev/vg0/scratch"}), ("vdb", "file", {"file": "/scratch/vdb.qcow2"})]
+
+
+def test_the_scratch_of_a_running_job_is_known_by_its_index() -> None:
+    job = (
+        "<domainbackup mode='pull'><disks><disk name='vda' backup='yes' index='3'/><disk name='vdb' backup='no'/>"
+        "<disk name='vdc' backup='yes' index='12'/></disks></domainbackup>"
+    )
+    assert domainxml.scratch_indexes(job) == {"vda": 3, "vdc": 12}

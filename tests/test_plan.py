@@ -1,4 +1,4 @@
-"""What a snapshot will be is decided before anything is made: its disks, and whether the scratch space will do."""
+"""What a snapshot will be is decided before anything is made: its disks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from snapmount.core import plan
 from snapmount.core.domainxml import DiskDefinition
-from snapmount.core.plan import LeftOut, Space
-from snapmount.core.units import GIB, MIB
-from snapmount.errors import NotFoundError, SpaceError, StateError
+from snapmount.core.plan import LeftOut
+from snapmount.errors import NotFoundError, StateError
 
 from .strategies import PROPERTY, disk_names
 
@@ -126,31 +125,3 @@ def test_a_disk_whose_writes_bypass_qemu_must_be_excluded_by_name(disk: DiskDefi
 def test_a_disk_name_that_cannot_be_a_file_name_is_refused(name: str) -> None:
     with pytest.raises(StateError, match="cannot be a file name"):
         plan.select("vm1", (replace(VDA, name=name),), (), ())
-
-
-@pytest.mark.parametrize(
-    ("allocated", "floor"), [(0, 64 * MIB), (640 * MIB, 64 * MIB), (641 * MIB, 641 * MIB // 10), (20 * GIB, 2 * GIB)]
-)
-def test_a_tenth_of_the_allocated_size_and_64_mib_must_be_free(allocated: int, floor: int) -> None:
-    assert Space(free=0, virtual=allocated, allocated=allocated).floor == floor
-    with pytest.raises(SpaceError):
-        plan.judge("vm1", "/scratch", Space(floor - 1, allocated, allocated))
-    plan.judge("vm1", "/scratch", Space(floor, allocated, allocated))
-
-
-def test_too_little_space_is_refused_with_both_figures_and_a_way_out() -> None:
-    with pytest.raises(SpaceError, match=r"/scratch has 1 GiB free .* at least 2 GiB must be free") as caught:
-        plan.judge("vm1", "/scratch", Space(free=GIB, virtual=40 * GIB, allocated=20 * GIB))
-    assert caught.value.remedy is not None
-    assert caught.value.remedy.startswith("snapmount vm1 MOUNTPOINT --scratch-dir DIRECTORY")
-
-
-def test_a_worst_case_that_does_not_fit_is_warned_of() -> None:
-    warning = plan.judge("vm1", "/scratch", Space(free=39 * GIB, virtual=40 * GIB, allocated=GIB))
-    assert warning is not None
-    assert "/scratch has 39 GiB free" in warning
-    assert "may need 40 GiB" in warning
-
-
-def test_space_for_the_worst_case_is_no_matter() -> None:
-    assert plan.judge("vm1", "/scratch", Space(free=40 * GIB, virtual=40 * GIB, allocated=GIB)) is None

@@ -176,7 +176,7 @@ def test_all_modules_are_looked_at() -> None:
     assert {"snapmount", "snapmount.cli", "snapmount.core", "snapmount.core.tree", "snapmount.publish.fuse"} <= set(
         MODULES
     )
-    assert imports_of("snapmount.core.plan").at_load >= {"snapmount.errors", "snapmount.core.units", "dataclasses"}
+    assert imports_of("snapmount.core.plan").at_load >= {"snapmount.errors", "snapmount.core.names", "dataclasses"}
     assert imports_of("snapmount.sources.pull").at_load >= {"snapmount.hypervisor", "snapmount.core.domainxml", "trio"}
 
 

@@ -80,7 +80,7 @@ def test_list_and_show_tell_all_of_a_snapshot(writer: vm.VM, mountpoint: Path) -
     assert Path(shown["server"]["log"]).stat().st_size > 0
 
     header, row = snapmount("list").stdout.splitlines()
-    assert header.split() == ["ID", "VM", "AGE", "MOUNTPOINT", "ISCSI", "SCRATCH", "STATE"]
+    assert header.split() == ["ID", "VM", "AGE", "MOUNTPOINT", "ISCSI", "SCRATCH", "GROWTH", "LEFT", "STATE"]
     assert row.split()[0] == shown["id"]
     assert row.split()[-1] == "active"
     details = snapmount("show", shown["id"]).stdout

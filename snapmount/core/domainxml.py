@@ -6,7 +6,7 @@ Formats: https://libvirt.org/formatdomain.html (hard drives, security label) and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -100,20 +100,23 @@ def has_device(domain_xml: str, alias: str) -> bool:
     return any(each.get("name") == alias for each in aliases)
 
 
-def backup_job(socket: str, scratch_files: Mapping[str, str], left_out: Iterable[str]) -> str:
+def backup_job(
+    socket: str, scratch_files: Mapping[str, str], left_out: Iterable[str], on_devices: Collection[str] = ()
+) -> str:
     """The XML of a pull-mode backup job.
 
-    `scratch_files` maps each chosen disk's name to the path of its qcow2 scratch file; the NBD export of a disk has the
-    disk's name.  All chosen disks are of one moment.  The disks of `left_out` are named as such: libvirt would take
-    them otherwise.
+    `scratch_files` maps each chosen disk's name to the path of its qcow2 scratch file, which is a block device for
+    the disks of `on_devices`; the NBD export of a disk has the disk's name.  All chosen disks are of one moment.
+    The disks of `left_out` are named as such: libvirt would take them otherwise.
     """
     job = ElementTree.Element("domainbackup", mode="pull")
     ElementTree.SubElement(job, "server", transport="unix", socket=socket)
     listed = ElementTree.SubElement(job, "disks")
     for name, path in scratch_files.items():
-        disk = ElementTree.SubElement(listed, "disk", name=name, backup="yes", type="file", exportname=name)
+        kind, attribute = ("block", "dev") if name in on_devices else ("file", "file")
+        disk = ElementTree.SubElement(listed, "disk", name=name, backup="yes", type=kind, exportname=name)
         ElementTree.SubElement(disk, "driver", type="qcow2")
-        ElementTree.SubElement(disk, "scratch", file=path)
+        ElementTree.SubElement(disk, "scratch", {attribute: path})
     for name in left_out:
         ElementTree.SubElement(listed, "disk", name=name, backup="no")
     return ElementTree.tostring(job, encoding="unicode")
@@ -123,3 +126,9 @@ def backup_socket(job_xml: str) -> str | None:
     """The unix socket of a running backup job: what tells our job from another's."""
     server = parse(job_xml, "the backup job's description").find("server")
     return None if server is None else server.get("socket")
+
+
+def scratch_indexes(job_xml: str) -> dict[str, int]:
+    """The index of each disk's scratch in a running backup job: 'vda' with 3 is what libvirt calls 'vda[3]'."""
+    disks = parse(job_xml, "the backup job's description").findall("./disks/disk[@index]")
+    return {disk.get("name", ""): int(disk.get("index", "")) for disk in disks}

@@ -1,15 +1,13 @@
-"""What a snapshot will be, decided before anything is made: which disks, and whether the scratch space will do."""
+"""What a snapshot will be, decided before anything is made: which disks."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ..errors import NotFoundError, SpaceError, StateError
-from . import attachment, names, units
+from ..errors import NotFoundError, StateError
+from . import attachment, names
 from .domainxml import DiskDefinition
-
-FLOOR_BYTES = 64 * units.MIB
 
 
 @dataclass(frozen=True)
@@ -85,36 +83,3 @@ def _refuse_bypass(vm: str, disk: DiskDefinition) -> None:
         raise StateError(
             f"{vm}: the disk name {disk.name!r} cannot be a file name; libvirt allows letters, digits and '_'"
         )
-
-
-@dataclass(frozen=True)
-class Space:
-    """What the scratch directory offers and what the snapshot may need, all in bytes."""
-
-    free: int
-    virtual: int  # virtual size of the chosen disks: the most that the guest can overwrite
-    allocated: int  # what of it is allocated
-
-    @property
-    def floor(self) -> int:
-        """The least free space with which a snapshot is taken: a tenth of the allocated size, and at least 64 MiB."""
-        return max(FLOOR_BYTES, self.allocated // 10)
-
-
-def judge(vm: str, directory: str, space: Space) -> str | None:
-    """Refuse a scratch directory that is too small (SpaceError); return a warning where the worst case would not fit,
-    else None.
-    """
-    remedy = names.command("snapmount", vm, "MOUNTPOINT", "--scratch-dir", "DIRECTORY")
-    if space.free < space.floor:
-        raise SpaceError(
-            f"{vm}: {directory} has {units.size(space.free)} free for the scratch files; "
-            f"at least {units.size(space.floor)} must be free (a tenth of the disks' allocated size, and 64 MiB)",
-            f"{remedy}   (a directory with more space)",
-        )
-    if space.free < space.virtual:
-        return (
-            f"{directory} has {units.size(space.free)} free, and the scratch files may need "
-            f"{units.size(space.virtual)} if the guest overwrites all of its disks while the snapshot lives"
-        )
-    return None

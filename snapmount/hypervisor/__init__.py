@@ -5,6 +5,17 @@ API: https://libvirt.org/html/libvirt-libvirt-domain.html
 
 from .connection import Hypervisor, connected
 from .domain import Domain, qemu_user
+from .events import Heard, heard
 from .uri import check_uri, default_uri, is_unprivileged
 
-__all__ = ["Domain", "Hypervisor", "check_uri", "connected", "default_uri", "is_unprivileged", "qemu_user"]
+__all__ = [
+    "Domain",
+    "Heard",
+    "Hypervisor",
+    "check_uri",
+    "connected",
+    "default_uri",
+    "heard",
+    "is_unprivileged",
+    "qemu_user",
+]

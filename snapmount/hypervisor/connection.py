@@ -9,7 +9,7 @@ from typing import Any
 import libvirt
 import trio
 
-from ..core import names
+from ..core import domainxml, names
 from ..errors import NotFoundError, SnapmountError, StateError, UnreachableError
 from .calls import call, explained
 from .domain import Domain
@@ -67,6 +67,17 @@ class Hypervisor:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise UnreachableError(f"{uuid}: {error}") from error
+
+    async def block_disks(self) -> dict[str, str]:
+        """The paths of all VMs' disks that are block devices, with what each is: 'the disk vda of vm1'."""
+        with explained("list the VMs"):
+            handles = await call("list the VMs", self._connection.listAllDomains)
+        found = {}
+        for domain in map(Domain, handles):
+            for disk in domainxml.disks(await domain.xml()):
+                if disk.kind == "block":
+                    found[disk.origin] = f"the disk {disk.name} of {domain.name}"
+        return found
 
     async def check_name_is_free(self, name: str) -> None:
         """Raise StateError where a VM has the name."""

@@ -74,16 +74,7 @@ class Domain:
 
     async def allocation(self) -> dict[str, tuple[int, int]]:
         """Virtual size and allocated size in bytes of each disk, backing files included in the latter."""
-        flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING
-        connection = self._handle.connect()
-        with explained(f"{self.name}: read the disks' sizes"):
-            ((_, stats),) = await call(
-                "read the disks' sizes",
-                connection.domainListGetStats,
-                [self._handle],
-                libvirt.VIR_DOMAIN_STATS_BLOCK,
-                flags,
-            )
+        stats = await self._block_stats()
         virtual: dict[str, int] = {}
         allocated: dict[str, int] = {}
         for number in range(stats["block.count"]):
@@ -92,6 +83,18 @@ class Domain:
             virtual.setdefault(name, stats.get(f"block.{number}.capacity", 0))
             allocated[name] = allocated.get(name, 0) + stats.get(f"block.{number}.allocation", 0)
         return {name: (size, min(size, allocated[name])) for name, size in virtual.items()}
+
+    async def _block_stats(self) -> dict[str, Any]:
+        connection = self._handle.connect()
+        with explained(f"{self.name}: read the disks' sizes"):
+            ((_, stats),) = await call(
+                "read the disks' sizes",
+                connection.domainListGetStats,
+                [self._handle],
+                libvirt.VIR_DOMAIN_STATS_BLOCK,
+                libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING,
+            )
+        return dict(stats)
 
     async def backup_job(self) -> str | None:
         """The XML of the backup job that runs now, None where none does."""
@@ -109,9 +112,13 @@ class Domain:
         return job is not None and domainxml.backup_socket(job) == socket
 
     async def begin_backup(self, job_xml: str) -> None:
-        """Start a pull-mode backup job: the VM's point in time.  Raises StateError where QEMU or libvirt refuses."""
+        """Start a pull-mode backup job, whose scratch files exist: the VM's point in time.
+
+        Raises StateError where QEMU or libvirt refuses.
+        """
+        reuse = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
         try:
-            await call("start the backup job", self._handle.backupBegin, job_xml, None, deadline_s=BEGIN_S)
+            await call("start the backup job", self._handle.backupBegin, job_xml, None, reuse, deadline_s=BEGIN_S)
         except libvirt.libvirtError as error:
             raise StateError(f"{self.name}: the backup job cannot be started: {error}") from error
 
@@ -129,6 +136,50 @@ class Domain:
                 await trio.sleep(POLL_S)
             return
         raise UnreachableError(f"{self.name}: the backup job has not ended within {JOB_END_S:g} s")
+
+    async def scratch_indexes(self, socket: str) -> dict[str, int]:
+        """The index of each disk's scratch, see domainxml; none where the job at that socket does not run."""
+        job = await self.backup_job()
+        return domainxml.scratch_indexes(job) if job and domainxml.backup_socket(job) == socket else {}
+
+    async def written(self) -> dict[tuple[str, int], int]:
+        """How far each image is written that is open for writing, in bytes, by its disk's name and its index."""
+        stats = await self._block_stats()
+        blocks = [f"block.{number}" for number in range(stats["block.count"])]
+        return {
+            (stats[f"{block}.name"], stats[f"{block}.backingIndex"]): stats[f"{block}.allocation"]
+            for block in blocks
+            if f"{block}.backingIndex" in stats and f"{block}.allocation" in stats
+        }
+
+    async def set_threshold(self, disk: str, index: int, length: int) -> None:
+        """Let an event come when the image of that index is written beyond this length in bytes; once.
+
+        Raises UnreachableError.
+        """
+        with explained(f"{self.name}: set a threshold for {disk}[{index}]"):
+            await call("set a threshold", self._handle.setBlockThreshold, f"{disk}[{index}]", length)
+
+    async def lacks_space(self) -> bool:
+        """Whether it is paused because a write of a disk found no space, and not by somebody.
+
+        Raises UnreachableError.
+        """
+        with explained(f"{self.name}: read the state"):
+            state = await call("read the state", self._handle.state)
+            if tuple(state) != (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+                return False
+            errors = await call("read the disks' errors", self._handle.diskErrors)
+        return libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in errors.values()
+
+    async def resume(self) -> None:
+        """Let it run on, and try the writes again that have paused it.  Raises UnreachableError."""
+        try:
+            await call(f"resume {self.name}", self._handle.resume)
+        except libvirt.libvirtError as error:
+            raise UnreachableError(
+                f"{self.name} is paused, and cannot be resumed: {error}", names.command("virsh", "resume", self.name)
+            ) from error
 
     async def freeze(self) -> None:
         """Freeze the guest's file systems through its agent.  Raises MissingError."""

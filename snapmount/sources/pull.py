@@ -14,9 +14,11 @@ from pathlib import Path
 
 import trio
 
+from .. import scratchfiles
 from ..core import domainxml, names
-from ..errors import SnapmountError, StateError, UnreachableError
+from ..errors import SnapmountError, SpaceError, StateError, UnreachableError
 from ..hypervisor import Domain, connected
+from ..measuring import measure
 from ..processes import is_stopped
 from ..state import Claim, Record
 
@@ -46,14 +48,15 @@ def socket_path(run_id: int, snapshot_id: str, scratch: Path) -> str:
 
 
 async def begin(domain: Domain, claim: Claim, *, left_out: Iterable[str], quiesce: bool) -> None:
-    """Start the job that the record describes; with `quiesce` the guest's file systems are frozen around its start.
+    """Start the job that the record describes, whose scratch files are there; with `quiesce` the guest's file
+    systems are frozen around its start.
 
     A thaw always follows a freeze, and its failure is an error: UnreachableError.  Raises StateError where the job
     cannot be started, MissingError where the guest has no agent.
     """
     record = claim.record
-    scratch_files = {disk.name: f"{record.scratch}/{disk.name}.qcow2" for disk in record.snapshot.disks}
-    job = domainxml.backup_job(record.socket, scratch_files, left_out)
+    scratch_files = {disk.name: scratchfiles.path(record, disk.name) for disk in record.snapshot.disks}
+    job = domainxml.backup_job(record.socket, scratch_files, left_out, dict(record.terms.devices))
     if not quiesce:
         await domain.begin_backup(job)
         return
@@ -89,7 +92,9 @@ async def _thaw_quietly(domain: Domain) -> None:
 
 
 async def end(record: Record) -> None:
-    """End the job, if it still runs, and thaw a guest that may be frozen.  Idempotent.  Raises UnreachableError."""
+    """End the job, if it still runs, free a guest that is paused because our scratch is full, and thaw one that may be
+    frozen.  Idempotent.  Raises UnreachableError.
+    """
     async with connected(record.connect) as hypervisor:
         domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
         if domain is None:
@@ -97,7 +102,7 @@ async def end(record: Record) -> None:
         if record.frozen and await domain.is_active():
             await _thaw_quietly(domain)
         try:
-            await domain.end_backup(record.socket)
+            await end_on(domain, record, ran_out=await _is_nearly_full(domain, record))
         except UnreachableError as error:
             pid = domain.qemu_pid(record.connect)
             if pid is None or not is_stopped(pid):
@@ -105,6 +110,25 @@ async def end(record: Record) -> None:
             raise UnreachableError(
                 f"{error.message}: its QEMU, process {pid}, is stopped", names.command("kill", "-CONT", str(pid))
             ) from error
+
+
+async def end_on(domain: Domain, record: Record, *, ran_out: bool) -> None:
+    """End the job; where the scratch space `ran_out`, and a write that found none has paused the guest, let it go on.
+
+    QEMU tries that write again then, and the guest is none the wiser.  A pause of another kind is somebody's will.
+    Raises UnreachableError.
+    """
+    await domain.end_backup(record.socket)
+    if ran_out and await domain.lacks_space():
+        log.warning("%s was paused because the scratch space was full: it goes on", domain.name)
+        await domain.resume()
+
+
+async def _is_nearly_full(domain: Domain, record: Record) -> bool:
+    try:
+        return (await measure(record, domain)).is_nearly_full
+    except SpaceError:
+        return False  # the scratch directory is gone
 
 
 async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:

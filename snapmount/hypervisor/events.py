@@ -1,0 +1,103 @@
+"""Events of a VM, as libvirt tells them over a connection that stays open.
+
+libvirt's own event loop runs in a thread: it must be there before the connection is opened, and it cannot be taken away
+again (https://libvirt.org/html/libvirt-libvirt-event.html), so the thread lives as long as the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import libvirt
+import trio
+
+from ..errors import NotFoundError, SnapmountError
+from .calls import call, explained
+from .connection import Hypervisor, connected
+from .domain import Domain
+
+CLOSE_S = 5.0
+
+
+@functools.cache
+def _start_loop() -> None:
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_loop, name="libvirt events", daemon=True).start()
+
+
+def _loop() -> None:
+    while True:
+        with contextlib.suppress(libvirt.libvirtError):
+            libvirt.virEventRunDefaultImpl()
+
+
+class Heard:
+    """A VM whose events are heard."""
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+        self.lost = trio.Event()  # the connection is: no more events come
+
+
+@contextlib.asynccontextmanager
+async def heard(
+    uri: str, uuid: str, on_threshold: Callable[[str], None], on_io_error: Callable[[], None]
+) -> AsyncIterator[Heard]:
+    """Connect, and tell when a threshold of Domain.set_threshold() is crossed ('vda[3]'), and when the VM is paused by
+    an I/O error.
+
+    Raises UnreachableError, or NotFoundError where libvirt does not know the VM.
+    """
+    _start_loop()
+    token = trio.lowlevel.current_trio_token()
+
+    def tell(function: Callable[..., object], *args: object) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(function, *args)
+
+    def lifecycle(_connection: Any, _domain: Any, event: int, detail: int, _opaque: Any) -> None:
+        if (event, detail) == (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_IOERROR):
+            tell(on_io_error)
+
+    def threshold(_connection: Any, _domain: Any, node: str, *_: Any) -> None:
+        tell(on_threshold, node)
+
+    async with connected(uri) as hypervisor:
+        domain = await hypervisor.domain_by_uuid(uuid)
+        if domain is None:
+            raise NotFoundError(f"libvirt does not know the VM {uuid} any more")
+        this = Heard(domain)
+        handlers: dict[int, Callable[..., None]] = {
+            libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: lifecycle,
+            libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD: threshold,
+        }
+        async with _registered(hypervisor, domain, handlers, lambda *_: tell(this.lost.set)):
+            yield this
+
+
+@contextlib.asynccontextmanager
+async def _registered(
+    hypervisor: Hypervisor, domain: Domain, handlers: dict[int, Callable[..., None]], on_close: Callable[..., None]
+) -> AsyncIterator[None]:
+    connection, numbers = hypervisor._connection, []
+    with explained(f"{domain.name}: listen for events"):
+        await call("listen for the end of the connection", connection.registerCloseCallback, on_close, None)
+        for kind, handler in handlers.items():
+            register = functools.partial(connection.domainEventRegisterAny, domain._handle, kind, handler, None)
+            numbers.append(await call("listen for events", register))
+    try:
+        yield
+    finally:  # what is registered would keep the connection open
+        with trio.CancelScope(shield=True):
+            for number in numbers:
+                await _quietly(connection.domainEventDeregisterAny, number)
+            await _quietly(connection.unregisterCloseCallback)
+
+
+async def _quietly(function: Callable[..., object], *args: object) -> None:
+    with contextlib.suppress(SnapmountError, libvirt.libvirtError):
+        await call("listen no more", function, *args, deadline_s=CLOSE_S)

@@ -1,0 +1,103 @@
+"""Measures the scratch space of a snapshot, and keeps the figures beside its record for `list` and `show`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from . import blocking, blockscratch, jsonfiles, scratch, scratchfiles
+from .core.space import FLOOR_BYTES
+from .errors import SpaceError, StateError, UnreachableError
+from .hypervisor import Domain
+from .scratchfiles import Used
+from .state import Record
+
+LOOK_S = 10.0
+CURRENT_S = 5.0  # figures that are older are of the past
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is used of scratch space, and what is free, where it could be told."""
+
+    used: Mapping[str, Used]  # by disk
+    free: Mapping[str, int]  # bytes, by file system (the scratch directory's parent) and block device
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether a guest that has stopped for want of space may have stopped for this."""
+        return any(free < FLOOR_BYTES for free in self.free.values())
+
+
+async def measure(record: Record, domain: Domain | None) -> Measured:
+    """Look at files and file systems, and, of block devices, ask libvirt where `domain` is given.
+
+    Raises SpaceError where the file system cannot be looked at; what libvirt does not tell is left out.
+    """
+    used, free = dict[str, Used](), dict[str, int]()
+    if any(not record.terms.device(disk.name) for disk in record.snapshot.disks):
+        parent = Path(record.scratch).parent
+        try:
+            used, free[str(parent)] = await blocking.call(LOOK_S, _look, record, parent)
+        except trio.TooSlowError:
+            raise SpaceError(f"{parent}: its file system did not answer within {LOOK_S:g} s") from None
+        except OSError as error:
+            raise SpaceError(f"{record.scratch}: {error.strerror}") from error
+    if record.terms.devices and domain:
+        try:
+            await _ask(record, domain, used, free)
+        except (UnreachableError, OSError):
+            pass  # the last figures serve
+    return Measured(used, free)
+
+
+def _look(record: Record, parent: Path) -> tuple[dict[str, Used], int]:
+    return scratchfiles.look(record), scratch.free_bytes(parent)
+
+
+async def _ask(record: Record, domain: Domain, used: dict[str, Used], free: dict[str, int]) -> None:
+    written, indexes = await domain.written(), await domain.scratch_indexes(record.socket)
+    for disk, device in record.terms.devices:
+        end = written.get((disk, indexes.get(disk, -1)))
+        if end is not None:
+            used[disk] = Used(end, end)
+            free[device] = await blocking.call(LOOK_S, blockscratch.size, device) - end
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the server of a snapshot has measured."""
+
+    at_s: float  # time.monotonic(), which all processes of a host share, and which no one steps
+    used_bytes: int
+    bytes_per_s: float
+    left_s: float | None
+
+    def write(self, directory: Path) -> None:
+        """Keep them in the snapshot's runtime directory.  Raises OSError."""
+        jsonfiles.write(directory / "space.json", asdict(self))
+
+    @classmethod
+    def from_json(cls, document: Any) -> Figures:
+        """Raises KeyError, TypeError or ValueError for another shape."""
+        left = document["left_s"]
+        return cls(
+            float(document["at_s"]),
+            int(document["used_bytes"]),
+            float(document["bytes_per_s"]),
+            None if left is None else float(left),
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> Figures | None:
+        """Those of now; None where there are none."""
+        try:
+            found = jsonfiles.read(directory / "space.json", cls.from_json)
+        except StateError:
+            return None
+        return found if found and 0 <= time.monotonic() - found.at_s <= CURRENT_S else None

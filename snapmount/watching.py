@@ -1,0 +1,273 @@
+"""Watches the scratch space of a snapshot, and gives the snapshot up before the guest suffers.
+
+libvirt tells when a scratch file has grown to a length of our choice, and when the guest is paused by an I/O error.  As
+a net we look at files and file system too, the more often the less room there is: other programs use that space as
+well, and libvirtd may be down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import trio
+
+from . import blocking, hypervisor, scratchfiles
+from .core import space
+from .core.space import Fill, Pot, Rate
+from .errors import NotFoundError, SnapmountError, SpaceError, UnreachableError
+from .measuring import Figures, Measured, measure
+from .scratchfiles import Used
+from .sources import pull
+from .state import Claim, State
+from .teardown import withdraw
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.2
+REMOVE_S = 60.0
+TELL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What ends reads, and lets the kernel forget what it has read."""
+
+    stop_reads: Callable[[], None]
+    forget_cached: Callable[[], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def watched(watch: Watch) -> AsyncIterator[None]:
+    """Watch over a snapshot, whose job runs, while the block lasts.
+
+    Where it has to be given up before it is shown, its job is ended and SpaceError raised, in a group.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+class Watch:
+    """The watch over one snapshot."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self._record = claim.record
+        self._shown: Shown | None = None
+        self._heard: hypervisor.Heard | None = None
+        self._used: dict[str, Used] = {}
+        self._free: dict[str, int] = {}
+        self._growth: Rate | None = None
+        self._filling: dict[str, Rate] = {}
+        self._armed: dict[str, int] = {}  # disk: the length that libvirt will tell of
+        self._room: int | None = None
+        self._bell = trio.Event()  # look now
+        self._arm = trio.Event()  # thresholds are due
+        self._has_io_error = False
+        self._told_s = -TELL_S
+
+    def shown(self, stop_reads: Callable[[], None], forget_cached: Callable[[], Awaitable[None]]) -> None:
+        """The view is readable from now on: where the snapshot is given up, it stays, and its reads fail."""
+        self._shown = Shown(stop_reads, forget_cached)
+
+    async def run(self) -> None:
+        """Return when the snapshot was given up, or is lost.
+
+        Raises SpaceError where it has to be given up before it is shown; its job is ended then.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            fill = await self._wait_short()
+            if fill:
+                await self._give_up(fill)
+            nursery.cancel_scope.cancel()
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    async def _wait_short(self) -> Fill | None:
+        """What there was when it was too little; None where the snapshot has ended otherwise."""
+        problem = ""
+        while self._claim.record.state in (State.STARTING, State.ACTIVE, State.ENDING):
+            self._bell = trio.Event()
+            wait_s = space.LONGEST_WAIT_S
+            try:
+                fill = await self._look()
+            except SpaceError as error:
+                if error.message != problem:
+                    problem = error.message
+                    log.warning("the scratch space cannot be watched: %s", problem)
+            else:
+                if fill.is_short:
+                    return fill
+                self._tell(fill)
+                self._wish_thresholds(fill)
+                wait_s = fill.wait_s
+            with trio.move_on_after(wait_s):
+                await self._bell.wait()
+        return None
+
+    async def _look(self) -> Fill:
+        domain = self._heard.domain if self._heard else None
+        has_stopped = False
+        if self._has_io_error and domain:
+            self._has_io_error = False
+            has_stopped = await self._lacks_space(domain)
+        return self._fill(await measure(self._record, domain), has_stopped)
+
+    async def _lacks_space(self, domain: hypervisor.Domain) -> bool:
+        try:
+            return await domain.lacks_space()
+        except UnreachableError as error:
+            log.warning("%s", error.message)
+            return False
+
+    def _fill(self, measured: Measured, has_stopped: bool) -> Fill:
+        """What was not measured now is as it was."""
+        self._used |= measured.used
+        self._free |= measured.free
+        now = trio.current_time()
+        used = sum(each.used for each in self._used.values())
+        self._growth = self._growth.after(now, used) if self._growth else Rate.begin(now, used)
+        for name, free in self._free.items():
+            before = self._filling.get(name)
+            self._filling[name] = before.after(now, -free) if before else Rate.begin(now, -free)
+        pots = tuple(
+            Pot(name, free, self._remaining(name), self._filling[name].bytes_per_s) for name, free in self._free.items()
+        )
+        return Fill(used, self._growth.bytes_per_s, self._record.terms, pots, has_stopped)
+
+    def _remaining(self, pot: str) -> int:
+        """What the snapshot may still take from that place."""
+        terms = self._record.terms
+        on_devices = dict(terms.devices)
+        disks = [
+            (disk.size_bytes, self._used[disk.name].used if disk.name in self._used else 0)
+            for disk in self._record.snapshot.disks
+            if on_devices.get(disk.name) == (pot if pot in on_devices.values() else None)
+        ]
+        is_reserved = terms.is_reserved and pot not in on_devices.values()
+        return 0 if is_reserved else terms.remaining_bytes(disks)
+
+    def _tell(self, fill: Fill) -> None:
+        """Keep the figures for `list` and `show`."""
+        now = time.monotonic()
+        if now - self._told_s < TELL_S:
+            return
+        self._told_s = now
+        try:
+            Figures(now, fill.used, fill.bytes_per_s, fill.left_s).write(self._claim.directory)
+        except OSError as error:
+            log.warning("the scratch space's figures cannot be written: %s", error)
+
+    # -- libvirt's events ----------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Hear libvirt's events, whenever libvirtd is there."""
+        problem = ""
+        while True:
+            try:
+                async with hypervisor.heard(
+                    self._record.connect, self._record.snapshot.vm_uuid, self._on_threshold, self._on_io_error
+                ) as self._heard:
+                    log.info("listening to libvirt's events")
+                    problem = ""
+                    self._on_io_error()  # it may have come while nobody listened
+                    await self._set_thresholds(self._heard)
+            except (UnreachableError, NotFoundError) as error:
+                if error.message != problem:
+                    problem = error.message
+                    log.warning("no events: %s", problem)
+            finally:
+                self._heard = None
+            await trio.sleep(RETRY_S)
+
+    def _on_threshold(self, node: str) -> None:
+        log.info("%s has grown to its threshold", node)
+        self._armed.pop(node.partition("[")[0], None)
+        self._bell.set()
+
+    def _on_io_error(self) -> None:
+        self._has_io_error = True
+        self._bell.set()
+
+    def _wish_thresholds(self, fill: Fill) -> None:
+        """See to it that an event comes before the room is used up."""
+        self._room = fill.headroom
+        if self._room is None:
+            return
+        ahead = [self._armed[disk] - each.end for disk, each in self._used.items() if disk in self._armed]
+        if len(ahead) < len(self._used) or sum(ahead) > self._room + space.CLUSTER_BYTES * len(ahead):
+            self._arm.set()
+
+    async def _set_thresholds(self, heard: hypervisor.Heard) -> None:
+        """Set them as they are wished, until the connection is lost."""
+        self._armed.clear()
+        indexes = await heard.domain.scratch_indexes(self._record.socket)
+
+        async def set_all() -> None:
+            while True:
+                await self._arm.wait()
+                self._arm = trio.Event()
+                ends = {disk: each.end for disk, each in self._used.items() if disk in indexes}
+                for disk, length in space.thresholds(ends, self._room or 0).items():
+                    try:
+                        await heard.domain.set_threshold(disk, indexes[disk], length)
+                        self._armed[disk] = length
+                    except UnreachableError as error:
+                        log.info("%s", error.message)  # the job has ended, or the connection
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(set_all)
+            self._bell.set()
+            await heard.lost.wait()
+            nursery.cancel_scope.cancel()
+
+    # -- giving up -----------------------------------------------------------------------------------------------------
+
+    async def _give_up(self, fill: Fill) -> None:
+        """End reads, then the job, at once: the guest waits.  Then all else that can go before `delete`."""
+        reason = fill.why_give_up(datetime.now(UTC))
+        log.error("the snapshot is given up: %s", reason)
+        shown = self._shown if self._claim.record.state is State.ACTIVE else None
+        if shown:
+            self._claim.note(State.GAVE_UP, reason)
+            shown.stop_reads()
+        await self._end_job(ran_out=fill.short_pot is not None)
+        if self._shown is None:
+            raise SpaceError(
+                f"{self._record.snapshot.vm_name}: the snapshot was given up before it was readable: {reason}",
+                "a --scratch-dir with more space, or a higher --scratch-limit",
+            )
+        if shown:
+            await shown.forget_cached()
+            await self._clear()
+
+    async def _end_job(self, *, ran_out: bool) -> None:
+        """By the open connection, if there is one; where libvirtd is down, as soon as it is back."""
+        began = trio.current_time()
+        while True:
+            try:
+                with trio.CancelScope(shield=True):
+                    if self._heard and not self._heard.lost.is_set():
+                        await pull.end_on(self._heard.domain, self._record, ran_out=ran_out)
+                    else:
+                        await pull.end(self._record)
+                log.info("the backup job has ended %.0f ms after that", 1000 * (trio.current_time() - began))
+                return
+            except UnreachableError as error:
+                log.warning("the backup job cannot be ended yet: %s", error.message)
+            await trio.sleep(RETRY_S)
+
+    async def _clear(self) -> None:
+        """Withdraw the LUNs and remove the scratch files; what fails is tried again when the snapshot is deleted."""
+        try:
+            await withdraw(self._claim)
+            await blocking.call(REMOVE_S, scratchfiles.remove, self._record)
+        except (SnapmountError, OSError, trio.TooSlowError) as error:
+            log.error("the scratch files of the snapshot remain till it is deleted: %s", error)

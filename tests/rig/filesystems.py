@@ -1,0 +1,56 @@
+"""Small file systems for tests, on loop devices, and what fills them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import vm
+
+
+@contextlib.contextmanager
+def mounted(mib: int, kind: str = "ext4") -> Iterator[Path]:
+    """A file system of that many MiB that QEMU's user can reach; kind is ext4, ext2 or tmpfs.
+
+    VMs that are started before do not see it.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{vm.PREFIX}-", dir=vm.IMAGES)))
+        directory.chmod(0o755)
+        mountpoint = directory / kind
+        mountpoint.mkdir()
+        if kind == "tmpfs":
+            command = ["mount", "-t", "tmpfs", "-o", f"size={mib}M", "tmpfs", str(mountpoint)]
+        else:
+            image = directory / "image"
+            with image.open("wb") as f:
+                f.truncate(mib * vm.MIB)
+            subprocess.run([f"mkfs.{kind}", "-q", "-m", "0", image], check=True)
+            command = ["mount", str(vm.loop_device(image, stack)), str(mountpoint)]
+        subprocess.run(command, check=True)
+        stack.callback(subprocess.run, ["umount", str(mountpoint)], check=True)
+        mountpoint.chmod(0o755)
+        yield mountpoint
+
+
+def free_bytes(directory: Path) -> int:
+    """What an ordinary user may still write there."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+@contextlib.contextmanager
+def filled(directory: Path, leave: int) -> Iterator[None]:
+    """Somebody else has filled the file system, but for so many bytes."""
+    with tempfile.NamedTemporaryFile(dir=directory, prefix="somebody-else-") as file:
+        length = 0
+        for step in (vm.MIB, 65536, 4096):
+            with contextlib.suppress(OSError):  # what is left cannot be had in such pieces
+                while free_bytes(directory) >= leave + step:
+                    os.posix_fallocate(file.fileno(), length, step)
+                    length += step
+        yield
