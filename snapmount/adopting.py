@@ -13,8 +13,9 @@ from .core import names
 from .errors import NotFoundError, StateError, UnreachableError
 from .processes import boot_id
 from .publish import iscsi
+from .records import Record, State
 from .session import Held, Reporter, connect
-from .state import Claim, Record, State, Store
+from .state import Claim, Store
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)

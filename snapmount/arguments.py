@@ -22,7 +22,7 @@ exit codes:
      let go of a disk
   5  the scratch directory is too small, or QEMU cannot use it
   6  libvirt or QEMU does not answer, or refuses
-  7  the host or the guest lacks something: /dev/fuse, an iSCSI target, the guest agent
+  7  the host or the guest lacks something: /dev/fuse, an iSCSI target, the guest agent; doctor has found a problem
   8  something could not be undone; the record is kept for another `snapmount delete`
   9  the scratch VM was started, but what --wait-for waits for has not come
   130  interrupted before the view was ready; all was undone
@@ -163,6 +163,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     added = verbs.add_parser("umount", parents=[ending], help="the same, by the mountpoint")
     added.add_argument("mountpoint", metavar="MOUNTPOINT")
     added.set_defaults(verb="umount")
+
+    added = verbs.add_parser("doctor", parents=[printing], help="say what this host lacks, and what mends it")
+    added.add_argument("-c", "--connect", metavar="URI", help="libvirt connection (default: as virsh)")
+    added.add_argument("--scratch-dir", metavar="DIR", help="look at this place for scratch files too")
+    added.set_defaults(verb="doctor")
     return parser, verbs.choices
 
 
@@ -186,6 +191,7 @@ def _add_take(verbs: Any, parents: list[_Parser]) -> None:
     take.add_argument(
         "--quiesce", action="store_true", help="freeze the guest's file systems at that moment (guest agent)"
     )
+    take.add_argument("--allow-other", action="store_true", help="let every user of this host read the files")
     take.add_argument(
         "--read-timeout",
         metavar="SECONDS",

@@ -23,7 +23,8 @@ from .core import attachment, names
 from .core.user import User
 from .errors import NotFoundError, SnapmountError, StateError
 from .processes import Process
-from .state import Record, Store
+from .records import Record
+from .state import Store
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,10 @@ from typing import Any, NoReturn
 
 import trio
 
-from . import session
+from . import logs, session
 from .errors import InterruptedByUserError, SnapmountError
-from .state import Record, Store
+from .records import Record
+from .state import Store
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class SocketReporter:
         _replace_standard_streams(log_file)
         os.close(log_file)
         level = logging.DEBUG if self._verbose else logging.INFO
-        logging.basicConfig(level=level, format=LOG_FORMAT, force=True)
+        logs.log_to(sys.stderr, level, LOG_FORMAT)
         logging.getLogger("pyfuse3").setLevel(logging.INFO)  # its debug output is a line for each request
         self.log_to_user()
 

@@ -20,8 +20,9 @@ from .core.scratchdomain import Derived, Wish
 from .core.user import User
 from .errors import NotBootedError, SnapmountError, StateError, UsageError
 from .processes import Process
+from .records import Record
 from .scratchvm import ScratchVm
-from .state import Record, Store
+from .state import Store
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ async def _plan(
     if accelerator == scratchdomain.KVM and not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         accelerator = scratchdomain.TCG
         notes.append(f"it runs without KVM, and so slowly: {KVM_DEVICE} cannot be used")
-    overlays = parent / f"snapmount-{record.id}-vm-{own[:8]}"
+    overlays = parent / scratchvm.overlays_name(record.id, own)
     return ScratchVm(
         name=name,
         uuid=own,

@@ -9,9 +9,9 @@ import shutil
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from . import notify
+from . import logs, notify
 from .arguments import parse
 from .core import names
 from .errors import MissingError, NotFoundError, SnapmountError, StateError, UsageError
@@ -19,10 +19,9 @@ from .errors import MissingError, NotFoundError, SnapmountError, StateError, Usa
 if TYPE_CHECKING:
     import argparse
 
-    from .boot import BootRequest
     from .core.iscsi import Session
-    from .planning import LunRequest, Request
-    from .state import Record, Store
+    from .records import Record
+    from .state import Store
 
 T = TypeVar("T")
 
@@ -38,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SnapmountError as error:
         _complain(error)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        name = error.name or ""
+        if name.startswith("snapmount"):
+            raise
+        remedy = names.command(sys.executable, "-m", "pip", "install", name)
+        _complain(MissingError(f"the Python module {name} is missing", remedy))
+        return MissingError.exit_code
     except KeyboardInterrupt:
         return 130
     except _CannotPrintError:
@@ -47,9 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     arguments = parse(argv)
-    logging.basicConfig(
-        level=logging.INFO if getattr(arguments, "verbose", False) else logging.WARNING, format="snapmount: %(message)s"
-    )
+    level = logging.INFO if getattr(arguments, "verbose", False) else logging.WARNING
+    logs.log_to(sys.stderr, level, "snapmount: %(message)s")
     return _COMMANDS[arguments.verb](arguments)
 
 
@@ -96,9 +101,9 @@ def _awaited(function: Callable[..., Awaitable[T]], *args: object) -> T:
 
 
 def _take(arguments: argparse.Namespace) -> int:
-    from . import background, foreground, taking
+    from . import background, foreground, requesting, taking
 
-    request, store = _request(arguments), _store()
+    request, store = requesting.take(arguments), _store()
     if arguments.foreground:
         reporter = foreground.Reporter(store, lambda taken: _print_taken(taken, store, arguments.json), _tell)
         foreground.serve(request, store, reporter, _tell)
@@ -126,76 +131,6 @@ def _print_taken(record: Record, store: Store, as_json: bool) -> None:
         _print(shown.taken())
 
 
-def _request(arguments: argparse.Namespace) -> Request:
-    from . import hypervisor
-    from .planning import Request
-
-    uri = arguments.connect or hypervisor.default_uri()
-    hypervisor.check_uri(uri)
-    return Request(
-        vm=arguments.vm,
-        mountpoint=arguments.mountpoint and os.path.abspath(arguments.mountpoint),
-        connect=uri,
-        luns=_luns(arguments),
-        expire_s=arguments.expire,
-        only=tuple(arguments.disk),
-        exclude=tuple(arguments.exclude_disk),
-        quiesce=arguments.quiesce,
-        read_timeout_s=arguments.read_timeout,
-        **_scratch(arguments),
-    )
-
-
-def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of a Request, what is asked for scratch space."""
-    from .core.space import Terms
-
-    directory, devices = arguments.scratch_dir, tuple(arguments.scratch_device)
-    _check_utf_8(directory or "", "the scratch directory")
-    for _, device in devices:
-        _check_utf_8(device, "the scratch device")
-    return {
-        "scratch_dir": directory and os.path.abspath(directory),
-        "terms": Terms(arguments.scratch_limit, arguments.scratch_reserve, devices),
-    }
-
-
-def _luns(arguments: argparse.Namespace) -> LunRequest | None:
-    """How to publish; None where that is not asked for.  Raises UsageError."""
-    from .core import iscsi
-    from .planning import LunRequest
-
-    if not arguments.iscsi:
-        return None
-    if os.geteuid() != 0:
-        raise UsageError("only root can publish over iSCSI", "sudo snapmount --iscsi ...")
-    portals = [iscsi.parse_portal(text) for text in arguments.portal] or [iscsi.Portal(iscsi.LOOPBACK)]
-    return LunRequest(
-        backend=arguments.target,
-        portals=tuple(dict.fromkeys(portals)),
-        initiators=tuple(dict.fromkeys(map(iscsi.check_initiator, arguments.initiator))),
-        mutual=arguments.mutual,
-        secret=_secret(arguments.secret_file) if arguments.secret_file else None,
-    )
-
-
-def _secret(path: str) -> str:
-    from .core import iscsi
-
-    try:
-        with sys.stdin if path == "-" else open(path, encoding="utf-8", errors="replace") as f:  # noqa: PTH123
-            return iscsi.check_secret(f.readline().rstrip("\n"))
-    except OSError as error:
-        raise UsageError(f"the secret cannot be read from {path}: {error.strerror}") from None
-
-
-def _check_utf_8(path: str, what: str) -> None:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{what} {path} has a name that is not UTF-8, which libvirt insists on") from None
-
-
 def _revive(word: str, store: Store, verbose: bool) -> None:
     """Recover what the word means, where its server has died; say on standard error what has become of it."""
     from . import recovering
@@ -205,11 +140,11 @@ def _revive(word: str, store: Store, verbose: bool) -> None:
 
 
 def _boot(arguments: argparse.Namespace) -> int:
-    from . import boot, present
+    from . import boot, present, requesting
 
     if arguments.console and not shutil.which("virsh"):
         raise MissingError("virsh is missing, which --console needs", "sudo apt-get install libvirt-clients")
-    request, store = _boot_request(arguments), _store()
+    request, store = requesting.boot(arguments), _store()
     _revive(arguments.source, store, arguments.verbose)
     record = _active(arguments.source, store)
     is_taken_now = record is None
@@ -233,22 +168,6 @@ def _boot(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _boot_request(arguments: argparse.Namespace) -> BootRequest:
-    from .boot import BootRequest, WaitFor, check_name
-
-    _check_utf_8(arguments.overlay_dir or "", "the overlay directory")
-    return BootRequest(
-        name=arguments.name and check_name(arguments.name),
-        memory_kib=arguments.memory,
-        vcpus=arguments.vcpus,
-        network=arguments.network,
-        overlay_dir=arguments.overlay_dir and os.path.abspath(arguments.overlay_dir),
-        is_kept=arguments.keep,
-        wait_for=WaitFor.parse(arguments.wait_for) if arguments.wait_for else None,
-        wait_timeout_s=arguments.wait_timeout,
-    )
-
-
 def _active(word: str, store: Store) -> Record | None:
     try:
         return store.find(word)
@@ -258,13 +177,9 @@ def _active(word: str, store: Store) -> Record | None:
 
 def _take_to_boot(arguments: argparse.Namespace, store: Store) -> Record:
     """Take a snapshot that ends with its last scratch VM."""
-    from . import background, hypervisor, taking
-    from .planning import Request
-    from .processes import Process
+    from . import background, requesting, taking
 
-    uri = arguments.connect or hypervisor.default_uri()
-    hypervisor.check_uri(uri)
-    request = Request(arguments.source, None, uri, booting=Process.of_pid(os.getpid()), **_scratch(arguments))
+    request = requesting.take_to_boot(arguments)
     return _loaded(store, background.start(partial(taking.taken, request, store), store, arguments.verbose, _tell))
 
 
@@ -323,9 +238,14 @@ def _list(arguments: argparse.Namespace) -> int:
         _print(present.listing(snapshots))
     elif sys.stdout.isatty():
         _print("no snapshots\n")
-    for error in broken:
+    return _complain_all([*broken, *(error for shown in snapshots for error in shown.faults())])
+
+
+def _complain_all(errors: Sequence[SnapmountError]) -> int:
+    """Return the exit code."""
+    for error in errors:
         _complain(error)
-    return broken[0].exit_code if broken else 0
+    return errors[0].exit_code if errors else 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -338,12 +258,12 @@ def _show(arguments: argparse.Namespace) -> int:
         _print_json(shown.document())
     else:
         _print(shown.details())
-    return 0
+    return _complain_all(shown.faults())
 
 
 def _alive(record: Record, store: Store) -> Record:
     """The snapshot, re-attached where its server has died and that can be.  Raises StateError where it is removed."""
-    from .state import State
+    from .records import State
 
     if store.state(record) is not State.DEAD:
         return record
@@ -408,6 +328,23 @@ def _umount(arguments: argparse.Namespace) -> int:
     raise NotFoundError(f"no snapshot is mounted at {arguments.mountpoint}", "snapmount list")
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    import trio
+
+    from . import doctor, requesting
+    from .core import health
+
+    requesting.check_utf_8(arguments.scratch_dir or "", "the scratch directory")
+    subject = doctor.Subject.here(arguments.connect, arguments.scratch_dir and os.path.abspath(arguments.scratch_dir))
+    connect = doctor.uri(subject)
+    findings = trio.run(doctor.examine, subject)
+    if arguments.json:
+        _print_json(health.document(findings, connect))
+    else:
+        _print(health.text(findings))
+    return MissingError.exit_code if health.verdict(findings) is health.Status.PROBLEM else 0
+
+
 def _end(store: Store, record: Record, force: bool) -> None:
     from . import ending
 
@@ -424,4 +361,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "delete": _delete,
     "recover": _recover,
     "umount": _umount,
+    "doctor": _doctor,
 }

@@ -10,7 +10,8 @@ from . import attaching, luns, scratchvm, tending
 from .core import names
 from .errors import StateError
 from .processes import KILLED_S
-from .state import Record, Store
+from .records import Record
+from .state import Store
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ async def end(store: Store, record: Record, force: bool) -> None:
 
 
 async def _refuse_if_used(store: Store, record: Record) -> None:
+    for error in scratchvm.unreadable(store.path(record.id)).values():
+        raise StateError(error.message, names.command("snapmount", "delete", "--force", record.id))
     vms = [vm for vm in scratchvm.load_all(store.path(record.id)) if await tending.exists(record, vm)]
     if vms:
         names_of = ", ".join(f"{vm.name} ({vm.state})" for vm in vms)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import trio
 
-from . import adopting, background, notify, recovering, session, taking
+from . import adopting, background, logs, notify, recovering, session, taking
 from .errors import SnapmountError
 from .planning import Request
-from .state import Record, Store
+from .records import Record
+from .state import Store
 
 
 class Reporter:
@@ -56,7 +57,7 @@ class Reporter:
 def _to_file(path: Path) -> logging.Handler:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     handler = logging.StreamHandler(os.fdopen(descriptor, "w"))
-    handler.setFormatter(logging.Formatter(background.LOG_FORMAT))
+    handler.setFormatter(logs.PrintableFormatter(background.LOG_FORMAT))
     return handler
 
 

@@ -16,8 +16,9 @@ from typing import Any
 from . import jsonfiles, scratch
 from .errors import LeftoverError, SpaceError, StateError
 from .processes import boot_id
+from .records import Record
 from .scratchvm import ScratchVm
-from .state import Record, Store
+from .state import Store
 
 VERSION = 1
 NAME = re.compile(r"snapmount-([0-9a-f]{8})(-vm-[0-9a-f]{8})?")

@@ -4,32 +4,54 @@ records of one kind are kept beside a snapshot's."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from .core import shapes
 from .core.snapshot import dump
 from .errors import StateError
 
 T = TypeVar("T")
 
 NEW = ".new"  # ends the name of a file that is being written
+MAX_BYTES = 4 << 20  # a record has some kilobytes
 
 
 def read(path: Path, parse: Callable[[Any], T]) -> T | None:
-    """What `parse` makes of the document; None where there is no such file.
+    """What `parse`, which makes a dataclass, makes of the document; None where there is no such file.
 
-    Raises StateError for a file that cannot be read, or of which `parse` makes nothing.
+    Raises StateError for a file that cannot be read, that another user may have written, or of which `parse` makes
+    nothing, or something with fields of other types.
     """
     try:
-        return parse(json.loads(path.read_bytes()))
+        made = parse(json.loads(_bytes_of(path)))
+        shapes.check(made)
+        return made
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise StateError(f"the record {path} cannot be read: {error}") from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Raises OSError, also for what is no regular file of ours, and for one that is too large to be one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it is no file of ours")
+        if status.st_size > MAX_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        with open(descriptor, "rb", closefd=False) as f:
+            return f.read(MAX_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def write(path: Path, document: Mapping[str, Any]) -> None:
@@ -85,12 +107,28 @@ class Shelf(Generic[K]):
 
     def load_all(self, directory: Path) -> list[K]:
         """All of the snapshot, by name.  Raises StateError."""
+        found, broken = self.sorted_out(directory)
+        for error in broken.values():
+            raise error
+        return found
+
+    def sorted_out(self, directory: Path) -> tuple[list[K], dict[str, StateError]]:
+        """All of the snapshot that can be read, by name, and what is wrong with the others, by their keys."""
+        found, broken = list[K](), dict[str, StateError]()
+        for key in self._keys(directory):
+            try:
+                kept = self.load(directory, key)
+            except StateError as error:
+                broken[key] = error
+            else:
+                found += [kept] if kept else []
+        return sorted(found, key=lambda each: each.name), broken
+
+    def _keys(self, directory: Path) -> list[str]:
         try:
-            entries = [Path(entry) for entry in os.scandir(directory / self.kind)]
+            return [path.stem for path in map(Path, os.listdir(directory / self.kind)) if path.suffix == ".json"]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        found = [self.load(directory, path.stem) for path in entries if path.suffix == ".json"]
-        return sorted((each for each in found if each), key=lambda each: each.name)
 
     def write(self, directory: Path, kept: K) -> None:
         """Write a record, atomically.  Raises OSError, where the snapshot is gone for instance."""
@@ -100,7 +138,11 @@ class Shelf(Generic[K]):
 
     def forget(self, directory: Path, kept: K) -> None:
         """Remove a record: nothing is left of what it describes."""
-        self._path(directory, kept.key).unlink(missing_ok=True)
+        self.forget_key(directory, kept.key)
+
+    def forget_key(self, directory: Path, key: str) -> None:
+        """The same for one that cannot be read."""
+        self._path(directory, key).unlink(missing_ok=True)
 
     def _path(self, directory: Path, key: str) -> Path:
         return directory / self.kind / f"{key}.json"

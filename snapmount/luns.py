@@ -12,7 +12,8 @@ from .core import initiators, units
 from .core.iscsi import Credentials, Session
 from .errors import SnapmountError
 from .publish import iscsi
-from .state import Publication, Record, Store
+from .records import Publication, Record
+from .state import Store
 
 
 async def sessions(records: Sequence[Record], store: Store) -> dict[str, list[Session] | None]:

@@ -14,8 +14,8 @@ from . import blocking, blockscratch, jsonfiles, scratch, scratchfiles
 from .core.space import FLOOR_BYTES
 from .errors import SpaceError, StateError, UnreachableError
 from .hypervisor import Domain
+from .records import Record
 from .scratchfiles import Used
-from .state import Record
 
 LOOK_S = 10.0
 CURRENT_S = 5.0  # figures that are older are of the past

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from . import blocking
-from .core import names
+from .core import health, names
 from .errors import LeftoverError, MissingError, NotFoundError, StateError
 
 DEADLINE_S = 10.0
+FUSE_CONF = Path("/etc/fuse.conf")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Mount:
     path: str
     fstype: str
     source: str
+    is_shared: bool = False  # what is mounted below it reaches other mount namespaces (mount_namespaces(7))
 
 
 def parse(mountinfo: str) -> list[Mount]:
@@ -32,8 +35,17 @@ def parse(mountinfo: str) -> list[Mount]:
     for line in filter(None, mountinfo.split("\n")):  # splitlines() would split at characters that paths may have
         fields = line.split(" ")
         separator = fields.index("-")
-        mounts.append(Mount(_unescaped(fields[4]), fields[separator + 1], _unescaped(fields[separator + 2])))
+        is_shared = any(field.startswith("shared:") for field in fields[6:separator])
+        path, fstype, source = _unescaped(fields[4]), fields[separator + 1], _unescaped(fields[separator + 2])
+        mounts.append(Mount(path, fstype, source, is_shared))
     return mounts
+
+
+def holding(path: str, mounts: Iterable[Mount]) -> Mount | None:
+    """The mount that an absolute path without symbolic links lies on: the last of those that reach furthest."""
+    above = [mount for mount in mounts if mount.path in (path, "/") or path.startswith(f"{mount.path}/")]
+    deepest = max((len(mount.path) for mount in above), default=0)
+    return next((mount for mount in reversed(above) if len(mount.path) == deepest), None)
 
 
 def _unescaped(field: str) -> str:
@@ -46,8 +58,8 @@ def current() -> list[Mount]:
     return parse(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
-def check_host() -> None:
-    """Raise MissingError where this host cannot mount FUSE file systems."""
+def check_host(allow_other: bool) -> None:
+    """Raise MissingError where this host cannot mount FUSE file systems, or where this user may not admit others."""
     device = "/dev/fuse"
     if not os.path.exists(device):
         raise MissingError(
@@ -59,6 +71,19 @@ def check_host() -> None:
         )
     if os.geteuid() != 0 and not shutil.which("fusermount3"):
         raise MissingError("fusermount3 is missing", "sudo apt-get install fuse3")
+    if allow_other and os.geteuid() != 0 and not health.permits_allow_other(fuse_conf()):
+        raise MissingError(
+            f"--allow-other: {FUSE_CONF} does not permit ordinary users to admit others to their mounts",
+            f"echo user_allow_other | sudo tee -a {FUSE_CONF}",
+        )
+
+
+def fuse_conf() -> str:
+    """What fusermount3 is told by its administrator (mount.fuse3(8)); '' where that cannot be read."""
+    try:
+        return FUSE_CONF.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def check_mountpoint(path: str) -> None:

@@ -53,7 +53,11 @@ class Connection:
         self.size_bytes = 0
 
     def open(self, socket_path: str, export: str, simple: bool) -> None:
-        """Connect; blocks.  With `simple`, for simple replies to reads alone.  Raises nbd.Error or OSError."""
+        """Connect; blocks.  With `simple`, for simple replies to reads alone.  Raises nbd.Error or OSError.
+
+        A simple reply is all of the data or an error.  Structured ones come in chunks, and libnbd counts their bytes,
+        but does not see where they leave a gap.
+        """
         self._handle.set_export_name(export)
         if simple:
             self._handle.set_request_structured_replies(False)
@@ -203,8 +207,11 @@ class NbdImage:
     async def _ask_extents(self, connection: Connection) -> ExtentMap:
         extents = ExtentMap()
         while extents.end < self.size_bytes:
+            known = extents.end
             with trio.fail_after(self._deadline_s):
                 await _in_thread(connection.append_extents, extents, self.size_bytes)
+            if extents.end == known:
+                raise UnreachableError("QEMU tells of no extent where there must be one")
         if extents.end != self.size_bytes:
             raise UnreachableError("QEMU tells of extents past the end of the disk")
         return extents
@@ -265,7 +272,7 @@ class NbdImage:
                 if connection.is_usable():
                     raise  # QEMU's own answer
                 # it was cut while it lay idle: so may the others be
-        return await self._read_by(await self._connect(), offset, length)
+        return await self._read_by(await self._connect(simple=True), offset, length)
 
     async def _read_by(self, connection: Connection, offset: int, length: int) -> bytearray:
         reusable = False
@@ -306,7 +313,7 @@ class NbdImage:
 @contextlib.asynccontextmanager
 async def opened(name: str, socket_path: str, export: str, deadline_s: float) -> AsyncIterator[NbdImage]:
     """An image that is read from an export; each read ends within `deadline_s` seconds.  Raises UnreachableError."""
-    connection = await connect(socket_path, export)
+    connection = await connect(socket_path, export, simple=True)
     try:
         async with trio.open_nursery() as nursery:
             image = NbdImage(nursery, name, socket_path, export, connection.size_bytes, deadline_s)

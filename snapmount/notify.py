@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 
+from .logs import PrintableFormatter
+
 log = logging.getLogger(__name__)
 
 READY = "READY=1"
@@ -43,7 +45,7 @@ def prioritised(level: int, text: str) -> str:
     return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
 
-class JournalFormatter(logging.Formatter):
+class JournalFormatter(PrintableFormatter):
     """For a handler that writes to the journal, which has the time already."""
 
     def __init__(self) -> None:

@@ -19,8 +19,9 @@ from .core.space import DEFAULT_TERMS, Terms
 from .core.user import User
 from .errors import StateError
 from .processes import Process
+from .records import Record
 from .sources import pull
-from .state import Record, Store
+from .state import Store
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Request:
     scratch_dir: str | None = None
     terms: Terms = DEFAULT_TERMS  # how it shall use scratch space
     quiesce: bool = False
+    allow_other: bool = False
     read_timeout_s: float = 30.0
     booting: Process | None = None  # the command that takes it to boot on it: it ends with that and its scratch VMs
 
@@ -69,7 +71,7 @@ class Plan:
 
 async def check_host(request: Request) -> None:
     """Raise MissingError where this host cannot mount the view, NotFoundError or StateError for the mountpoint."""
-    await _check("/dev/fuse", mounts.check_host)
+    await _check("/dev/fuse", mounts.check_host, request.allow_other)
     if request.mountpoint:
         await _check(request.mountpoint, mounts.check_mountpoint, request.mountpoint)
 
@@ -113,6 +115,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         is_hidden=request.mountpoint is None,
         is_for_boot=request.booting is not None,
         terms=terms,
+        is_open=request.allow_other,
     )
     return Plan(domain, xml, user, record)
 

@@ -19,10 +19,11 @@ from .core.iscsi import Credentials, Session
 from .core.plan import LeftOut
 from .core.snapshot import format_time
 from .core.space import rate
-from .errors import SpaceError
+from .errors import SpaceError, StateError
 from .measuring import Figures
+from .records import Record, State
 from .scratchvm import ScratchVm
-from .state import Record, State, Store
+from .state import Store
 
 _PIPED_WIDTH = 10_000  # no wrapping for programs
 
@@ -38,7 +39,10 @@ class Shown:
 
     @property
     def _credentials(self) -> Credentials | None:
-        return self.store.credentials(self.record.id) if self.record.publication else None
+        try:
+            return self.store.credentials(self.record.id) if self.record.publication else None
+        except StateError:
+            return None  # faults() tells
 
     @property
     def scratch_vms(self) -> list[ScratchVm]:
@@ -46,7 +50,21 @@ class Shown:
 
     @property
     def attachments(self) -> list[Attachment]:
-        return attachments.current(self.store.path(self.record.id))
+        try:
+            return attachments.current(self.store.path(self.record.id))
+        except StateError:
+            return []  # faults() tells
+
+    def faults(self) -> list[StateError]:
+        """Why not all of it can be shown."""
+        directory = self.store.path(self.record.id)
+        found = list(scratchvm.unreadable(directory).values())
+        for look in (lambda: self.store.credentials(self.record.id), lambda: attachments.current(directory)):
+            try:
+                look()
+            except StateError as error:
+                found.append(error)
+        return found
 
     @property
     def _figures(self) -> Figures | None:
@@ -251,13 +269,13 @@ def booted(vm: ScratchVm, record: Record) -> str:
         names.printable(f"{record.snapshot.vm_name}: scratch VM {vm.name} runs on {where}, with {how}"),
         *_left_out(vm.left_out),
         *(f"note: {names.printable(note)}" for note in vm.notes),
-        f"its console: {names.command(*virsh, 'console', vm.name)}, logged in {names.printable(vm.console_log)}",
+        names.printable(f"its console: {names.command(*virsh, 'console', vm.name)}, logged in {vm.console_log}"),
     ]
     if vm.is_kept:
         lines.append(f"it is kept until: {names.command('snapmount', 'delete', '--force', record.id)}")
     else:
         ends = ", and the snapshot with the last one" if record.is_for_boot else ""
-        lines.append(f"its writes go when it ends{ends}: {names.command(*virsh, 'destroy', vm.name)}")
+        lines.append(names.printable(f"its writes go when it ends{ends}: {names.command(*virsh, 'destroy', vm.name)}"))
     return _text(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -90,9 +91,8 @@ class Process:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int | None]:
         """Its pidfd_open(2), which becomes readable when it ends; None where it has ended."""
-        try:
-            descriptor = os.pidfd_open(self.pid)
-        except ProcessLookupError:
+        descriptor = _descriptor_of(self.pid)
+        if descriptor is None:
             yield None
             return
         try:
@@ -113,3 +113,15 @@ class Process:
         poll = select.poll()  # and not select(2), which takes low numbers only
         poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(patience_s * 1000))
+
+
+def _descriptor_of(pid: int) -> int | None:
+    """None where no process has that pid, but a thread perhaps (EINVAL, since Linux 6.15 ENOENT), or none ever can."""
+    try:
+        return os.pidfd_open(pid)
+    except (ProcessLookupError, FileNotFoundError, OverflowError):
+        return None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None

@@ -13,7 +13,8 @@ from . import adopting, background, orphans, present
 from .core import names
 from .errors import InterruptedByUserError, LeftoverError, SnapmountError, first_cause
 from .orphans import Orphan
-from .state import Record, State, Store
+from .records import Record, State
+from .state import Store
 
 Tell = Callable[[str], None]
 

@@ -134,8 +134,9 @@ def _make(directory: Path, user: User) -> None:
 
 
 def as_user(user: User) -> dict[str, Any]:
-    """For blocking.run(): run it as this user."""
-    return {} if user.uid == os.geteuid() else {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
+    """For blocking.run(): run it as this user, who alone may read what it makes."""
+    other = {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
+    return {"umask": 0o077} | ({} if user.uid == os.geteuid() else other)
 
 
 async def _write_probe(directory: Path, user: User) -> str | None:

@@ -18,7 +18,7 @@ from .core import units
 from .core.snapshot import Disk
 from .core.user import User
 from .errors import MissingError, SpaceError
-from .state import Record
+from .records import Record
 
 HOST_S = 30.0
 

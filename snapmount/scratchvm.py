@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from . import jsonfiles, scratch
+from .core import names
 from .core.plan import LeftOut
+from .errors import StateError
 from .processes import Process
 
 
@@ -94,4 +96,19 @@ class ScratchVm:
 
 
 _SHELF = jsonfiles.Shelf("scratch-vm", ScratchVm.from_json)
-load, load_all, write, forget = _SHELF.load, _SHELF.load_all, _SHELF.write, _SHELF.forget
+load, write, forget, forget_unreadable = _SHELF.load, _SHELF.write, _SHELF.forget, _SHELF.forget_key
+
+
+def load_all(directory: Path) -> list[ScratchVm]:
+    """All scratch VMs of the snapshot whose records can be read, by name."""
+    return _SHELF.sorted_out(directory)[0]
+
+
+def unreadable(directory: Path) -> dict[str, StateError]:
+    """What is wrong with the records that cannot be read, by the uuid of each scratch VM."""
+    return {uuid: error for uuid, error in _SHELF.sorted_out(directory)[1].items() if names.is_uuid(uuid)}
+
+
+def overlays_name(snapshot_id: str, uuid: str) -> str:
+    """The name of the directory of its overlays."""
+    return f"snapmount-{snapshot_id}-vm-{uuid[:8]}"

@@ -26,8 +26,9 @@ from .core.tree import Constant, File, MapText, RawImage, Tree
 from .errors import InterruptedByUserError, SnapmountError, StateError, first_cause
 from .processes import Process
 from .publish import fuse, iscsi
+from .records import Record, State
 from .sources import pull
-from .state import Claim, Record, State
+from .state import Claim
 from .teardown import free
 
 log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def _tree(claim: Claim, images: Sequence[Image]) -> Tree:
         shown = zip(snapshot.disks, images, strict=True)
         files += [File(_lun_file(disk), RawImage(image, LUN_EXTENTS), is_listed=False) for disk, image in shown]
     user = hypervisor.qemu_user(xml)
-    return Tree(files, snapshot.created_ns, user.uid, user.gid)
+    return Tree(files, snapshot.created_ns, user.uid, user.gid, claim.record.is_open)
 
 
 async def _publish(claim: Claim) -> None:

@@ -19,9 +19,10 @@ from .errors import StateError
 from .exclusion import exclusive
 from .planning import LunRequest, Request
 from .publish import iscsi
+from .records import Publication, Record, State
 from .session import Held, Reporter, connect
 from .sources import pull
-from .state import Claim, Publication, Record, State, Store
+from .state import Claim, Store
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from . import attaching, journal, mounts, scratch, scratchfiles, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError, StateError
 from .publish import iscsi
+from .records import Record, State
 from .sources import pull
-from .state import Claim, Record, State
+from .state import Claim
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import trio
 
 from . import hypervisor, journal, scratch
-from .errors import LeftoverError, SnapmountError, StateError
+from .errors import LeftoverError, SnapmountError
 from .processes import Process
-from .scratchvm import ScratchVm, forget, load, load_all
-from .state import Claim, Record
+from .records import Record
+from .scratchvm import ScratchVm, forget, forget_unreadable, load, load_all, overlays_name, unreadable
+from .state import Claim
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +47,40 @@ async def end(record: Record, directory: Path, vm: ScratchVm) -> None:
             domain = await connection.domain_by_uuid(vm.uuid)
             if domain:
                 await domain.remove()
-    log.info("removing %s", vm.overlays)
-    try:
-        scratch.remove(Path(vm.overlays))
-    except OSError as error:
-        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
+    _remove(Path(vm.overlays))
     forget(directory, vm)
     journal.forget(vm.overlays)
 
 
+def _remove(overlays: Path) -> None:
+    """Raises LeftoverError."""
+    log.info("removing %s", overlays)
+    try:
+        scratch.remove(overlays)
+    except OSError as error:
+        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
+
+
 async def end_all(record: Record, directory: Path) -> None:
-    """End all scratch VMs of a snapshot.  Raises as end() does, or StateError for a record that cannot be read."""
+    """End all scratch VMs of a snapshot.  Raises as end() does."""
     for vm in load_all(directory):
         await end(record, directory, vm)
+    for uuid, error in unreadable(directory).items():
+        log.warning("%s", error.message)
+        await _end_unknown(record, directory, uuid)
+
+
+async def _end_unknown(record: Record, directory: Path, uuid: str) -> None:
+    """End a scratch VM whose record cannot be read: its uuid is known, and where overlays are unless the user has said
+    otherwise.  Raises as end() does.
+    """
+    async with hypervisor.connected(record.connect) as connection:
+        domain = await connection.domain_by_uuid(uuid)
+        if domain:
+            await domain.remove()
+    overlays = scratch.default_parent() / overlays_name(record.id, uuid)
+    _remove(overlays)
+    forget_unreadable(directory, uuid)
 
 
 async def stop_all(record: Record, directory: Path, tell: Callable[[str], None]) -> None:
@@ -91,16 +113,12 @@ async def watch(claim: Claim, taker: Process | None) -> None:
             nursery.start_soon(_ring_when_gone, taker, bell)
         bell.send_nowait(None)  # for one that came before us
         async for _ in rung:
-            try:
-                vms = load_all(claim.directory)
-            except StateError as error:
-                log.error("%s", error.message)
-                continue
+            vms = load_all(claim.directory)
             for vm in vms:
                 if vm.uuid not in tended:
                     tended.add(vm.uuid)
                     nursery.start_soon(_tend, claim, vm, bell)
-            if taker and not vms and not taker.runs():
+            if taker and not vms and not unreadable(claim.directory) and not taker.runs():
                 log.info("the last scratch VM is gone")
                 nursery.cancel_scope.cancel()
 

@@ -21,9 +21,10 @@ from .core import space
 from .core.space import Fill, Pot, Rate
 from .errors import NotFoundError, SnapmountError, SpaceError, UnreachableError
 from .measuring import Figures, Measured, measure
+from .records import State
 from .scratchfiles import Used
 from .sources import pull
-from .state import Claim, State
+from .state import Claim
 from .teardown import withdraw
 
 log = logging.getLogger(__name__)

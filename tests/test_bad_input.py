@@ -177,6 +177,22 @@ def test_a_mountpoint_whose_name_is_no_utf_8_and_would_steer_a_terminal(writer: 
     snapmount("umount", odd)
 
 
+def test_a_vm_whose_name_would_steer_a_terminal(clean: None, mountpoint: Path) -> None:
+    """What XML and libvirt admit of such: C1 controls, which 8-bit terminals obey, and marks that turn text round."""
+    full = f"{vm.PREFIX} \x9b2J\u202e\u2066 $(reboot) {'x' * 150}"
+    with vm.running(full, [vm.Disk("vda")]):
+        said = [snapmount("take", "--verbose", "--", full, mountpoint)]
+        shown = snapmount_json("show", mountpoint)
+        assert shown["vm"]["name"] == full
+        said += [snapmount("list"), snapmount("show", mountpoint)]
+        said += [snapmount("boot", "--verbose", shown["id"])]
+        log = Path(shown["server"]["log"]).read_text()
+        said += [snapmount("delete", "--force", "--verbose", shown["id"]), snapmount(full, "/etc", check=False)]
+        for text in (log, *(done.stdout + done.stderr for done in said)):
+            assert all(line.isprintable() for line in text.splitlines())
+        assert sum(r"\x9b2J\u202e" in done.stdout for done in said) == 4
+
+
 @pytest.mark.parametrize(
     "name", ["..", "a\"b'c<d>&e", "Grüße, 世界", "-v", "$(reboot);`x`", "list", "[red]x[red]", "a" * 70], ids=repr
 )

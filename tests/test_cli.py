@@ -43,6 +43,7 @@ def test_take_has_its_documented_defaults() -> None:
         "scratch_reserve": False,
         "scratch_device": [],
         "quiesce": False,
+        "allow_other": False,
         "read_timeout": 30.0,
         "iscsi": False,
         "portal": [],
@@ -94,7 +95,7 @@ def test_a_verb_may_stand_after_its_options(argv: list[str], same: list[str]) ->
 
 def test_each_verb_has_a_command_of_its_own() -> None:
     lines = [["vm1", "/mnt"], ["boot", "vm1"], ["attach", "vm1", "vm2"], ["detach", "vm1"]]
-    lines += [["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"], ["recover"]]
+    lines += [["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"], ["recover"], ["doctor"]]
     assert {arguments.parse(line).verb for line in lines} == set(cli._COMMANDS)
 
 

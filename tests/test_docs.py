@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from snapmount import __version__, arguments
-from snapmount.state import State
+from snapmount.records import State
 
 ROOT = Path(__file__).parents[1]
 MAN = (ROOT / "contrib" / "snapmount.1").read_text().replace("\\-", "-")

@@ -37,10 +37,10 @@ def escaped(path: str) -> str:
 def test_mounts_are_read_in_their_order_with_their_paths_unescaped() -> None:
     assert mounts.parse(MOUNTINFO) == [
         Mount("/proc", "proc", "proc"),
-        Mount("/", "ext4", "/dev/vda"),
-        Mount("/mnt/with blank\ttab\\and\nnewline", "tmpfs", "my disk"),
+        Mount("/", "ext4", "/dev/vda", is_shared=True),
+        Mount("/mnt/with blank\ttab\\and\nnewline", "tmpfs", "my disk", is_shared=True),
         Mount("/mnt/snap", "fuse.snapmount", "snapmount:vm1:3f2a91bc"),
-        Mount("/mnt/-", "ext4", "/dev/vdb"),
+        Mount("/mnt/-", "ext4", "/dev/vdb", is_shared=True),
         Mount("/run/ns", "nsfs", "nsfs"),
     ]
 
@@ -52,9 +52,23 @@ def test_no_mounts_are_none() -> None:
 @PROPERTY
 @given(path_parts, path_parts, st.lists(st.sampled_from(["shared:1", "master:2", "unbindable"]), max_size=3))
 def test_a_mount_is_read_back_whatever_its_path_and_source(path: list[str], source: list[str], tags: list[str]) -> None:
-    mount = Mount("/" + "".join(path), "fuse.snapmount", "x" + "".join(source))
+    mount = Mount("/" + "".join(path), "fuse.snapmount", "x" + "".join(source), "shared:1" in tags)
     words = ["36", "35", "98:0", "/", escaped(mount.path), "rw", *tags, "-", mount.fstype, escaped(mount.source), "rw"]
     assert mounts.parse(" ".join(words) + "\n") == [mount]
+
+
+def test_a_path_lies_on_the_last_of_the_mounts_that_reach_furthest() -> None:
+    found = [
+        Mount("/", "rootfs", "a"),
+        Mount("/", "ext4", "b"),
+        Mount("/mnt", "xfs", "c"),
+        Mount("/mnt/x", "tmpfs", "d"),
+    ]
+    for path, source in [("/", "b"), ("/mnt", "c"), ("/mnt/y", "c"), ("/mnt/x/y", "d"), ("/mnt/xy", "c"), ("/mn", "b")]:
+        mount = mounts.holding(path, found)
+        assert mount
+        assert mount.source == source
+    assert mounts.holding("/x", [Mount("/mnt", "xfs", "c")]) is None
 
 
 def test_this_host_s_mounts_are_read() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -76,12 +77,25 @@ def test_nothing_is_written_where_the_snapshot_is_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"name": 1}', "null"])
-def test_a_record_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
-    scratchvm.write(tmp_path, a_vm())
-    [path] = (tmp_path / "scratch-vm").iterdir()
+def test_a_record_that_cannot_be_read_hides_no_other_and_is_named(tmp_path: Path, content: str) -> None:
+    broken, other = a_vm(), a_vm(uuid="6695eb01-f6a4-8304-79aa-97f2502e193f")
+    for vm in (broken, other):
+        scratchvm.write(tmp_path, vm)
+    path = tmp_path / "scratch-vm" / f"{broken.uuid}.json"
     path.write_text(content)
+    assert scratchvm.load_all(tmp_path) == [other]
+    [(uuid, error)] = scratchvm.unreadable(tmp_path).items()
+    assert uuid == broken.uuid
+    assert str(path) in error.message
     with pytest.raises(StateError, match=str(path)):
-        scratchvm.load_all(tmp_path)
+        scratchvm.load(tmp_path, broken.uuid)
+
+
+def test_other_files_are_no_records(tmp_path: Path) -> None:
+    (tmp_path / "scratch-vm").mkdir()
+    for name in ("x.json", "6695eb01-f6a4-8304-79aa-97f2502e193f.json.new", "..json"):
+        (tmp_path / "scratch-vm" / name).write_text("{")
+    assert (scratchvm.load_all(tmp_path), scratchvm.unreadable(tmp_path)) == ([], {})
 
 
 def test_the_state_is_that_of_its_process() -> None:
@@ -129,6 +143,23 @@ def test_what_cannot_be_a_vm_s_name_is_refused(name: str) -> None:
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pid", [0, -1, 1 << 80, 1 << 30])
+def test_a_pid_that_nobody_can_have_is_of_no_process(pid: int) -> None:
+    assert not Process(pid, 1, "boot").runs()
+
+
+def test_a_pid_that_a_thread_has_by_now_is_of_no_process() -> None:
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        assert thread.native_id
+        assert not Process(thread.native_id, 1, "boot").runs()
+    finally:
+        ended.set()
+        thread.join()
 
 
 async def test_a_process_that_has_ended_is_not_another_with_its_pid() -> None:

@@ -21,7 +21,7 @@ PURE = frozenset(
     {
         "__future__", "abc", "array", "base64", "bisect", "collections", "dataclasses", "datetime", "difflib", "enum",
         "functools", "hashlib", "heapq", "ipaddress", "itertools", "json", "math", "operator", "re", "shlex", "stat",
-        "string", "struct", "textwrap", "typing", "urllib.parse", "uuid", "xml.etree", "zlib",
+        "string", "struct", "textwrap", "types", "typing", "urllib.parse", "uuid", "xml.etree", "zlib",
     }
 )  # fmt: skip
 

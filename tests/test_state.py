@@ -26,7 +26,8 @@ from snapmount.core.snapshot import Disk, Snapshot, dump
 from snapmount.errors import NotFoundError, StateError
 from snapmount.exclusion import exclusive
 from snapmount.processes import Process, is_stopped
-from snapmount.state import VERSION, Record, State, Store
+from snapmount.records import VERSION, Record, State
+from snapmount.state import Store
 
 from .rig.libvirtd import wait_for
 from .strategies import PROPERTY, file_names, snapshots
@@ -38,7 +39,8 @@ CREATED = datetime(2026, 11, 23, 12, 5, 1, 123, tzinfo=UTC)
 # Serves a snapshot as a server does: its record is on standard input; it says so, and waits.
 SERVE = """
 import json, pathlib, sys
-from snapmount.state import Record, Store
+from snapmount.records import Record
+from snapmount.state import Store
 claim = Store(pathlib.Path(sys.argv[1])).claim(Record.from_json(json.loads(sys.stdin.readline())))
 print("claimed", flush=True)
 sys.stdin.read()
@@ -58,6 +60,7 @@ records = st.builds(
     frozen=st.booleans(),
     is_hidden=st.booleans(),
     is_for_boot=st.booleans(),
+    is_open=st.booleans(),
     expires_s=st.none() | st.floats(allow_nan=False, allow_infinity=False),
 )
 json_values = st.recursive(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pwd
+import shlex
 import shutil
 import site
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -105,6 +108,8 @@ def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account)
         assert not (account.home / ".local/share/snapmount").exists()
         assert not guest.has_job()
 
+        admits_others_only_where_fuse_conf_permits_it(account, command, guest, mountpoint)
+
         booted = run_json("boot", "--wait-for", "guest is up", guest.name)
         attached = run_json("attach", guest.name, booted["name"])["attachments"]
         assert [(each["disk"], each["target"]) for each in attached] == [("vda", "vdc"), ("vdb", "vdd")]
@@ -114,3 +119,31 @@ def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account)
         wait_for(lambda: run_json("list") == [], "the scratch VM has gone, and its snapshot")
         assert not (account.home / ".local/share/snapmount").exists()
         assert guest.write_errors() == 0
+
+
+def admits_others_only_where_fuse_conf_permits_it(
+    account: Account, command: list[str | Path], guest: vm.VM, mountpoint: Path
+) -> None:
+    """/etc/fuse.conf is another one in the mount namespace of the command, whose mount nobody else sees."""
+    take = [*command, "--allow-other", guest.name, mountpoint]
+    own = account.home / "fuse.conf"
+    own.write_text("# user_allow_other\n")
+    own.chmod(0o644)
+
+    def in_namespace(first: str) -> subprocess.CompletedProcess[str]:
+        as_user = f"setpriv --reuid={account.user} --regid={pwd.getpwnam(account.user).pw_gid} --clear-groups"
+        home = f"env HOME='{account.home}' XDG_RUNTIME_DIR='{account.runtime}'"
+        script = f"mount --bind '{own}' /etc/fuse.conf && {first} && exec {as_user} {home} {shlex.join(map(str, take))}"
+        unshare = ["unshare", "--mount", "--propagation", "slave", "sh", "-ec", script]
+        return subprocess.run(unshare, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=PIPE)
+
+    refused = in_namespace("true")
+    assert refused.returncode == 7
+    assert "/etc/fuse.conf does not permit ordinary users" in refused.stderr
+    remedy = refused.stderr.splitlines()[1].removeprefix("  try: ")
+    done = in_namespace(remedy.replace("sudo ", ""))
+    assert done.returncode == 0, done.stderr
+    server = account.run("pgrep", "-u", account.user, "-f", "snapmount.*--allow-other").stdout.split()[0]
+    look = ["nsenter", f"--target={server}", "--mount", "stat", "-c", "%a", str(mountpoint), f"{mountpoint}/vda.raw"]
+    assert subprocess.run(look, capture_output=True, text=True).stdout == "555\n444\n", "root looks into it"
+    account.run(*command, "delete", guest.name)

@@ -12,6 +12,9 @@ from xml.etree import ElementTree
 
 from ..errors import SnapmountError
 
+XML_MAX = 4 << 20
+DEPTH_MAX = 256
+
 
 @dataclass(frozen=True)
 class DiskDefinition:
@@ -34,11 +37,40 @@ class Owner:
 
 
 def parse(xml: str, what: str) -> ElementTree.Element:
-    """The root of an XML document.  Raises SnapmountError, which calls it `what`, where it is not well-formed."""
+    """The root of an XML document.
+
+    Raises SnapmountError, which calls it `what`, where it is not well-formed, or larger or deeper than libvirt makes it
+    (VIR_NET_MESSAGE_STRING_MAX; libxml2's own limit), or has a document type and so may have entities: libvirt never
+    writes one.
+    """
+    if len(xml) > XML_MAX:
+        raise SnapmountError(f"{what} has {len(xml)} characters; libvirt tells of no more than {XML_MAX}")
+    parser = ElementTree.XMLParser(target=_Builder())
     try:
-        return ElementTree.fromstring(xml)
-    except ElementTree.ParseError as error:
+        parser.feed(xml)
+        root: ElementTree.Element = parser.close()
+        return root
+    except (ElementTree.ParseError, ValueError) as error:  # the latter also for what is no Unicode
         raise SnapmountError(f"{what} is not well-formed XML: {error}") from error
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Builds the tree of what libvirt writes."""
+
+    _depth = 0
+
+    def doctype(self, name: str, _public: str | None, _system: str | None) -> None:
+        raise ValueError(f"it has a document type ({name[:40]!r})")
+
+    def start(self, tag: str, attrs: dict[str, str]) -> ElementTree.Element:
+        self._depth += 1
+        if self._depth > DEPTH_MAX:
+            raise ValueError(f"its elements are nested more than {DEPTH_MAX} deep")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str) -> ElementTree.Element:
+        self._depth -= 1
+        return super().end(tag)
 
 
 def disks(domain_xml: str) -> tuple[DiskDefinition, ...]:
@@ -73,7 +105,11 @@ def _origin(source: ElementTree.Element | None) -> str:
 
 def owner(domain_xml: str) -> Owner | None:
     """Whom QEMU runs as, by the DAC security label of a running domain; None where it has none (a user's session)."""
-    for label in parse(domain_xml, "the domain's definition").findall("./seclabel[@model='dac']/label"):
+    return _owner(parse(domain_xml, "the domain's definition").findall("./seclabel[@model='dac']/label"))
+
+
+def _owner(labels: Iterable[ElementTree.Element]) -> Owner | None:
+    for label in labels:
         match = re.fullmatch(r"([^:]+):([^:]+)", label.text or "")
         if match:
             return Owner(*match.groups())
@@ -98,6 +134,20 @@ def has_device(domain_xml: str, alias: str) -> bool:
     """Whether the domain has a device of that alias."""
     aliases = parse(domain_xml, "the domain's definition").findall("./devices/*/alias")
     return any(each.get("name") == alias for each in aliases)
+
+
+def security_models(capabilities_xml: str) -> dict[str, Owner | None]:
+    """The security drivers of the hypervisor, with whom QEMU runs as by default, which 'dac' tells
+    (https://libvirt.org/formatcaps.html).
+    """
+    models = parse(capabilities_xml, "the host's capabilities").findall("./host/secmodel")
+    return {model.findtext("model", ""): _owner(model.findall("baselabel")) for model in models}
+
+
+def supports_backup(capabilities_xml: str) -> bool:
+    """Whether QEMU can run backup jobs, by the domain capabilities (https://libvirt.org/formatdomaincaps.html)."""
+    backup = parse(capabilities_xml, "the domain capabilities").find("./features/backup")
+    return backup is not None and backup.get("supported") == "yes"
 
 
 def backup_job(

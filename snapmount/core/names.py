@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 # libvirt's schema for <target dev=...> (basictypes.rng, diskTarget) allows these characters only.
 _DISK_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+MOUNT_SOURCE_VM_MAX = 255  # characters
 _SNAPSHOT_ID = re.compile(r"[0-9a-f]{8}")
 
 
@@ -22,12 +24,18 @@ def is_snapshot_id(text: str) -> bool:
     return _SNAPSHOT_ID.fullmatch(text) is not None
 
 
+def is_uuid(text: str) -> bool:
+    """Whether the text is a uuid as libvirt writes it."""
+    return _UUID.fullmatch(text) is not None
+
+
 def mount_source(vm_name: str, snapshot_id: str) -> str:
     """What mount(8) and df(1) show as the source of a snapshot's mount: `snapmount:vm1:3f2a91bc`.
 
-    Characters that would need escaping in mount options or /proc/self/mountinfo become '_'; the id makes it unique.
+    Characters that would need escaping in mount options or /proc/self/mountinfo become '_', and a long name is cut: all
+    options of a mount share a page.  The id makes it unique.
     """
-    return f"snapmount:{re.sub(r'[^A-Za-z0-9._+-]', '_', vm_name)}:{snapshot_id}"
+    return f"snapmount:{re.sub(r'[^A-Za-z0-9._+-]', '_', vm_name[:MOUNT_SOURCE_VM_MAX])}:{snapshot_id}"
 
 
 def printable(text: str) -> str:

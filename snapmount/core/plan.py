@@ -47,6 +47,9 @@ def select(vm: str, disks: Sequence[DiskDefinition], only: Collection[str], excl
         else:
             _refuse_bypass(vm, disk)
             chosen.append(disk)
+    twice = {disk.name for disk in chosen if known.count(disk.name) > 1}
+    if twice:
+        raise StateError(f"{vm}: more than one disk is called {', '.join(sorted(twice))}")
     if not chosen:
         raise NotFoundError(f"{vm}: no disk is left to take a snapshot of; the VM has {', '.join(known) or 'no disks'}")
     return Selection(tuple(chosen), tuple(left_out))

@@ -158,14 +158,15 @@ class Attributes:
 class Tree:
     """A directory of read-only files, all of one owner and one time.
 
-    Files are readable by their owner alone: a disk image holds what its guest keeps secret.  Inodes are numbers from 2
-    on in the files' order; the root directory has 1.
+    Files are readable by their owner alone, unless they are `is_open`: a disk image holds what its guest keeps secret.
+    Inodes are numbers from 2 on in the files' order; the root directory has 1.
     """
 
     files: Sequence[File]
     mtime_ns: int
     uid: int
     gid: int
+    is_open: bool = False  # to every user
 
     @cached_property
     def _inodes(self) -> Mapping[str, int]:
@@ -191,10 +192,11 @@ class Tree:
         Raises KeyError for an inode of neither, OSError where the size cannot be told.
         """
         if inode == ROOT_INODE:
-            return Attributes(inode, stat.S_IFDIR | 0o500, 0, 0, links=2)
+            return Attributes(inode, stat.S_IFDIR | (0o555 if self.is_open else 0o500), 0, 0, links=2)
         sizes = await self.file(inode).content.sizes()
         allocated = -(-sizes.allocated // BLOCK_BYTES) * BLOCK_BYTES
-        return Attributes(inode, stat.S_IFREG | 0o400, sizes.size, allocated, links=1, settled=sizes.settled)
+        mode = stat.S_IFREG | (0o444 if self.is_open else 0o400)
+        return Attributes(inode, mode, sizes.size, allocated, links=1, settled=sizes.settled)
 
     async def read(self, inode: int, offset: int, length: int) -> bytes | bytearray | memoryview:
         """What read(2) gives at that place: short at the end of the file, empty past it.

@@ -3,7 +3,14 @@
 API: https://libvirt.org/html/libvirt-libvirt-domain.html
 """
 
-from .connection import Hypervisor, connected
+from ..errors import MissingError
+
+try:
+    import libvirt  # noqa: F401
+except ImportError:
+    raise MissingError("the Python module of libvirt is missing", "sudo apt-get install python3-libvirt") from None
+
+from .connection import Hypervisor, QemuFacts, connected
 from .domain import Domain, qemu_user
 from .events import Heard, heard
 from .uri import check_uri, default_uri, is_unprivileged
@@ -12,6 +19,7 @@ __all__ = [
     "Domain",
     "Heard",
     "Hypervisor",
+    "QemuFacts",
     "check_uri",
     "connected",
     "default_uri",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import libvirt
 import trio
 
 from ..core import domainxml, names
+from ..core.user import User
 from ..errors import NotFoundError, SnapmountError, StateError, UnreachableError
 from .calls import call, explained
-from .domain import Domain
+from .domain import Domain, user_of
 
 CONNECT_S = 15.0
 START_S = 120.0  # a VM, on a busy host
@@ -34,12 +36,41 @@ async def connected(uri: str) -> AsyncIterator[Hypervisor]:
             await call("close the connection", connection.close, deadline_s=5)
 
 
+@dataclass(frozen=True)
+class QemuFacts:
+    """What libvirt tells of QEMU on this host."""
+
+    version: str
+    supports_backup: bool
+    security_models: tuple[str, ...]  # of libvirt's drivers: dac, apparmor, selinux
+    user: User  # that QEMU runs as by default
+
+
 class Hypervisor:
     """A connection to libvirt."""
 
     def __init__(self, connection: Any, uri: str) -> None:
         self._connection = connection
         self._uri = uri
+
+    async def version(self) -> str:
+        """The version of the libvirt daemon.  Raises UnreachableError."""
+        with explained("ask libvirt for its version"):
+            return _version(await call("ask libvirt for its version", self._connection.getLibVersion))
+
+    async def qemu(self) -> QemuFacts:
+        """Raises UnreachableError, where there is no QEMU for instance."""
+        with explained("ask libvirt for QEMU"):
+            version = await call("ask for QEMU's version", self._connection.getVersion)
+            of_host = await call("ask for the host's capabilities", self._connection.getCapabilities)
+            of_domains = await call("ask for the domain capabilities", self._connection.getDomainCapabilities)
+        models = domainxml.security_models(of_host)
+        return QemuFacts(
+            version=_version(version),
+            supports_backup=domainxml.supports_backup(of_domains),
+            security_models=tuple(models),
+            user=user_of(models.get("dac")),
+        )
 
     async def domain(self, name: str) -> Domain:
         """The VM of that name or uuid.  Raises NotFoundError, with near names in its message."""
@@ -116,3 +147,8 @@ class Hypervisor:
             return Domain(handle)
         except libvirt.libvirtError as error:
             raise StateError(f"the VM cannot be started: {error}") from error
+
+
+def _version(number: int) -> str:
+    """As libvirt tells versions: a million for each major, a thousand for each minor release."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

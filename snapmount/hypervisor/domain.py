@@ -283,7 +283,11 @@ class Domain:
 
 def qemu_user(domain_xml: str) -> User:
     """Whom QEMU runs as.  Raises NotFoundError where the domain names a user that this host does not have."""
-    owner = domainxml.owner(domain_xml)
+    return user_of(domainxml.owner(domain_xml))
+
+
+def user_of(owner: domainxml.Owner | None) -> User:
+    """That user, by default ourselves.  Raises NotFoundError where this host does not have it."""
     if owner is None:
         return User(os.geteuid(), os.getegid(), tuple(os.getgroups()))
     try:

@@ -251,13 +251,14 @@ class View:
 async def mounted(tree: Tree, mountpoint: str, source: str) -> AsyncIterator[View]:
     """Mount the tree, with `source` as what mount(8) shows for it, and serve it until the block is left.
 
-    As root, the mount admits other users (allow_other), since QEMU's user must be able to read it; the kernel checks
-    the files' modes then.  Raises StateError where the mount fails.
+    As root, the mount admits other users (allow_other), since QEMU's user must be able to read it, and the files belong
+    to that user; an ordinary user's does where the tree is open to all.  The kernel checks the files' modes
+    (default_permissions).  Raises StateError where the mount fails.
     """
     if not extension:
         log.warning("the C extension was not built: programs take holes for data, and reads are slow")
     operations = Operations(tree)
-    await _mount(operations, mountpoint, _options(source))
+    await _mount(operations, mountpoint, _options(source, tree.is_open))
     view = View(tree, operations)
     try:
         async with trio.open_nursery() as nursery:
@@ -280,7 +281,7 @@ def _close() -> None:
     pyfuse3.close()
 
 
-def _options(source: str) -> set[str]:
+def _options(source: str, is_open: bool) -> set[str]:
     options = set(pyfuse3.default_options) | {
         "ro",
         "nosuid",
@@ -289,7 +290,7 @@ def _options(source: str) -> set[str]:
         f"fsname={source}",
         "subtype=snapmount",
     }
-    if os.geteuid() == 0:
+    if is_open or os.geteuid() == 0:
         options.add("allow_other")
     return options
 

@@ -20,7 +20,8 @@ from ..errors import SnapmountError, SpaceError, StateError, UnreachableError
 from ..hypervisor import Domain, connected
 from ..measuring import measure
 from ..processes import is_stopped
-from ..state import Claim, Record
+from ..records import Record
+from ..state import Claim
 
 log = logging.getLogger(__name__)
 

@@ -156,7 +156,10 @@ def _record(directory: Path, daemon: Process) -> None:
 
 
 def _recorded(directory: Path) -> Process | None:
-    return jsonfiles.read(_record_path(directory), lambda fields: Process(**fields))
+    try:
+        return jsonfiles.read(_record_path(directory), lambda fields: Process(**fields))
+    except StateError:  # it is found by its environment then
+        return None
 
 
 def _found(directory: Path) -> Process | None:

@@ -28,6 +28,7 @@ enum {
     PART_BYTES = 256 << 10,  /* larger reads are split over the connections */
     HOLE_BYTES = 64 << 10,   /* smaller holes between data are read along with it */
     MAX_PARTS = MAX_READ / HOLE_BYTES + MAX_READ / PART_BYTES, /* of one request */
+    PLACES = MAX_REQUESTS * MAX_PARTS, /* of parts */
     EXTENT_ZERO = 2,         /* NBD_STATE_ZERO */
 };
 #define NBD_REQUEST_MAGIC 0x25609513u
@@ -71,6 +72,7 @@ struct part {
 };
 
 struct request {
+    uint64_t number; /* its own: an answer that comes twice is not taken for that to a later request */
     unsigned parts_left; /* 0: this place is free */
     bool failed, answered;
     uint64_t unique;
@@ -85,6 +87,7 @@ struct request {
 static struct file *files[MAX_FILES];
 static unsigned file_count;
 static struct request requests[MAX_REQUESTS];
+static uint64_t last_number;
 static bool cut_off;
 
 static int64_t now_ns(void)
@@ -130,10 +133,10 @@ static void give_up(struct file *file)
 /* What is asked for fits into the socket's buffer; where it does not, as when QEMU hangs, the file is given up. */
 static bool ask(struct part *part, uint64_t offset)
 {
-    uint64_t request = part->request - requests, number = part - part->request->parts;
+    uint64_t place = (part->request - requests) * MAX_PARTS + (part - part->request->parts);
     struct nbd_request message = {
         .magic = htobe32(NBD_REQUEST_MAGIC),
-        .cookie = request * MAX_PARTS + number,
+        .cookie = part->request->number * PLACES + place,
         .offset = htobe64(offset),
         .length = htobe32(part->length),
     };
@@ -151,10 +154,11 @@ static struct connection *least_busy(struct file *file)
 
 static struct part *part_of_reply(struct connection *connection)
 {
-    uint64_t cookie = connection->reply.cookie;
-    if (be32toh(connection->reply.magic) != NBD_SIMPLE_REPLY_MAGIC || cookie >= MAX_REQUESTS * MAX_PARTS)
+    uint64_t place = connection->reply.cookie % PLACES, number = connection->reply.cookie / PLACES;
+    struct request *request = &requests[place / MAX_PARTS];
+    struct part *part = &request->parts[place % MAX_PARTS];
+    if (be32toh(connection->reply.magic) != NBD_SIMPLE_REPLY_MAGIC || request->number != number)
         return NULL;
-    struct part *part = &requests[cookie / MAX_PARTS].parts[cookie % MAX_PARTS];
     return part->connection == connection ? part : NULL;
 }
 
@@ -321,6 +325,7 @@ bool reads_begin(const char *raw, size_t size)
         session_answer(header.unique, 0, request->buffer, request->length);
         return true;
     }
+    request->number = ++last_number;
     request->failed = request->answered = false;
     request->unique = header.unique;
     request->deadline_ns = now_ns() + file->deadline_ns;

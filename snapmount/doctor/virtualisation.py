@@ -1,0 +1,193 @@
+"""The checks of libvirt and QEMU, and of what QEMU's user may do."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from pathlib import Path
+
+import trio
+
+from .. import blocking, mounts
+from .. import scratch as directories
+from ..core import health, names
+from ..core.health import Finding, Place, SELinux
+from ..core.user import User
+from ..errors import MissingError, SnapmountError, UnreachableError
+from .subject import Subject
+
+try:
+    from .. import hypervisor
+except MissingError:  # libvirt's module, whose own check tells
+    hypervisor = None  # type: ignore[assignment]
+
+LIBVIRT_S = 10.0
+PLACE_S = 10.0
+VIRTLOGD = "/run/libvirt/virtlogd-sock"
+SELINUXFS = Path("/sys/fs/selinux")
+_RESTING_ON_LIBVIRT = ("QEMU", "scratch", "confinement")
+
+
+def uri(subject: Subject) -> str | None:
+    """The connection that is looked at; None where libvirt's module is missing.  Raises UsageError."""
+    if hypervisor is None:
+        return None
+    connect = subject.connect or hypervisor.default_uri()
+    hypervisor.check_uri(connect)
+    return connect
+
+
+async def check(subject: Subject) -> list[Finding]:
+    """libvirt, and all that only libvirt can tell."""
+    connect = uri(subject)
+    if hypervisor is None or connect is None:
+        return _without_libvirt(health.skipped("libvirt", "its Python module is missing"))
+    if not (subject.remedies.is_root or hypervisor.is_unprivileged(connect)):
+        text = f"only root can take snapshots of VMs at {connect}: scratch files must belong to QEMU's user"
+        remedy = f"sudo {names.command('snapmount', 'doctor', '--connect', connect)}"
+        return _without_libvirt(health.problem("libvirt", text, remedy))
+    try:
+        with trio.fail_after(LIBVIRT_S):
+            async with hypervisor.connected(connect) as connection:
+                findings = [health.ok("libvirt", f"{await connection.version()} at {connect}")]
+                try:
+                    qemu = await connection.qemu()
+                except UnreachableError as error:
+                    findings.append(health.problem("QEMU", error.message, subject.remedies.install("QEMU", "libvirt")))
+                    return findings
+    except trio.TooSlowError:
+        text = f"no answer within {LIBVIRT_S:g} s at {connect}"
+        return _without_libvirt(health.problem("libvirt", text, _restart(subject, connect)))
+    except UnreachableError as error:
+        return _without_libvirt(health.problem("libvirt", error.message, _reach(subject, connect)))
+    findings.append(health.qemu(qemu.version, qemu.supports_backup, subject.remedies))
+    if not hypervisor.is_unprivileged(connect):
+        findings.append(_console_log(subject))
+    parents = [directories.default_parent(), *([Path(subject.scratch_dir)] if subject.scratch_dir else [])]
+    findings += [await _place(subject, parent, qemu.user) for parent in dict.fromkeys(parents)]
+    findings.append(health.confinement(qemu.security_models, _selinux(), subject.remedies))
+    return findings
+
+
+def _without_libvirt(finding: Finding) -> list[Finding]:
+    return [finding, *(health.skipped(check, "libvirt must tell first") for check in _RESTING_ON_LIBVIRT)]
+
+
+# -- libvirt -----------------------------------------------------------------------------------------------------------
+
+
+def _daemon(subject: Subject) -> tuple[str, str] | None:
+    """The unit and the program of the daemon that serves qemu:///system; None where it is not installed."""
+    candidates = ("virtqemud", "libvirtd") if subject.remedies.prefers_modular_libvirt() else ("libvirtd", "virtqemud")
+    program = subject.daemon(*candidates)
+    return (f"{program}.socket" if program == "virtqemud" else program, program) if program else None
+
+
+def _restart(subject: Subject, connect: str) -> str:
+    daemon = _daemon(subject)
+    if daemon and subject.remedies.has_systemd and not hypervisor.is_unprivileged(connect):
+        return subject.remedies.as_root("systemctl", "restart", daemon[1])
+    kill = names.command("pkill", "-KILL", "-u", str(os.geteuid()), "-x", daemon[1] if daemon else "libvirtd")
+    return f"{kill}; {_reach(subject, connect)}"
+
+
+def _reach(subject: Subject, connect: str) -> str:
+    """The command after which libvirt can be reached."""
+    daemon = _daemon(subject)
+    if daemon is None:
+        return subject.remedies.install("libvirt")
+    if hypervisor.is_unprivileged(connect):
+        return names.command("virsh", "-c", connect, "list")  # starts the user's daemon, and tells why it does not
+    return subject.remedies.start(*daemon)
+
+
+def _console_log(subject: Subject) -> Finding:
+    """virtlogd(8), which keeps what scratch VMs write to their consoles, and what QEMU says."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(VIRTLOGD)
+        except PermissionError:
+            return health.ok("virtlogd", f"{VIRTLOGD} is there")
+        except OSError as error:
+            text = f"{VIRTLOGD}: {error.strerror}: VMs, and so scratch VMs (boot), cannot be started"
+            if subject.has("virtlogd"):
+                return health.warning("virtlogd", text, subject.remedies.start("virtlogd.socket", "virtlogd"))
+            return health.warning("virtlogd", text, subject.remedies.install("virtlogd"))
+    return health.ok("virtlogd", "answers")
+
+
+# -- what QEMU's user may do -------------------------------------------------------------------------------------------
+
+
+async def _place(subject: Subject, parent: Path, user: User) -> Finding:
+    """A place for scratch files, and as the default one also for the view of `boot`: tried as `take` does it."""
+    other = "snapmount VM MOUNTPOINT --scratch-dir DIRECTORY   (one on a disk, with space, that QEMU's user can reach)"
+    probe = parent / f"snapmount-doctor-{secrets.token_hex(4)}"
+    try:
+        with trio.fail_after(PLACE_S):
+            finding = health.scratch(await blocking.call(PLACE_S, _look_at, parent), other)
+            if finding.status is health.Status.PROBLEM:
+                return finding
+            try:
+                await directories.create(probe, user, None)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await blocking.call(PLACE_S, directories.remove, probe)
+    except trio.TooSlowError:
+        return health.problem("scratch", f"{parent}: its file system did not answer within {PLACE_S:g} s", other)
+    except SnapmountError as error:
+        locked = await blocking.call(PLACE_S, _locked_directory, parent, user)
+        remedy = subject.remedies.as_root("chmod", "a+x", str(locked)) if locked else error.remedy or other
+        return health.problem("scratch", error.message, remedy)
+    return finding
+
+
+def _look_at(parent: Path) -> Place:
+    """Raises SpaceError, OSError."""
+    free = directories.free_bytes(parent)
+    real = next(each for each in (parent.resolve(), *parent.resolve().parents) if each.exists())
+    mount = mounts.holding(str(real), mounts.current())
+    return Place(str(parent), mount.fstype if mount else "unknown", free, _rotates(real.stat().st_dev))
+
+
+def _rotates(device: int) -> bool:
+    """Whether the kernel takes the disk for a rotating one; a partition's queue is that of its disk."""
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    for queue in (block / "queue", block.resolve().parent / "queue"):
+        try:
+            return (queue / "rotational").read_text().strip() == "1"
+        except OSError:
+            continue
+    return False
+
+
+def _locked_directory(parent: Path, user: User) -> Path | None:
+    """The uppermost directory on the way that the user may not pass, None for none."""
+    if user.uid == 0:
+        return None
+    for directory in reversed((parent, *parent.parents)):
+        try:
+            status = directory.stat()
+        except OSError:
+            return None
+        mine = status.st_uid == user.uid
+        ours = status.st_gid in (user.gid, *user.groups)
+        if not status.st_mode & (0o100 if mine else 0o010 if ours else 0o001):
+            return directory
+    return None
+
+
+def _selinux() -> SELinux | None:
+    """None where the kernel has none."""
+
+    def reads(name: str) -> str:
+        try:
+            return (SELINUXFS / name).read_text()
+        except OSError:
+            return "0"
+
+    if not (SELINUXFS / "enforce").exists():
+        return None
+    return SELinux(reads("enforce").startswith("1"), reads("booleans/virt_use_fusefs").startswith("1"))

@@ -1,0 +1,136 @@
+"""The record of a snapshot: all that must be known to show it, to take it over and to undo it.  state.py keeps it."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Any
+
+from .core.iscsi import Target
+from .core.snapshot import Snapshot
+from .core.space import DEFAULT_TERMS, Terms
+from .processes import Process
+
+VERSION = 5
+
+
+class State(Enum):
+    """The state of a snapshot."""
+
+    STARTING = "starting"  # being made
+    ACTIVE = "active"  # the view is readable
+    LOST = "lost"  # the point in time can no longer be served: reads fail with EIO
+    GAVE_UP = "gave up"  # the same, by ourselves: before the scratch space ran out
+    ENDING = "ending"  # being undone
+    LEFTOVER = "leftover"  # something could not be undone
+    DEAD = "dead"  # never recorded: the process that served it is gone
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is, or may be, published over iSCSI."""
+
+    backend: str  # of publish.iscsi: 'lio' or 'tgt'
+    target: Target
+
+    def to_json(self) -> dict[str, Any]:
+        return {"backend": self.backend, "target": self.target.document()}
+
+    @classmethod
+    def from_json(cls, document: Any) -> Publication:
+        """Raises KeyError, TypeError or ValueError for another shape."""
+        return cls(document["backend"], Target.from_document(document["target"]))
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that must be known to show a snapshot, and to undo it without the process that made it."""
+
+    snapshot: Snapshot
+    connect: str  # libvirt connection URI
+    mountpoint: str  # absolute, symbolic links resolved
+    mount_source: str  # the source in /proc/self/mountinfo: the proof that a mount is ours
+    socket: str  # of QEMU's NBD server: the proof that a backup job is ours
+    scratch: str  # directory of the scratch files, ours alone
+    server: Process
+    state: State = State.STARTING
+    terms: Terms = DEFAULT_TERMS  # how it uses scratch space
+    reason: str | None = None  # for LOST, GAVE_UP and LEFTOVER
+    frozen: bool = False  # the guest's file systems may be frozen: they must be thawed
+    is_hidden: bool = False  # nobody asked for the mount: it is for LUNs or scratch VMs alone
+    is_for_boot: bool = False  # taken for scratch VMs: it ends with the last of them
+    is_open: bool = False  # every user may read the files
+    publication: Publication | None = None
+    read_timeout_s: float = 30.0
+    expires_s: float | None = None  # by CLOCK_MONOTONIC, which nobody sets and which lasts as long as the record
+
+    @property
+    def id(self) -> str:
+        return self.snapshot.id
+
+    def is_meant_by(self, word: str) -> bool:
+        """Whether the word is its id, the name or uuid of its VM, or its mountpoint."""
+        return word in (self.id, self.snapshot.vm_name, self.snapshot.vm_uuid) or (
+            self.mountpoint == os.path.realpath(word)
+        )
+
+    @property
+    def left_s(self) -> float | None:
+        """How long it has until it expires."""
+        return None if self.expires_s is None else max(0.0, self.expires_s - time.monotonic())
+
+    @property
+    def expires(self) -> datetime | None:
+        """When that will be, as the clock goes now."""
+        return None if self.left_s is None else datetime.now(UTC) + timedelta(seconds=self.left_s)
+
+    @property
+    def whereabouts(self) -> str:
+        """Where the view is, in words that follow a comma."""
+        where = [] if self.is_hidden else [f"mounted at {self.mountpoint}"]
+        where += [f"published over iSCSI by {self.publication.backend}"] if self.publication else []
+        where += ["shown to scratch VMs"] if self.is_for_boot else []
+        return " and ".join(where) or "not shown yet"
+
+    def export_uri(self, disk: str) -> str:
+        """The NBD URI of a disk's export (NBD URI specification, "nbd+unix")."""
+        return f"nbd+unix:///{disk}?socket={self.socket}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape of record.json."""
+        return {
+            "version": VERSION,
+            "snapshot": self.snapshot.document(),
+            "connect": self.connect,
+            "mountpoint": self.mountpoint,
+            "mount_source": self.mount_source,
+            "socket": self.socket,
+            "scratch": self.scratch,
+            "server": asdict(self.server),
+            "state": self.state.value,
+            "terms": self.terms.to_json(),
+            "reason": self.reason,
+            "frozen": self.frozen,
+            "is_hidden": self.is_hidden,
+            "is_for_boot": self.is_for_boot,
+            "is_open": self.is_open,
+            "publication": self.publication and self.publication.to_json(),
+            "read_timeout_s": self.read_timeout_s,
+            "expires_s": self.expires_s,
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> Record:
+        """The record of that shape.  Raises KeyError, TypeError or ValueError for any other."""
+        fields = dict(document)
+        if fields.pop("version") != VERSION:
+            raise ValueError("it was written by another version of snapmount")
+        fields["snapshot"] = Snapshot.from_document(fields["snapshot"])
+        fields["server"] = Process(**fields["server"])
+        fields["state"] = State(fields["state"])
+        fields["terms"] = Terms.from_json(fields["terms"])
+        fields["publication"] = fields["publication"] and Publication.from_json(fields["publication"])
+        return cls(**fields)

@@ -1,0 +1,105 @@
+"""What a command line asks for, as the requests that planning.py and boot.py take; names and values are checked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from . import hypervisor
+from .boot import BootRequest, WaitFor, check_name
+from .core import iscsi
+from .core.space import Terms
+from .errors import UsageError
+from .planning import LunRequest, Request
+from .processes import Process
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def take(arguments: argparse.Namespace) -> Request:
+    """What `take` asks for.  Raises UsageError."""
+    return Request(
+        vm=arguments.vm,
+        mountpoint=arguments.mountpoint and os.path.abspath(arguments.mountpoint),
+        connect=_uri(arguments),
+        luns=_luns(arguments),
+        expire_s=arguments.expire,
+        only=tuple(arguments.disk),
+        exclude=tuple(arguments.exclude_disk),
+        quiesce=arguments.quiesce,
+        allow_other=arguments.allow_other,
+        read_timeout_s=arguments.read_timeout,
+        **_scratch(arguments),
+    )
+
+
+def take_to_boot(arguments: argparse.Namespace) -> Request:
+    """The snapshot that `boot` takes, which ends with its last scratch VM.  Raises UsageError."""
+    return Request(arguments.source, None, _uri(arguments), booting=Process.of_pid(os.getpid()), **_scratch(arguments))
+
+
+def boot(arguments: argparse.Namespace) -> BootRequest:
+    """The scratch VM that `boot` asks for.  Raises UsageError."""
+    check_utf_8(arguments.overlay_dir or "", "the overlay directory")
+    return BootRequest(
+        name=arguments.name and check_name(arguments.name),
+        memory_kib=arguments.memory,
+        vcpus=arguments.vcpus,
+        network=arguments.network,
+        overlay_dir=arguments.overlay_dir and os.path.abspath(arguments.overlay_dir),
+        is_kept=arguments.keep,
+        wait_for=WaitFor.parse(arguments.wait_for) if arguments.wait_for else None,
+        wait_timeout_s=arguments.wait_timeout,
+    )
+
+
+def check_utf_8(path: str, what: str) -> None:
+    """Raise UsageError for a path that libvirt cannot be told."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} {path} has a name that is not UTF-8, which libvirt insists on") from None
+
+
+def _uri(arguments: argparse.Namespace) -> str:
+    uri: str = arguments.connect or hypervisor.default_uri()
+    hypervisor.check_uri(uri)
+    return uri
+
+
+def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of a Request, what is asked for scratch space."""
+    directory, devices = arguments.scratch_dir, tuple(arguments.scratch_device)
+    check_utf_8(directory or "", "the scratch directory")
+    for _, device in devices:
+        check_utf_8(device, "the scratch device")
+    return {
+        "scratch_dir": directory and os.path.abspath(directory),
+        "terms": Terms(arguments.scratch_limit, arguments.scratch_reserve, devices),
+    }
+
+
+def _luns(arguments: argparse.Namespace) -> LunRequest | None:
+    """How to publish; None where that is not asked for.  Raises UsageError."""
+    if not arguments.iscsi:
+        return None
+    if os.geteuid() != 0:
+        raise UsageError("only root can publish over iSCSI", "sudo snapmount --iscsi ...")
+    portals = [iscsi.parse_portal(text) for text in arguments.portal] or [iscsi.Portal(iscsi.LOOPBACK)]
+    return LunRequest(
+        backend=arguments.target,
+        portals=tuple(dict.fromkeys(portals)),
+        initiators=tuple(dict.fromkeys(map(iscsi.check_initiator, arguments.initiator))),
+        mutual=arguments.mutual,
+        secret=_secret(arguments.secret_file) if arguments.secret_file else None,
+    )
+
+
+def _secret(path: str) -> str:
+    try:
+        with sys.stdin if path == "-" else open(path, encoding="utf-8", errors="replace") as f:  # noqa: PTH123
+            return iscsi.check_secret(f.readline().rstrip("\n"))
+    except OSError as error:
+        raise UsageError(f"the secret cannot be read from {path}: {error.strerror}") from None
