@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
-from . import hypervisor, mounts, nbd, tending, watching
+from . import attaching, attachments, hypervisor, mounts, nbd, tending, watching
 from .core import names
 from .errors import NotFoundError, StateError, UnreachableError
 from .processes import boot_id
@@ -111,5 +111,8 @@ async def _prepare(claim: Claim, reporter: Reporter) -> None:
     if not mounts.is_mounted(record.mountpoint, record.mount_source):
         await trio.to_thread.run_sync(mounts.check_mountpoint, record.mountpoint)
     await tending.stop_all(record, claim.directory, reporter.warn)
+    for attached in attachments.current(claim.directory):
+        reporter.warn(f"{attached.disk} is detached from {attached.vm_name}: it has died with the snapshot's server")
+    await attaching.end_all(record, claim.directory)
     if record.publication:
         await iscsi.withdraw(record.publication.backend, claim.directory, record.publication.target)

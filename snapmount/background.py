@@ -23,6 +23,7 @@ import trio
 
 from . import logs, session
 from .errors import InterruptedByUserError, SnapmountError
+from .locks import cannot_write
 from .records import Record
 from .state import Store
 
@@ -47,7 +48,7 @@ class SocketReporter:
 
     def claimed(self, record: Record) -> None:
         """Let everything that is printed or logged go to the snapshot's log, and with -v to the user too."""
-        log_file = os.open(self._store.log(record.id), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log_file = open_log(self._store, record)
         _replace_standard_streams(log_file)
         os.close(log_file)
         level = logging.DEBUG if self._verbose else logging.INFO
@@ -115,6 +116,15 @@ def _replace_standard_streams(descriptor: int) -> None:
         os.dup2(null.fileno(), 0)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+
+
+def open_log(store: Store, record: Record) -> int:
+    """A descriptor of the snapshot's log, to append to it.  Raises StateError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    try:
+        return os.open(store.log(record.id), flags, 0o600)
+    except OSError as error:
+        raise cannot_write(store.path(record.id), error) from error
 
 
 def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str], None]) -> str:

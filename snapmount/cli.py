@@ -197,6 +197,7 @@ def _attach(arguments: argparse.Namespace) -> int:
     from . import attaching, present
 
     store = _store()
+    _revive(arguments.snapshot, store, arguments.verbose)
     record = _active(arguments.snapshot, store)
     if record is None:
         take = names.command("snapmount", arguments.snapshot, "MOUNTPOINT")
@@ -250,34 +251,20 @@ def _complain_all(errors: Sequence[SnapmountError]) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from . import present
+    from .records import State
 
     store = _store()
-    record = _alive(store.find(arguments.snapshot), store)
+    record = store.find(arguments.snapshot)
+    if store.state(record) is State.DEAD:
+        from . import recovering
+
+        record = recovering.alive(record, store, _tell)
     shown = present.Shown(record, store, _sessions([record], store)[record.id], with_secret=arguments.show_secret)
     if arguments.json:
         _print_json(shown.document())
     else:
         _print(shown.details())
     return _complain_all(shown.faults())
-
-
-def _alive(record: Record, store: Store) -> Record:
-    """The snapshot, re-attached where its server has died and that can be.  Raises StateError where it is removed."""
-    from .records import State
-
-    if store.state(record) is not State.DEAD:
-        return record
-    from . import recovering
-
-    try:
-        recovered = recovering.recover(record, store, False, _tell)
-    except SnapmountError as error:
-        _complain(error)
-        return record
-    if recovered.why_removed:
-        raise StateError(recovered.why_removed)
-    _tell(str(recovered))
-    return recovered.record
 
 
 def _sessions(records: Sequence[Record], store: Store) -> dict[str, list[Session] | None]:

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import trio
 
 from .errors import StateError
-from .state import Store, cannot_write, locked, make_private
+from .locks import cannot_write, locked, make_private
+from .state import Store
 
 DEADLINE_S = 10.0
 POLL_S = 0.01

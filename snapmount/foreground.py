@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import trio
 
@@ -39,7 +38,7 @@ class Reporter:
         else:
             for handler in root.handlers:
                 handler.setLevel(root.level)
-            root.addHandler(_to_file(self._store.log(record.id)))
+            root.addHandler(_to_file(background.open_log(self._store, record)))
             root.setLevel(level)
         logging.getLogger("pyfuse3").setLevel(logging.INFO)  # its debug output is a line for each request
 
@@ -54,8 +53,7 @@ class Reporter:
         await trio.sleep_forever()
 
 
-def _to_file(path: Path) -> logging.Handler:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+def _to_file(descriptor: int) -> logging.Handler:
     handler = logging.StreamHandler(os.fdopen(descriptor, "w"))
     handler.setFormatter(logs.PrintableFormatter(background.LOG_FORMAT))
     return handler

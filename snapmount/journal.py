@@ -50,7 +50,8 @@ class Entry:
         fields["devices"] = tuple(fields["devices"])
         entry = cls(**fields)
         match = NAME.fullmatch(Path(entry.directory).name)
-        if not match or match[1] != entry.snapshot or not os.path.isabs(entry.directory):
+        is_plain = os.path.isabs(entry.directory) and os.path.normpath(entry.directory) == entry.directory
+        if not match or match[1] != entry.snapshot or not is_plain:
             raise ValueError(f"{entry.directory!r} is no directory of snapshot {entry.snapshot!r}")
         return entry
 

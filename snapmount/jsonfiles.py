@@ -1,5 +1,4 @@
-"""Files of our own, JSON documents most of them: written at once or not at all, readable by their owner alone; and how
-records of one kind are kept beside a snapshot's."""
+"""JSON documents in files: how records are read and written, and how those of one kind are kept beside a snapshot's."""
 
 from __future__ import annotations
 
@@ -19,7 +18,6 @@ from .errors import StateError
 
 T = TypeVar("T")
 
-NEW = ".new"  # ends the name of a file that is being written
 MAX_BYTES = 4 << 20  # a record has some kilobytes
 
 
@@ -61,7 +59,7 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write the file, mode 0600, atomically.  Raises OSError."""
-    new = path.with_name(f"{path.name}{NEW}")
+    new = path.with_name(f"{path.name}.new")
     try:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as f:

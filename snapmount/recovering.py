@@ -11,7 +11,7 @@ import trio
 
 from . import adopting, background, orphans, present
 from .core import names
-from .errors import InterruptedByUserError, LeftoverError, SnapmountError, first_cause
+from .errors import InterruptedByUserError, LeftoverError, SnapmountError, StateError, first_cause
 from .orphans import Orphan
 from .records import Record, State
 from .state import Store
@@ -87,6 +87,21 @@ def recover(record: Record, store: Store, verbose: bool, tell: Tell) -> Recovere
             raise
         return Recovered(record, error.message)
     return Recovered(store.load(record.id) or record)
+
+
+def alive(record: Record, store: Store, tell: Tell) -> Record:
+    """The snapshot re-attached, or as it is where that cannot be done now, which is told.  Raises StateError where it
+    has been removed.
+    """
+    try:
+        recovered = recover(record, store, False, tell)
+    except SnapmountError as error:
+        tell(error.message)
+        return record
+    if recovered.why_removed:
+        raise StateError(recovered.why_removed)
+    tell(str(recovered))
+    return recovered.record
 
 
 def recover_all(words: Sequence[str], store: Store, verbose: bool, tell: Tell) -> Recovery:

@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import jsonfiles
+from . import jsonfiles, locks
 from .core import names
 from .core.iscsi import Credentials
 from .core.snapshot import dump
@@ -148,7 +148,7 @@ class Store:
         state = self.state(now) if now else State.DEAD
         if state is not State.ACTIVE:
             raise StateError(
-                f"snapshot {record.id} of {record.snapshot.vm_name} cannot be {done}: it is {state.value}",
+                f"snapshot {record.id} of {record.snapshot.vm_name} cannot be {done}: its state is {state.value!r}",
                 names.command("snapmount", "delete", record.id),
             )
 
@@ -156,18 +156,18 @@ class Store:
         """Write a new snapshot's record and hold its lock.  Raises StateError where that cannot be written."""
         directory = self.path(record.id)
         try:
-            make_private(self.directory)
+            locks.make_private(self.directory)
             directory.mkdir(mode=0o700)
         except OSError as error:
             self.remove_if_empty()
-            raise cannot_write(directory, error) from error
+            raise locks.cannot_write(directory, error) from error
         try:
-            claim = Claim(self, record, _lock(directory, os.O_CREAT))
+            claim = Claim(self, record, locks.lock(directory, os.O_CREAT))
             jsonfiles.write(directory / "record.json", record.to_json())
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             self.remove_if_empty()
-            raise cannot_write(directory, error) from error
+            raise locks.cannot_write(directory, error) from error
         return claim
 
     @contextlib.contextmanager
@@ -176,7 +176,7 @@ class Store:
         faster.
         """
         try:
-            lock = _lock(self.path(snapshot_id))
+            lock = locks.lock(self.path(snapshot_id))
         except (FileNotFoundError, NotADirectoryError, BlockingIOError):
             yield None
             return
@@ -189,7 +189,7 @@ class Store:
     def remove_if_empty(self) -> None:
         """Remove the runtime directory where no snapshot is left in it, and nobody is about to make one."""
         with contextlib.suppress(OSError):
-            descriptor = locked(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = locks.locked(self.directory, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 self.directory.rmdir()
             finally:
@@ -215,7 +215,7 @@ class Claim:
         try:
             jsonfiles.write(self.directory / "record.json", self.record.to_json())
         except OSError as error:
-            raise cannot_write(self.directory, error) from error
+            raise locks.cannot_write(self.directory, error) from error
 
     def note(self, state: State, reason: str | None = None) -> None:
         """Note the state, for list and show; that it cannot be written must not keep anything from being done."""
@@ -236,7 +236,7 @@ class Claim:
         try:
             jsonfiles.write_bytes(self.directory / name, content)
         except OSError as error:
-            raise cannot_write(self.directory, error) from error
+            raise locks.cannot_write(self.directory, error) from error
 
     def forget(self) -> None:
         """Remove the record: nothing is left of the snapshot.  Raises LeftoverError."""
@@ -247,37 +247,3 @@ class Claim:
         except OSError as error:
             raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
         self.store.remove_if_empty()
-
-
-def cannot_write(directory: Path, error: OSError) -> StateError:
-    """The error for a directory of ours that cannot be written."""
-    return StateError(f"cannot write the runtime record {directory}: {error.strerror}")
-
-
-def make_private(directory: Path) -> None:
-    """Make the directory, where there is none, and close it to others.  Raises OSError."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.lstat()
-    if status.st_uid != os.geteuid() or not directory.is_dir() or directory.is_symlink():
-        raise PermissionError(1, "it belongs to another user", str(directory))
-    directory.chmod(0o700)
-
-
-def _lock(directory: Path, flags: int = 0) -> int:
-    """The lock of a snapshot, held by us."""
-    descriptor = locked(directory / "lock", os.O_RDWR | flags)
-    with contextlib.suppress(OSError):  # where there is no room, nobody learns who holds it
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-    return descriptor
-
-
-def locked(path: Path, flags: int) -> int:
-    """A descriptor with the exclusive flock(2) of the file.  Raises BlockingIOError where somebody else has it."""
-    descriptor = os.open(path, os.O_CLOEXEC | flags, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor

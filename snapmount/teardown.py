@@ -25,8 +25,8 @@ from .state import Claim
 
 log = logging.getLogger(__name__)
 
-FREE_S = 20.0
-DEADLINE_S = 45.0  # with that
+FREE_S = 25.0
+DEADLINE_S = 50.0  # with that
 
 
 async def tear_down(claim: Claim) -> None:

@@ -44,12 +44,12 @@ class Shown:
 
 @contextlib.asynccontextmanager
 async def watched(watch: Watch) -> AsyncIterator[None]:
-    """Watch over a snapshot, whose job runs, while the block lasts.
+    """Watch over a snapshot, whose job runs, while the block lasts; it has been looked at when that begins.
 
-    Where it has to be given up before it is shown, its job is ended and SpaceError raised, in a group.
+    Where it has to be given up before it is shown, its job is ended and SpaceError raised, maybe in a group.
     """
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch.run)
+        await nursery.start(watch.run)
         yield
         nursery.cancel_scope.cancel()
 
@@ -77,23 +77,24 @@ class Watch:
         """The view is readable from now on: where the snapshot is given up, it stays, and its reads fail."""
         self._shown = Shown(stop_reads, forget_cached)
 
-    async def run(self) -> None:
-        """Return when the snapshot was given up, or is lost.
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Return when the snapshot was given up, or is lost; it starts with a first look.
 
         Raises SpaceError where it has to be given up before it is shown; its job is ended then.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen)
-            fill = await self._wait_short()
+            fill = await self._wait_short(task_status.started)
             if fill:
                 await self._give_up(fill)
             nursery.cancel_scope.cancel()
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    async def _wait_short(self) -> Fill | None:
+    async def _wait_short(self, started: Callable[[], None]) -> Fill | None:
         """What there was when it was too little; None where the snapshot has ended otherwise."""
         problem = ""
+        has_started = False
         while self._claim.record.state in (State.STARTING, State.ACTIVE, State.ENDING):
             self._bell = trio.Event()
             wait_s = space.LONGEST_WAIT_S
@@ -109,6 +110,9 @@ class Watch:
                 self._tell(fill)
                 self._wish_thresholds(fill)
                 wait_s = fill.wait_s
+            if not has_started:
+                has_started = True
+                started()
             with trio.move_on_after(wait_s):
                 await self._bell.wait()
         return None
@@ -222,6 +226,7 @@ class Watch:
                         self._armed[disk] = length
                     except UnreachableError as error:
                         log.info("%s", error.message)  # the job has ended, or the connection
+                        await trio.sleep(space.LONGEST_WAIT_S)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(set_all)

@@ -171,8 +171,9 @@ def test_what_cannot_be_attached_is_refused(writer: vm.VM, helper: vm.VM, mountp
     assert "vdb of snapshot" in said
     assert "is attached to snapmount-test-helper already, as vdb" in said
     assert targets(helper) == ["vda", disk["target"]]
-    kill_server(writer.name)
-    assert "cannot be attached: it is dead" in refused("attach", writer.name, HELPER, code=4)
+    writer.virsh("domjobabort", writer.name)
+    wait_for(lambda: snapmount_json("list")[0]["state"] == "lost", "the loss is told")
+    assert "cannot be attached: its state is 'lost'" in refused("attach", writer.name, HELPER, code=4)
     snapmount("detach", writer.name)
     snapmount("delete", writer.name)
 

@@ -24,7 +24,7 @@ from snapmount.processes import Process
 from .strategies import PROPERTY, disk_names, xml_text
 
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
-DEAD = Process(1, 1, "boot")  # not the first process, which was started before that
+DEAD = Process(1, 1, "")  # not the first process, which was started before that
 BUSES = list(attachment.PREFIXES)
 
 snapshot_ids = st.from_regex(r"[0-9a-f]{8}", fullmatch=True)

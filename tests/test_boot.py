@@ -296,7 +296,7 @@ def test_a_snapshot_that_is_lost_is_refused(writer: vm.VM, mountpoint: Path) -> 
     snapmount(writer.name, mountpoint)
     writer.virsh("domjobabort", writer.name)
     wait_for(lambda: snapmount_json("list")[0]["state"] == "lost", "the loss is told")
-    assert "cannot be booted: it is lost" in refused("boot", writer.name, code=4)
+    assert "cannot be booted: its state is 'lost'" in refused("boot", writer.name, code=4)
     snapmount("delete", writer.name)
 
 

@@ -8,6 +8,7 @@ import os
 import pwd
 import shlex
 import shutil
+import signal
 import site
 import subprocess
 import tempfile
@@ -100,6 +101,14 @@ def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account)
             copies.append((account.home / disk.name).read_bytes())
         assert prefix.prove(SEED, copies) > 0
         assert [row["id"] for row in run_json("list")] == [taken["id"]]
+
+        os.kill(taken["server"]["pid"], signal.SIGKILL)
+        wait_for(lambda: run_json("list")[0]["state"] == "dead", "the server is dead")
+        guest.keeps_writing(100)
+        assert "re-attached to snapshot" in run("recover")
+        for disk, copy in zip(disks, copies, strict=True):
+            account.run("cp", mountpoint / f"{disk.name}.raw", account.home / disk.name)
+            assert (account.home / disk.name).read_bytes() == copy
 
         run("umount", mountpoint)
         assert run_json("list") == []

@@ -69,7 +69,12 @@ class Domain:
     async def why_shut_off(self) -> str | None:
         """'was shut down', 'was destroyed' and so on; None where it runs."""
         with explained(f"{self.name}: read the state"):
-            state, reason = await call("read the state", self._handle.state)
+            try:
+                state, reason = await call("read the state", self._handle.state)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return "is gone"
+                raise
         return _WHY_SHUT_OFF.get(reason, "is shut off") if state == libvirt.VIR_DOMAIN_SHUTOFF else None
 
     async def allocation(self) -> dict[str, tuple[int, int]]:

@@ -136,6 +136,13 @@ def test_at_its_limit_the_snapshot_is_given_up_and_only_the_snapshot(guest: vm.V
     assert traces.found() == []
 
 
+def test_a_limit_that_nothing_fits_into_is_an_error(guest: vm.VM, mountpoint: Path) -> None:
+    message = refused("--scratch-limit", "256K", guest.name, mountpoint, code=5)
+    assert "given up before it was readable: scratch limit reached" in message
+    assert traces.found() == []
+    assert not guest.has_job()
+
+
 def test_the_limit_holds_while_libvirtd_is_down(guest: vm.VM, mountpoint: Path) -> None:
     with suspended(guest):
         snapmount("--scratch-limit", "16M", guest.name, mountpoint)

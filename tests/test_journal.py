@@ -1,0 +1,106 @@
+"""The journal says whose a directory is, and nothing that it was not asked to say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapmount import journal, scratch
+from snapmount.errors import SpaceError, StateError
+from snapmount.journal import Entry
+from snapmount.records import Record
+from snapmount.state import Store
+
+from .strategies import PROPERTY
+from .test_state import ID, OTHER_ID, a_record, a_snapshot, json_values
+
+
+@pytest.fixture
+def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default parent of scratch directories."""
+    path = tmp_path / "snapmount"
+    monkeypatch.setattr(scratch, "SYSTEM_DEFAULT", path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "run")
+
+
+def directory_of(record: Record) -> str:
+    return f"/somewhere/snapmount-{record.id}"
+
+
+def test_what_was_written_is_read_and_is_private_and_gone_when_it_is_forgotten(parent: Path, store: Store) -> None:
+    record = a_record()
+    journal.write(record, store, directory_of(record), 64055)
+    ((entry,), broken) = journal.load_all()
+    assert broken == {}
+    assert (entry.directory, entry.snapshot, entry.owner_uid) == (directory_of(record), ID, 64055)
+    assert (entry.vm_uuid, entry.socket, entry.runtime) == (
+        record.snapshot.vm_uuid,
+        record.socket,
+        str(store.directory),
+    )
+    assert entry.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert [path.name for path in parent.iterdir()] == [f"snapmount-{ID}.json"]
+    assert journal.path(entry.directory).stat().st_mode & 0o777 == 0o600
+    journal.forget(entry.directory)
+    assert not parent.exists()
+    journal.forget(entry.directory)
+
+
+def test_a_broken_entry_hides_no_other(parent: Path, store: Store) -> None:
+    record, other = a_record(), a_record(a_snapshot(OTHER_ID))
+    for each in (record, other):
+        journal.write(each, store, directory_of(each), 0)
+    path = journal.path(directory_of(record))
+    path.write_bytes(path.read_bytes()[:50])
+    entries, broken = journal.load_all()
+    assert [entry.snapshot for entry in entries] == [OTHER_ID]
+    assert [(each, type(error)) for each, error in broken.items()] == [(path, StateError)]
+
+
+def test_an_entry_under_the_name_of_another_is_refused(parent: Path, store: Store) -> None:
+    record = a_record()
+    journal.write(record, store, directory_of(record), 0)
+    own = journal.path(directory_of(record))
+    own.rename(own.with_name(f"snapmount-{OTHER_ID}.json"))
+    entries, broken = journal.load_all()
+    assert entries == []
+    assert f"of another directory, {directory_of(record)}" in str(next(iter(broken.values())))
+
+
+def test_where_it_cannot_be_written_nothing_is_left(parent: Path, store: Store) -> None:
+    parent.mkdir()
+    (parent / f"snapmount-{ID}.json").mkdir()
+    with pytest.raises(SpaceError, match=f"tells whose {directory_of(a_record())} is, cannot be written"):
+        journal.write(a_record(), store, directory_of(a_record()), 0)
+    assert os.listdir(parent) == [f"snapmount-{ID}.json"]
+
+
+@PROPERTY
+@given(json_values)
+def test_any_other_json_is_refused(document: Any) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Entry.from_json(document)
+
+
+@PROPERTY
+@given(st.text() | st.sampled_from(["/", "/etc", f"/x/snapmount-{ID}/..", f"/x/../snapmount-{ID}", f"snapmount-{ID}"]))
+def test_only_a_directory_that_is_named_as_ours_can_be_meant(directory: str) -> None:
+    document = {"version": 1, "directory": directory, "owner_uid": 0, "snapshot": ID}
+    rest = ("runtime", "vm_name", "vm_uuid", "connect", "mount_source", "socket", "boot_id")
+    with contextlib.suppress(ValueError):
+        entry = Entry.from_json(json.loads(json.dumps(document | dict.fromkeys(rest, ""))))
+        assert Path(entry.directory).name == f"snapmount-{ID}"
+        assert os.path.isabs(entry.directory)
