@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from .rig import libvirtd, traces, vm
+from .rig import libvirtd, stock_kernel, traces, vm
 from .rig.command import snapmount, snapmount_json
 
 SEED = 7
+LIO_CHECKS = Path(__file__).parent / "lio_checks.py"
+LIO_S = 900.0
 CDROM = "<disk type='file' device='cdrom'><target dev='sda' bus='ide'/></disk>"
 
 
@@ -25,6 +27,30 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
     if report.skipped and os.environ.get("SNAPMOUNT_TEST_NO_SKIP"):
         report.outcome = "failed"
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """LIO's checks come last: the VM that runs them has had the whole session for it then."""
+    items.sort(key=is_lio_check)
+
+
+def is_lio_check(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and item.originalname == "test_under_a_stock_kernel"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lio_vm(request: pytest.FixtureRequest) -> Iterator[stock_kernel.Machine | str]:
+    """The VM in which those of LIO's checks run that are selected, or why there is none.
+
+    It runs beside the other tests from the first one on: alone it would take minutes, most of them on one processor.
+    """
+    selected = [item.callspec.params["check"] for item in request.session.items if is_lio_check(item)]  # type: ignore[attr-defined]
+    why = stock_kernel.lacking() if selected else "no check is selected"
+    if why:
+        yield why
+        return
+    with stock_kernel.testing([f"{LIO_CHECKS}::{name}" for name in selected], LIO_S) as machine:
+        yield machine
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +75,9 @@ def clean(libvirt: None) -> Iterator[None]:
     """After the test the host shows no trace of a snapshot; what a test left is ended, so that it alone fails."""
     yield
     left = traces.found()
-    for snapshot in snapmount_json("list"):
-        snapmount("delete", "--force", snapshot["id"], check=False)
+    if left:
+        for snapshot in snapmount_json("list"):
+            snapmount("delete", "--force", snapshot["id"], check=False)
     assert left == []
 
 
@@ -59,15 +86,23 @@ def shared_vm(libvirt: None) -> Iterator[vm.VM]:
     """A VM that writes all the time, for tests that leave it as it is: two disks and an empty CD-ROM drive."""
     disks = [vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2")]
     with vm.running(f"{vm.PREFIX}-vm", disks, command_line=f"snapmount.seed={SEED}", extra_devices=CDROM) as running:
+        running.virsh("suspend", running.name)
         yield running
 
 
 @pytest.fixture
 def writer(shared_vm: vm.VM, clean: None) -> Iterator[vm.VM]:
-    """The shared VM; whatever the test did, the guest has had no error and goes on writing."""
+    """The shared VM; whatever the test did, the guest has had no error and goes on writing.
+
+    Between tests it is suspended: without KVM a guest that writes all the time takes a processor from the others.
+    """
+    shared_vm.virsh("resume", shared_vm.name)
     yield shared_vm
-    shared_vm.keeps_writing()
-    assert shared_vm.write_errors() == 0
+    try:
+        shared_vm.keeps_writing()
+        assert shared_vm.write_errors() == 0
+    finally:
+        shared_vm.virsh("suspend", shared_vm.name)
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def test_a_file_system_that_qemu_does_not_see_is_refused(writer: vm.VM, mountpoi
 
 
 def test_a_worst_case_that_does_not_fit_is_warned_of_with_both_figures(clean: None, mountpoint: Path) -> None:
-    with vm.running(f"{vm.PREFIX}-large", [vm.Disk("vda", "qcow2", size=4 << 40)]) as large:
+    with vm.running(f"{vm.PREFIX}-large", [vm.Disk("vda", "qcow2", size=4 << 40)], paused=True) as large:
         scratch = large.directory / "scratch <&'\"> ü"
         scratch.mkdir()
         done = snapmount(large.name, mountpoint, "--scratch-dir", scratch)
@@ -198,7 +198,7 @@ def test_a_vm_whose_name_would_steer_a_terminal(clean: None, mountpoint: Path) -
 )
 def test_names_of_vms_with_every_kind_of_character(clean: None, mountpoint: Path, name: str) -> None:
     full = f"{vm.PREFIX} {name}"
-    with vm.running(full, [vm.Disk("vda")]) as odd:
+    with vm.running(full, [vm.Disk("vda")], paused=True) as odd:
         odd_mountpoint = mountpoint / f"mount {name}"
         odd_mountpoint.mkdir()
         taken = snapmount_json("take", "--", full, odd_mountpoint)

@@ -92,7 +92,7 @@ def write_in_many_places(image: Path) -> None:
 def test_initiators_are_told_of_the_largest_holes_of_a_disk(
     libvirt: None, clean: None, port: int, mountpoint: Path
 ) -> None:
-    with vm.running(f"{vm.PREFIX}-holes", [vm.Disk("vda", fill=write_in_many_places)]) as holes:
+    with vm.running(f"{vm.PREFIX}-holes", [vm.Disk("vda", fill=write_in_many_places)], paused=True) as holes:
         look_at_holes(holes, f"127.0.0.1:{port}", mountpoint)
 
 
@@ -214,9 +214,9 @@ def test_it_is_told_when_a_snapshot_expires(writer: vm.VM, mountpoint: Path) -> 
 
 def test_a_snapshot_ends_by_itself_when_it_expires(writer: vm.VM, port: int, mountpoint: Path) -> None:
     portal = f"127.0.0.1:{port}"
-    with logged_in(snapmount_json("--expire", "10s", "--iscsi", "--target", "tgt", "--portal", portal, writer.name)):
+    with logged_in(snapmount_json("--expire", "6s", "--iscsi", "--target", "tgt", "--portal", portal, writer.name)):
         wait_for(lambda: not traces.found(), "the snapshot has expired")
-    snapmount("--expire", "5s", writer.name, mountpoint)
+    snapmount("--expire", "1s", writer.name, mountpoint)
     wait_for(lambda: not traces.found(), "the mount has expired too")
     assert os.listdir(mountpoint) == []
 

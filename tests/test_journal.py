@@ -98,7 +98,7 @@ def test_any_other_json_is_refused(document: Any) -> None:
 @PROPERTY
 @given(st.text() | st.sampled_from(["/", "/etc", f"/x/snapmount-{ID}/..", f"/x/../snapmount-{ID}", f"snapmount-{ID}"]))
 def test_only_a_directory_that_is_named_as_ours_can_be_meant(directory: str) -> None:
-    document = {"version": 1, "directory": directory, "owner_uid": 0, "snapshot": ID}
+    document = {"version": 1, "directory": directory, "owner_uid": 0, "snapshot": ID, "devices": []}
     rest = ("runtime", "vm_name", "vm_uuid", "connect", "mount_source", "socket", "boot_id")
     with contextlib.suppress(ValueError):
         entry = Entry.from_json(json.loads(json.dumps(document | dict.fromkeys(rest, ""))))

@@ -7,43 +7,31 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from snapmount.publish.iscsi import lio
 
+from .conftest import LIO_CHECKS
 from .rig import stock_kernel
-
-CHECKS = Path(__file__).parent / "lio_checks.py"
-DEADLINE_S = 900.0
 
 
 def checks() -> list[str]:
     """The names of the checks, without loading them."""
     return [
         node.name
-        for node in ast.parse(CHECKS.read_text()).body
+        for node in ast.parse(LIO_CHECKS.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
 
 
 @pytest.fixture(scope="module")
-def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Boots the VM and runs in it the checks that are selected here; reports one check's outcome as this test's."""
-    why = stock_kernel.lacking()
-    if why:
-        pytest.skip(why)
-    try:
-        stock_kernel.build()
-    except Exception as error:
-        pytest.skip(f"there is no stock kernel: {error}")
-    selected = [
-        item.callspec.params["check"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and item.originalname == "test_under_a_stock_kernel"
-    ]
-    outcomes, said = stock_kernel.run_tests([f"{CHECKS}::{name}" for name in selected], DEADLINE_S)
+def report(lio_vm: stock_kernel.Machine | str) -> Callable[[str], None]:
+    """Reports one check's outcome as that of the test; waits for the VM, which runs them all."""
+    if isinstance(lio_vm, str):
+        pytest.skip(lio_vm)
+    said = lio_vm.wait()
+    outcomes = lio_vm.outcomes()
 
     def report_one(check: str) -> None:
         found = {name: end for name, end in outcomes.items() if name.partition("[")[0] == check}

@@ -20,7 +20,7 @@ from .rig.command import snapmount
 pytestmark = pytest.mark.vm
 MIB = 1 << 20
 CLUSTER = 64 << 10
-SIZE = 600 * MIB
+SIZE = 300 * MIB
 # Where the data lies: at the start, in the middle (not at a cluster's start), in single clusters, and before the end.
 DATA = [(0, MIB), (100 * MIB + 4096, 3 * MIB)] + [(200 * MIB + n * 4 * CLUSTER, CLUSTER) for n in range(20)]
 DATA += [(SIZE - 2 * MIB, CLUSTER)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 SNAPMOUNT = str(Path(sys.executable).parent / "snapmount")
 COMMAND_S = 120
@@ -42,6 +45,19 @@ def refused(*args: str | Path, code: int, **options: Any) -> str:
 def snapmount_json(*args: str | Path, **options: Any) -> Any:
     """The document that the command prints with --json."""
     return json.loads(snapmount("--json", *args, **options).stdout)
+
+
+def state_of(name: str) -> tuple[str, str | None]:
+    """What `list` tells of the VM's snapshot, its state and the reason for it; `show` would re-attach a dead one."""
+    (shown,) = (each for each in snapmount_json("list") if each["vm"]["name"] == name)
+    return shown["state"], shown["reason"]
+
+
+def assert_reads_fail(file: Path, with_errno: int = errno.EIO) -> None:
+    """No byte can be read from its beginning on."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011  # the errno is checked
+        file.read_bytes()
+    assert caught.value.errno == with_errno
 
 
 def read_direct(path: Path) -> bytes:

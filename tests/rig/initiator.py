@@ -60,8 +60,8 @@ def log_in(target: Target, portal: Portal, credentials: Credentials | None) -> s
             }
     iscsiadm(*node, "-o", "delete")
     iscsiadm(*node, "-o", "new")
-    for name, value in settings.items():
-        assert iscsiadm(*node, "-o", "update", "-n", name, "-v", value).returncode == 0
+    changes = [word for name, value in settings.items() for word in ("-n", name, "-v", value)]
+    assert iscsiadm(*node, "-o", "update", *changes).returncode == 0
     return iscsiadm(*node, "--login")
 
 

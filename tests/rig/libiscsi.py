@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import re
 import shutil
 import socket
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -16,26 +19,19 @@ ME = "iqn.2024-08.internal.snapmount.tests:me"
 ALSO_ME = "iqn.2024-08.internal.snapmount.tests:also-me"
 NEEDS = {"tgtd": "tgt", "iscsi-inq": "libiscsi-bin", "iscsi-test-cu": "libiscsi-bin", "qemu-img": "qemu-utils"}
 TOOL_S = 60
+READ_S = 8
 
-# What must pass on a LUN that is read-only, and, where the suite leaves out some of its tests, the reason it gives.
-SUITES = {
-    "ALL.ReadOnly": "COMPAREANDWRITE is not implemented",
-    "ALL.Inquiry": None,
-    "ALL.Mandatory": None,
-    "ALL.ModeSense6": None,
-    "ALL.Read6": None,
-    "ALL.Read10": None,
-    "ALL.Read12": None,
-    "ALL.Read16": None,
-    "ALL.ReadCapacity10": None,
-    "ALL.ReadCapacity16": None,
-    "ALL.TestUnitReady": None,
-    "ALL.ReportSupportedOpcodes": "REPORT_SUPPORTED_OPCODES is not implemented",
-    "ALL.StartStopUnit": "Media is not removable",
-    "ALL.PreventAllow": "Logical unit is not removable",
-    "iSCSI.iSCSIcmdsn": None,
-    "iSCSI.iSCSIdatasn": None,
-}
+# What must pass on a LUN that is read-only.
+SUITES = (
+    *("ALL.ReadOnly", "ALL.Inquiry", "ALL.Mandatory", "ALL.ModeSense6", "ALL.Read6", "ALL.Read10", "ALL.Read12"),
+    *("ALL.Read16", "ALL.ReadCapacity10", "ALL.ReadCapacity16", "ALL.TestUnitReady", "ALL.ReportSupportedOpcodes"),
+    *("ALL.StartStopUnit", "ALL.PreventAllow", "iSCSI.iSCSIcmdsn", "iSCSI.iSCSIdatasn"),
+)
+# Why suites leave out some of their tests: nothing that reading needs.
+MAY_LACK = (
+    *("COMPAREANDWRITE is not implemented", "WRITESAME10 is not implemented", "WRITESAME16 is not implemented"),
+    *("REPORT_SUPPORTED_OPCODES is not implemented", "Media is not removable", "Logical unit is not removable"),
+)
 
 
 def skip_where_missing() -> None:
@@ -81,5 +77,19 @@ def conforms(suite: str, url: str) -> None:
     total, ran, passed, failed = map(int, counts.groups())
     assert total == ran == passed > failed == 0, printed
     skipped = [line for line in printed.splitlines() if "[SKIPPED]" in line]
-    assert bool(skipped) == (SUITES[suite] is not None)
-    assert all(str(SUITES[suite]) in line for line in skipped)
+    assert not [line for line in skipped if not any(reason in line for reason in MAY_LACK)], printed
+
+
+def read(url: str, block: int, blocks: int, block_bytes: int) -> bytes:
+    """So many blocks of a LUN from that one on, as QEMU's initiator reads them.
+
+    Raises OSError (EIO) where it cannot, or tries to reach a target that has gone, which it does for ever.
+    """
+    with tempfile.NamedTemporaryFile() as copy:
+        part = [f"bs={block_bytes}", f"skip={block}", f"count={block + blocks}"]  # it counts what it skips
+        command = ["qemu-img", "dd", "-f", "raw", "-O", "raw", *part, f"if={url}", f"of={copy.name}"]
+        try:
+            subprocess.run(command, capture_output=True, text=True, timeout=READ_S, check=True)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            raise OSError(errno.EIO, f"{error}: {error.stderr!r}") from None
+        return Path(copy.name).read_bytes()[: blocks * block_bytes]

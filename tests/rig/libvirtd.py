@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
 import subprocess
 import time
@@ -76,14 +77,16 @@ def _device_rights() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stopped() -> Iterator[None]:
-    """No libvirt daemon runs in the block, whoever started it; guests go on."""
+def stopped(how: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+    """No libvirt daemon runs in the block, whoever started it; guests go on.  SIGKILL gives it no time to tidy up."""
     managed = _service_manager_runs()
     units = [unit for unit in _UNITS if managed and _is_active(unit)]
     if managed:
+        if how == signal.SIGKILL:
+            subprocess.run(["systemctl", "kill", "--signal", "SIGKILL", *units], check=True)
         subprocess.run(["systemctl", "stop", *units], check=True)
     else:
-        stop("libvirtd")
+        stop("libvirtd", how)
     try:
         yield
     finally:
@@ -114,11 +117,11 @@ def start(name: str) -> bool:
     return True
 
 
-def stop(name: str) -> None:
+def stop(name: str, how: signal.Signals = signal.SIGTERM) -> None:
     """Stop a daemon and wait until it is gone; guests stay."""
     pid = _pid(name)
     if pid:
-        os.kill(pid, 15)
+        os.kill(pid, how)
         wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), f"{name} has ended", STOP_S)
 
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ PACKAGES = ("linux-image-amd64", "linux-image-generic")  # Debian's name, Ubuntu
 UNUSED = ("sound", "drivers/gpu", "drivers/media", "drivers/net", "drivers/infiniband", "drivers/iio")  # half of it
 BIN = Path(sys.executable).parent
 RESULTS = "results"  # lines of JSON, see within.py
+OUTPUT = "output"  # of the command
+VM_OUTPUT = "vm-output"
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Outcome:
 
 
 def lacking() -> str | None:
-    """What this host lacks to run such a VM."""
+    """What this host lacks to run such a VM, whose kernel is downloaded on first use."""
     if os.geteuid() != 0:
         return "needs root: the VM shows the host's files as they are"
     for program in ("qemu-system-x86_64", "depmod", "apt-get"):
@@ -48,6 +51,10 @@ def lacking() -> str | None:
             return f"this host lacks {program}: run contrib/setup --test"
     if not (BIN / "vng").exists():
         return "this host lacks virtme-ng: run contrib/setup --test"
+    try:
+        build()
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        return f"there is no stock kernel: {error}"
     return None
 
 
@@ -80,81 +87,96 @@ def _trim(root: Path) -> None:
     subprocess.run(["depmod", "-b", base, version.name], check=True)
 
 
-def run_tests(selection: list[str], deadline_s: float) -> tuple[dict[str, Outcome], str]:
-    """Run pytest on the selection in a VM: the outcome of each test by its name, and what the VM has said.
+@dataclass
+class Machine:
+    """A VM that runs a command."""
 
-    A test that the VM did not come to before the deadline has no outcome.
-    """
-    with _shared() as shared:
-        plugins = ["-p", "no:cacheprovider", "-p", "tests.rig.within"]
-        said = _boot([sys.executable, "-m", "pytest", *plugins, *selection], shared, deadline_s)
-        return _outcomes(shared / RESULTS), said
+    process: subprocess.Popen[bytes]
+    shared: Path  # the one directory in which its writes reach the host
+    deadline: float  # of time.monotonic()
+
+    def wait(self) -> str:
+        """What the command and the VM have said, when it has ended; it is killed at the deadline."""
+        try:
+            self.process.wait(max(0, self.deadline - time.monotonic()))
+            last = ""
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            last = "\nthe VM was killed at its deadline\n"
+        said = [
+            path.read_text(errors="replace")
+            for path in (self.shared / VM_OUTPUT, self.shared / OUTPUT)
+            if path.exists()
+        ]
+        return "".join(said) + last
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """The outcome of each test by its name; one that the VM did not come to has none."""
+        found: dict[str, Outcome] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.shared / RESULTS).read_text().splitlines():
+                report = json.loads(line)
+                if report["outcome"] != "passed" or report["name"] not in found:
+                    found[report["name"]] = Outcome(report["outcome"], report["text"])
+        return found
+
+
+def testing(selection: list[str], deadline_s: float) -> contextlib.AbstractContextManager[Machine]:
+    """A VM that runs pytest on the selection, while the block does something else."""
+    plugins = ["-p", "no:cacheprovider", "-p", "tests.rig.within"]
+    return running([sys.executable, "-m", "pytest", *plugins, *selection], deadline_s)
 
 
 def run(command: list[str], deadline_s: float) -> str:
     """What a command says in a VM."""
-    with _shared() as shared:
-        return _boot(command, shared, deadline_s)
+    with running(command, deadline_s) as machine:
+        return machine.wait()
 
 
 @contextlib.contextmanager
-def _shared() -> Iterator[Path]:
-    """The one directory in which the VM's writes reach the host."""
+def running(command: list[str], deadline_s: float) -> Iterator[Machine]:
+    """A VM that runs the command; it and all that it has started are gone after the block, or if this process is
+    killed.
+    """
     with tempfile.TemporaryDirectory(prefix="snapmount-tests-", dir="/var/tmp") as name:
-        yield Path(name)
+        shared = Path(name)
+        contained = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        with (
+            (shared / VM_OUTPUT).open("wb") as said,
+            subprocess.Popen(
+                [*contained, *_vng(command, shared)],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},  # vng looks there for its own parts
+            ) as process,
+        ):
+            try:
+                yield Machine(process, shared, time.monotonic() + deadline_s)
+            finally:
+                process.kill()
 
 
-def _boot(command: list[str], shared: Path, deadline_s: float) -> str:
-    """Boot a VM that runs the command, and return what they have said."""
+def _vng(command: list[str], shared: Path) -> list[str]:
+    """The command line that boots such a VM."""
     script = shared / "run"
     script.write_text(_script(command, shared))
     script.chmod(0o755)
     vng = [BIN / "vng", "--run", build(), "--user", "root", "--rwdir", shared, "--cwd", shared]
-    vng += ["--overlay-rwdir=/etc", "--overlay-rwdir=/var", "--cpus", "2", "--memory", "2G"]
+    vng += ["--overlay-rwdir=/etc", "--overlay-rwdir=/var", "--cpus", "1", "--memory", "2G"]
     vng += ["--disable-microvm", "--exec", script]
     if guest.domain_type() != "kvm":
         vng += ["--disable-kvm"]
-    said = _run(list(map(str, vng)), deadline_s)
-    with contextlib.suppress(FileNotFoundError):
-        said += (shared / "output").read_text(errors="replace")
-    return said
+    return list(map(str, vng))
 
 
 def _script(command: list[str], shared: Path) -> str:
     """What the VM runs.  It ends at once when that has ended, so all must be on its way to the host by then."""
     return f"""#!/bin/sh
-exec >{shared}/output 2>&1
+exec >{shared}/{OUTPUT} 2>&1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 export SNAPMOUNT_RESULTS={shared}/{RESULTS} PYTHONDONTWRITEBYTECODE=1
 cd {shlex.quote(str(ROOT))}
 {shlex.join(command)}
 dmesg | tail -n 50
 """
-
-
-def _run(command: list[str], deadline_s: float) -> str:
-    """Run the command; it and all that it has started are gone after the deadline, or if this process is killed."""
-    contained = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}  # vng looks there for its own parts
-    try:
-        done = subprocess.run(
-            [*contained, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            timeout=deadline_s,
-        )
-        return done.stdout.decode(errors="replace")
-    except subprocess.TimeoutExpired as error:
-        return f"{(error.stdout or b'').decode(errors='replace')}\nthe VM was killed after {deadline_s:g} s\n"
-
-
-def _outcomes(results: Path) -> dict[str, Outcome]:
-    outcomes: dict[str, Outcome] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for line in results.read_text().splitlines():
-            report = json.loads(line)
-            if report["outcome"] != "passed" or report["name"] not in outcomes:
-                outcomes[report["name"]] = Outcome(report["outcome"], report["text"])
-    return outcomes

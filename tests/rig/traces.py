@@ -22,17 +22,17 @@ def found() -> list[str]:
     servers = subprocess.run(["pgrep", "-a", "-f", r"bin/snapmount "], capture_output=True, text=True).stdout
     traces += [f"process: {line}" for line in servers.splitlines()]
     traces += [f"scratch VM: {path.stem}" for path in Path("/run/libvirt/qemu").glob("*-scratch-*.pid")]
-    traces += [f"tgtd: {pid}" for pid in _tgtds()]
+    traces += [f"tgtd: {pid}" for pid in tgtds()]
     traces += [f"loop device: {path}" for path in _loops()]
     return traces
 
 
-def _tgtds() -> Iterator[str]:
+def tgtds() -> Iterator[int]:
     """The processes of our tgtds, by their control socket."""
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if f"TGT_IPC_SOCKET={RUNTIME}".encode() in environment.read_bytes():
-                yield environment.parent.name
+                yield int(environment.parent.name)
 
 
 def _loops() -> Iterator[str]:

@@ -19,6 +19,7 @@ from .libvirtd import SYSTEM, wait_for
 IMAGES = Path("/var/lib/libvirt/images")  # a place that QEMU's user can reach
 PREFIX = "snapmount-test"
 BOOT_S = 60
+LAST_WORDS = 4096  # characters of the console, with the last lines
 FOREIGN_SOCKET = Path("/var/lib/libvirt/qemu/snapmount-test.sock")
 MIB = 1 << 20
 
@@ -69,15 +70,25 @@ class VM:
         wait_for(lambda: not self.virsh_fails("qemu-agent-command", self.name, ping), "the guest agent answers", BOOT_S)
 
     def begin_foreign_backup(self) -> None:
-        """Start a backup job as another program would; the VM's end ends it."""
+        """Start a backup job as another program would; the VM's end ends it.
+
+        libvirt waits half a minute for the end of a job that is there already.  Raises RuntimeError where it refuses.
+        """
         job = self.directory / "foreign.xml"
         job.write_text(f"<domainbackup mode='pull'><server transport='unix' socket='{FOREIGN_SOCKET}'/></domainbackup>")
         self.virsh("backup-begin", self.name, str(job))
 
-    def start(self) -> None:
-        """Start the VM and wait until its program runs."""
+    def end_foreign_backup(self) -> None:
+        """End the job, and remove the socket, which libvirt leaves."""
+        self.virsh("domjobabort", self.name)
+        FOREIGN_SOCKET.unlink(missing_ok=True)
+
+    def start(self, paused: bool = False) -> None:
+        """Start the VM and wait until its program runs; paused, there is QEMU with its disks alone."""
         self.console.unlink(missing_ok=True)
-        self.virsh("start", "--", self.name)
+        self.virsh("start", *(["--paused"] if paused else []), "--", self.name)
+        if paused:
+            return
         wait_for(lambda: "guest is up" in self.output(), f"{self.name} has booted", BOOT_S)
 
     def output(self) -> str:
@@ -89,7 +100,8 @@ class VM:
 
     def written(self) -> int:
         """The number of the last write that the guest has told of, 0 before the first."""
-        return max((int(n) for n in re.findall(r"^seq=(\d+)", self.output(), re.MULTILINE)), default=0)
+        told = re.findall(r"^seq=(\d+) ", self.output()[-LAST_WORDS:], re.MULTILINE)
+        return int(told[-1]) if told else 0
 
     def write_errors(self) -> int:
         """How many of the guest's writes have failed."""
@@ -137,12 +149,14 @@ def running(
     agent: bool = False,
     extra_devices: str = "",
     start: bool = True,
+    paused: bool = False,
     uri: str = SYSTEM,
     account: Account | None = None,
     direct_kernel: bool = True,
 ) -> Iterator[VM]:
     """A VM, started, that is destroyed and removed with all its files at the end.
 
+    A `paused` one is there at once, for tests to which its guest is all the same.
     Without `direct_kernel` the firmware boots from its first disk.
     """
     with contextlib.ExitStack() as stack:
@@ -157,7 +171,7 @@ def running(
         vm.virsh("define", str(xml))
         stack.callback(vm.remove)
         if start:
-            vm.start()
+            vm.start(paused)
         yield vm
 
 

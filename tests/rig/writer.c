@@ -8,7 +8,7 @@
  *
  * Layout of a sector, little endian: "SNAPSEQ1", seed, N, device index, sector number, then N over and over.
  *
- * Twice a second a line on stdout: seq=N longest_us=LONGEST-WRITE-SINCE-THE-LAST-LINE errors=E
+ * Ten times a second a line on stdout: seq=N longest_us=LONGEST-WRITE-SINCE-THE-LAST-LINE errors=E
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -80,7 +80,7 @@ int main(int argc, char **argv)
         uint64_t end = now_us();
         if (end - start > longest)
             longest = end - start;
-        if (end - last_line > 500000) {
+        if (end - last_line > 100000) {
             printf("seq=%llu longest_us=%llu errors=%llu\n", (unsigned long long)n,
                    (unsigned long long)longest, (unsigned long long)errors);
             fflush(stdout);

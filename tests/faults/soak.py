@@ -1,0 +1,194 @@
+"""contrib/soak: round after round of a snapshot, readers, one fault and the end; after each, all must be as before.
+
+A round's fault and all that chance decides follow from the seed and the round's number, so that a round can be run
+again; what a fault then meets also depends on how fast the host is.  What must hold after each round: whatever was read
+is of the snapshot's moment (tests/rig/prefix.py), the guest goes on without an error, and the host shows no trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from ..rig import libvirtd, prefix, traces, vm
+from ..rig.command import snapmount, snapmount_json
+from ..rig.libvirtd import wait_for
+from .scene import VIEWS, Scene
+from .stories import FAULTS, Fault
+
+DISKS = (vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2"))
+GUEST_SEED = 11
+GONE_S = 30
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round is to do."""
+
+    number: int
+    seed: int
+    fault: Fault
+    views: tuple[str, ...]
+
+    @classmethod
+    def of(cls, seed: int, number: int) -> Round:
+        """The round of that number, from 1 on: in each len(FAULTS) rounds every fault comes once."""
+        turn, place = divmod(number - 1, len(FAULTS))
+        faults = Random(f"{seed}: turn {turn}").sample(FAULTS, len(FAULTS))
+        return cls(number, seed, faults[place], Random(f"{seed}: views of round {number}").choice(VIEWS))
+
+    def chance(self) -> Random:
+        return Random(f"{self.seed}: round {self.number}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a round has ended."""
+
+    round: Round
+    problem: str  # '' for none
+    proven: int  # S: what was read is of the moment after the guest's writes 1..S; 0 where nothing was read
+    reads: int
+    refused: int  # reads
+    longest_write_us: int  # of the guest
+    seconds: float
+
+    def line(self) -> str:
+        """What is printed of the round."""
+        proof = f"{self.reads:5} reads are of S={self.proven}" if self.reads else "nothing was read"
+        views, took_ms = "+".join(self.round.views), self.longest_write_us / 1000
+        return (
+            f"{self.round.number:4}  seed {self.round.seed}  {self.round.fault.name:48}  {views:10}  {proof:28}  "
+            f"{self.refused:4} refused  longest write {took_ms:5.0f} ms  {self.seconds:5.1f} s  "
+            f"{'FAILED' if self.problem else 'ok'}"
+        )
+
+
+class Soak:
+    """The guest that writes through all rounds; it is made anew where a fault has not spared it."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack.enter_context(contextlib.ExitStack())
+        self._mountpoint = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{vm.PREFIX}-", dir="/var/tmp"))
+        )
+        self._mountpoint.chmod(0o755)
+        self._make_guest()
+
+    def _make_guest(self) -> None:
+        self._stack.close()
+        running = vm.running(f"{vm.PREFIX}-soak", DISKS, command_line=f"snapmount.seed={GUEST_SEED}")
+        self._guest = self._stack.enter_context(running)
+        self._guest.keeps_writing(100)
+        self._replay = prefix.Replay(GUEST_SEED, [disk.size for disk in DISKS])
+
+    def play(self, this: Round) -> Outcome:
+        """Play the round.  Raises RuntimeError where the host cannot be brought back to what it was."""
+        begin, told = time.monotonic(), len(self._guest.output())
+        scene = Scene(self._guest, this.chance(), self._mountpoint, this.views)
+        pieces: list[prefix.Piece] = []
+        problem, proven = "", 0
+        try:
+            this.fault.story(scene)
+            pieces = scene.stop_reading()
+            proven = self._replay.prove(pieces) if pieces else 0
+            self._check(this.fault)
+        except Exception:
+            problem = f"{traceback.format_exc()}\n{_logs()}"
+        longest = max((int(us) for us in re.findall(r"longest_us=(\d+)", self._guest.output()[told:])), default=0)
+        if problem:
+            self._clean_up(scene)
+        if problem or not this.fault.spares_guest:
+            self._make_guest()
+        return Outcome(this, problem, proven, len(pieces), scene.refused, longest, time.monotonic() - begin)
+
+    def _check(self, fault: Fault) -> None:
+        """Raise AssertionError or TimeoutError where the round has left what it must not, or harmed the guest."""
+        wait_for(lambda: not traces.found(), "no trace is left", GONE_S)
+        if fault.spares_guest:
+            self._guest.keeps_writing()
+            assert self._guest.write_errors() == 0, "a write of the guest has failed"
+            assert not self._guest.has_job(), "a backup job is left"
+
+    def _clean_up(self, scene: Scene) -> None:
+        with contextlib.suppress(Exception):
+            scene.stop_reading()
+        for snapshot in snapmount_json("list"):
+            snapmount("delete", "--force", snapshot["id"], check=False)
+        left = traces.found()
+        if left:
+            raise RuntimeError(f"the round has left what delete does not remove: {left}")
+
+
+def _logs() -> str:
+    """The ends of the logs of servers that are left."""
+    logs = [*traces.RUNTIME.glob("*/log"), *traces.RUNTIME.glob("*/tgtd.log")]
+    return "".join(f"{log}:\n{log.read_text(errors='replace')[-4000:]}\n" for log in logs)
+
+
+def soak(rounds: Sequence[Round], report: Callable[[Outcome], None]) -> list[Outcome]:
+    """Play the rounds; libvirt runs already."""
+    outcomes = []
+    with contextlib.ExitStack() as stack:
+        played = Soak(stack)
+        for this in rounds:
+            outcome = played.play(this)
+            report(outcome)
+            outcomes.append(outcome)
+    return outcomes
+
+
+def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """The figures of each fault, a line each, and of all."""
+    yield f"{'fault':48}  rounds  failed  with reads    reads  refused  longest write  seconds"
+    by_fault = {fault.name: [each for each in outcomes if each.round.fault is fault] for fault in FAULTS}
+    for name, of_fault in [*by_fault.items(), ("all", list(outcomes))]:
+        if of_fault:
+            yield (
+                f"{name:48}  {len(of_fault):6}  {sum(bool(each.problem) for each in of_fault):6}  "
+                f"{sum(bool(each.reads) for each in of_fault):10}  {sum(each.reads for each in of_fault):7}  "
+                f"{sum(each.refused for each in of_fault):7}  "
+                f"{max(each.longest_write_us for each in of_fault) / 1000:10.0f} ms  "
+                f"{sum(each.seconds for each in of_fault) / len(of_fault):7.1f}"
+            )
+
+
+def main() -> int:
+    """Run it; 0 where every round was as it must be, else 1."""
+    parser = argparse.ArgumentParser(prog="contrib/soak", description=__doc__.split("\n\n")[1] if __doc__ else None)
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, default=len(FAULTS), help="default: %(default)s, each fault once"
+    )
+    parser.add_argument("--seed", metavar="S", type=int, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--first", metavar="N", type=int, default=1, help="the number of the first round, to run one again"
+    )
+    parser.add_argument("--fault", metavar="TEXT", default="", help="only the rounds whose fault's name has TEXT in it")
+    wanted = parser.parse_args()
+    numbers = range(wanted.first, wanted.first + wanted.rounds)
+    rounds = [each for each in (Round.of(wanted.seed, number) for number in numbers) if wanted.fault in each.fault.name]
+    with libvirtd.running():
+        outcomes = soak(rounds, tell)
+    print()
+    for line in table(outcomes):
+        print(line)
+    return int(any(outcome.problem for outcome in outcomes))
+
+
+def tell(outcome: Outcome) -> None:
+    print(outcome.line(), flush=True)
+    if outcome.problem:
+        print(outcome.problem, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Several commands at once, or several things asked of one: none of them spoils another."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ..rig import traces, vm
+from ..rig.command import SNAPMOUNT, snapmount, snapmount_json
+
+pytestmark = pytest.mark.vm
+
+
+def test_two_commands_at_once_on_one_vm_one_wins_and_the_other_says_why(writer: vm.VM, mountpoint: Path) -> None:
+    second = mountpoint / "second"
+    second.mkdir()
+    third = mountpoint / "third"
+    third.mkdir()
+    try:
+        commands = [
+            subprocess.Popen(
+                [SNAPMOUNT, writer.name, each], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            )
+            for each in (second, third)
+        ]
+        said = [(command.communicate(timeout=60)[1], command.returncode) for command in commands]
+        assert sorted(code for _, code in said) == [0, 4]
+        (complaint,) = (text for text, code in said if code)
+        assert writer.name in complaint
+        assert len(snapmount_json("list")) == 1
+        snapmount("delete", writer.name)
+    finally:
+        second.rmdir()
+        third.rmdir()
+
+
+def test_delete_of_several_goes_on_after_an_error(writer: vm.VM, mountpoint: Path) -> None:
+    snapmount(writer.name, mountpoint)
+    done = snapmount("delete", "no-such", writer.name, check=False)
+    assert done.returncode == 3
+    assert "no-such" in done.stderr
+    assert traces.found() == []

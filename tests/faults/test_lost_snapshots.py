@@ -1,0 +1,73 @@
+"""The VM or its backup job ends while the snapshot lives: its point in time is lost, and nobody gets other bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ..rig import traces, vm
+from ..rig.command import assert_reads_fail, refused, snapmount, state_of
+from ..rig.libvirtd import wait_for
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.mark.parametrize(
+    ("end_it", "reason"),
+    [
+        (lambda guest: guest.virsh("destroy", guest.name), "{name} was destroyed"),
+        (lambda guest: os.kill(guest.qemu_pid(), signal.SIGKILL), "{name} has crashed"),
+        (lambda guest: guest.virsh("domjobabort", guest.name), "the backup job was ended by somebody else"),
+    ],
+    ids=["destroyed", "QEMU killed", "job aborted"],
+)
+def test_a_lost_snapshot_says_why_and_gives_no_bytes(
+    own_vm: vm.VM, mountpoint: Path, end_it: Callable[[vm.VM], None], reason: str
+) -> None:
+    snapmount(own_vm.name, mountpoint)
+    (mountpoint / "vda.raw").read_bytes()  # the kernel's page cache holds all of it now
+    end_it(own_vm)
+    wait_for(lambda: state_of(own_vm.name) == ("lost", reason.format(name=own_vm.name)), "list says why")
+    assert reason.format(name=own_vm.name) in snapmount("list").stdout
+    assert_reads_fail(mountpoint / "vda.raw")
+    assert_reads_fail(mountpoint / "vdb.raw")
+    assert (mountpoint / "domain.xml").read_text().startswith("<domain"), "what is known still can be read"
+    snapmount("delete", own_vm.name)
+    assert traces.found() == []
+
+
+def test_a_guest_that_shuts_itself_down_ends_its_snapshot(clean: None, mountpoint: Path) -> None:
+    with vm.running(f"{vm.PREFIX}-down", [vm.Disk("vda")], agent=True) as guest:
+        guest.agent_answers()
+        snapmount(guest.name, mountpoint)
+        guest.virsh("shutdown", "--mode", "agent", guest.name)
+        wait_for(lambda: state_of(guest.name) == ("lost", f"{guest.name} was shut down"), "list says why")
+        assert_reads_fail(mountpoint / "vda.raw")
+        snapmount("delete", guest.name)
+
+
+def test_a_vm_started_anew_is_not_taken_for_the_one_of_the_snapshot(own_vm: vm.VM, mountpoint: Path) -> None:
+    snapmount(own_vm.name, mountpoint)
+    own_vm.virsh("destroy", own_vm.name)
+    own_vm.start()
+    wait_for(lambda: state_of(own_vm.name)[0] == "lost", "the loss is seen")
+    assert_reads_fail(mountpoint / "vda.raw")
+    snapmount("delete", own_vm.name)
+    snapmount(own_vm.name, mountpoint)
+    snapmount("delete", own_vm.name)
+
+
+def test_the_job_of_another_program_is_left_alone(own_vm: vm.VM, mountpoint: Path) -> None:
+    """Ours is aborted and another one started before ours is deleted: that one is not ours to end."""
+    snapmount(own_vm.name, mountpoint)
+    own_vm.virsh("domjobabort", own_vm.name)
+    own_vm.begin_foreign_backup()
+    snapmount("delete", own_vm.name)
+    assert own_vm.has_job()
+    message = refused(own_vm.name, mountpoint, code=4)
+    assert "has a backup job already, of another program" in message
+    assert "virsh domjobinfo" in message
