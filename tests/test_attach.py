@@ -59,7 +59,7 @@ def sha256(file: Path, length: int | None = None) -> str:
 
 def kill_server(snapshot: str) -> None:
     os.kill(snapmount_json("show", snapshot)["server"]["pid"], signal.SIGKILL)
-    wait_for(lambda: snapmount_json("show", snapshot)["state"] == "dead", "the server is dead")
+    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
 
 
 # -- the disks in the helper -------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account)
         guest.keeps_writing(100)
         assert "re-attached to snapshot" in run("recover")
         for disk, copy in zip(disks, copies, strict=True):
-            account.run("cp", mountpoint / f"{disk.name}.raw", account.home / disk.name)
+            account.run("cp", "--force", mountpoint / f"{disk.name}.raw", account.home / disk.name)
             assert (account.home / disk.name).read_bytes() == copy
 
         run("umount", mountpoint)

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 SOCKET_PATH_MAX = 107  # bytes; sun_path in unix(7), less its final zero
 QEMU_DIRECTORY = Path("/var/lib/libvirt/qemu")
-EXPLAIN_S = 30.0
+EXPLAIN_S = 90.0  # libvirt itself may wait 30 s for another of its jobs before it tells of the end of a VM
 LOST_CONNECTION = "QEMU has closed the connection"
 POLL_S = 0.1
 THAW_TRIES = 3

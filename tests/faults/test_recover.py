@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -245,12 +245,18 @@ def test_ctrl_c_during_a_recover_leaves_it_as_it_was(writer: vm.VM, mountpoint: 
 
 
 def test_a_recover_that_is_killed_can_be_done_again(writer: vm.VM, mountpoint: Path) -> None:
-    """When its view is mounted, and perhaps not yet where it belongs."""
+    """When its view is about to be mounted, and when it is where it belongs."""
     taken = snapmount_json(writer.name, mountpoint)
     before = facts(mountpoint)
     kill_server(taken)
-    for where in (f"{traces.RUNTIME}/{taken['id']}/view-", str(mountpoint)):
-        kill_recover_when_mounted(taken, where)
+    views = traces.RUNTIME / taken["id"]
+    mounted = f" {mountpoint} "
+    counts: list[Callable[[], int]] = [
+        lambda: len(list(views.glob("view-*"))),
+        lambda: Path("/proc/self/mountinfo").read_text().count(mounted),
+    ]
+    for count in counts:
+        kill_recover_when_there_is_one_more(taken, count)
         wait_for(lambda: listed(taken["id"])["state"] == "dead", "it is dead as before")
         assert_dead(mountpoint)
     snapmount("recover", taken["id"])
@@ -259,13 +265,10 @@ def test_a_recover_that_is_killed_can_be_done_again(writer: vm.VM, mountpoint: P
     assert traces.found() == []
 
 
-def kill_recover_when_mounted(shown: dict[str, Any], where: str) -> None:
-    def count() -> int:
-        return Path("/proc/self/mountinfo").read_text().count(f" {where}")
-
+def kill_recover_when_there_is_one_more(shown: dict[str, Any], count: Callable[[], int]) -> None:
     before = count()
     with subprocess.Popen([SNAPMOUNT, "recover", shown["id"]], stderr=subprocess.DEVNULL) as recover:
-        wait_for(lambda: count() > before, "it has mounted")
+        wait_for(lambda: count() > before, "it has got that far")
         os.kill(holder(shown), signal.SIGKILL)
         recover.wait(timeout=60)
 
