@@ -8,7 +8,7 @@ from . import soak
 from .stories import FAULTS
 
 SEED = 6
-ROUNDS = 8
+ROUNDS = 6
 
 
 @pytest.mark.vm

@@ -132,7 +132,7 @@ def _pid(name: str) -> int | None:
         return None
     try:
         running_name = Path(f"/proc/{pid}/comm").read_text().strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     return pid if running_name == name and not _is_zombie(pid) else None
 
@@ -140,7 +140,7 @@ def _pid(name: str) -> int | None:
 def _is_zombie(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
