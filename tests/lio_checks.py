@@ -270,7 +270,7 @@ def overwrite(device: Path) -> None:
 def test_the_conformance_suites_pass(view: View) -> None:
     with published(a_target(), view) as target:
         for suite in libiscsi.SUITES:
-            libiscsi.conforms(suite, url(target))
+            assert libiscsi.conforms(suite, url(target)) <= libiscsi.LIO_MAY_LACK
 
 
 def url(target: Target, lun: int = 1) -> str:
