@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..rig import libvirtd, traces
-from ..rig.command import snapmount
+from ..rig.command import snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 from .scene import COMMAND_S, Scene
 
@@ -78,6 +78,42 @@ def the_server_is_killed(scene: Scene) -> None:
     scene.signal_server(signal.SIGKILL)
     scene.state_becomes("dead")
     scene.nobody_reads()
+    scene.delete()
+
+
+def the_server_is_killed_and_the_snapshot_recovered(scene: Scene) -> None:
+    """The same moment again, at the same mountpoint and LUNs."""
+    _kill_server_and(scene, "recover")
+
+
+def the_server_is_killed_and_the_next_command_recovers(scene: Scene) -> None:
+    _kill_server_and(scene, "show", scene.guest.name)
+
+
+def _kill_server_and(scene: Scene, *words: str) -> None:
+    scene.take()
+    for _ in range(scene.chance.randint(1, 3)):
+        (shown,) = snapmount_json("list")
+        os.kill(shown["server"]["pid"], signal.SIGKILL)
+        scene.state_becomes("dead")
+        scene.guest.keeps_writing(scene.chance.randrange(2000))
+        snapmount(*words)
+        assert scene.state() == "active"
+        scene.reads_go_on()
+    scene.delete()
+
+
+def recover_is_killed(scene: Scene) -> None:
+    scene.take()
+    scene.signal_server(signal.SIGKILL)
+    scene.state_becomes("dead")
+    recovering = scene.start("recover")
+    time.sleep(scene.a_moment(TAKE_MS))
+    recovering.kill()
+    scene.ended(recovering)
+    snapmount("recover")
+    wait_for(lambda: scene.state() == "active", "it is there again, whoever has recovered it")
+    scene.reads_go_on()
     scene.delete()
 
 
@@ -253,6 +289,17 @@ def the_socket_is_deleted_by_hand(scene: Scene) -> None:
     scene.delete()
 
 
+def the_scratch_limit_is_reached(scene: Scene) -> None:
+    scene.guest.virsh("suspend", scene.guest.name)
+    try:
+        scene.take("--scratch-limit", "16M")
+    finally:
+        scene.guest.virsh("resume", scene.guest.name)
+    scene.state_becomes("gave up")
+    scene.nobody_reads()
+    scene.delete()
+
+
 # -- QEMU and libvirt --------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +406,9 @@ FAULTS = (
     Fault(the_guest_is_suspended_and_resumed),
     Fault(another_program_waits_to_begin_a_backup),
     Fault(the_server_is_killed),
+    Fault(the_server_is_killed_and_the_snapshot_recovered),
+    Fault(the_server_is_killed_and_the_next_command_recovers),
+    Fault(recover_is_killed),
     Fault(the_server_gets_sigterm),
     Fault(the_server_is_stopped_for_a_moment),
     Fault(the_server_is_stopped_when_it_is_to_end),
@@ -375,6 +425,7 @@ FAULTS = (
     Fault(tgtd_is_killed),
     Fault(the_scratch_files_are_deleted_by_hand),
     Fault(the_socket_is_deleted_by_hand),
+    Fault(the_scratch_limit_is_reached),
     Fault(qemu_is_stopped_for_a_moment),
     Fault(qemu_is_stopped_until_reads_fail),
     Fault(qemu_is_stopped_when_the_snapshot_is_to_end),
