@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import trio
 
 from . import attaching, luns, scratchvm, tending
 from .core import names
-from .errors import StateError
+from .errors import StateError, UnreachableError
 from .processes import KILLED_S
 from .records import Record
 from .state import Store
@@ -28,7 +29,8 @@ async def end(store: Store, record: Record, force: bool) -> None:
     something could not be undone.
     """
     if force:
-        await attaching.end_all(record, store.path(record.id))  # here, since it tells what a guest does not let go of
+        with contextlib.suppress(UnreachableError):  # teardown meets it again, and says how to go on
+            await attaching.end_all(record, store.path(record.id))  # here: it tells what a guest does not let go of
     else:
         await _refuse_if_used(store, record)
     with trio.move_on_after(SERVER_S + KILLED_S):

@@ -19,7 +19,7 @@ from . import hypervisor, journal, scratch
 from .errors import LeftoverError, SnapmountError
 from .processes import Process
 from .records import Record
-from .scratchvm import ScratchVm, forget, forget_unreadable, load, load_all, overlays_name, unreadable
+from .scratchvm import ScratchVm, forget, forget_unreadable, load, load_all, unreadable
 from .state import Claim
 
 log = logging.getLogger(__name__)
@@ -71,15 +71,17 @@ async def end_all(record: Record, directory: Path) -> None:
 
 
 async def _end_unknown(record: Record, directory: Path, uuid: str) -> None:
-    """End a scratch VM whose record cannot be read: its uuid is known, and where overlays are unless the user has said
-    otherwise.  Raises as end() does.
+    """End a scratch VM whose record cannot be read: its uuid is known, and the journal tells where its overlays are.
+    Raises as end() does.
     """
     async with hypervisor.connected(record.connect) as connection:
         domain = await connection.domain_by_uuid(uuid)
         if domain:
             await domain.remove()
-    overlays = scratch.default_parent() / overlays_name(record.id, uuid)
-    _remove(overlays)
+    for entry in journal.load_all()[0]:
+        if (entry.snapshot, entry.scratch_vm) == (record.id, uuid):
+            _remove(Path(entry.directory))
+            journal.forget(entry.directory)
     forget_unreadable(directory, uuid)
 
 

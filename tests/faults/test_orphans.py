@@ -56,6 +56,7 @@ def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None 
         "mount_source": f"snapmount:{guest.name}:{ID}",
         "socket": f"/var/lib/libvirt/qemu/domain-0-{guest.name}/snapmount-{ID}.sock",
         "boot_id": "of another boot",
+        "devices": [],
         "scratch_vm": None,
     }
     journal(directory).write_text(json.dumps(document | (changes or {})))
