@@ -105,17 +105,29 @@ async def end_all(record: Record, directory: Path) -> None:
     """Unplug all disks of the snapshot, before its view goes.  A guest that does not let go keeps a disk whose reads
     fail; it is not waited for any longer.  Idempotent.
 
-    Raises StateError for a record that cannot be read, or where disks are still being attached, UnreachableError where
-    libvirt does not answer.
+    Raises StateError where disks are still being attached, UnreachableError where libvirt does not answer.
     """
-    if not SHELF.load_all(directory):
+    if not any(SHELF.sorted_out(directory)):
         return
     async with _alone(record, directory), hypervisor.connected(record.connect) as connection:
-        attached = SHELF.load_all(directory)
+        attached, broken = SHELF.sorted_out(directory)
         for error in await _unplug_all(connection, directory, attached, LET_GO_S):
             log.warning("%s; its reads will fail from now on", error.message)
         for each in attached:
             SHELF.forget(directory, each)
+        for key, error in broken.items():
+            log.warning("%s", error.message)
+            await _unplug_unknown(connection, record, key)
+            SHELF.forget_key(directory, key)
+
+
+async def _unplug_unknown(connection: hypervisor.Hypervisor, record: Record, key: str) -> None:
+    """Unplug one whose record cannot be read: its key tells of which VM, and which disk it is."""
+    uuid, _, disk = key.partition(".")
+    domain = await connection.domain_by_uuid(uuid) if names.is_uuid(uuid) else None
+    why = domain and await domain.unplug(attachment.alias(record.id, disk), LET_GO_S)
+    if domain and why:
+        log.warning("%s still has %s: %s; its reads will fail from now on", domain.name, disk, why)
 
 
 async def used_by(record: Record, directory: Path) -> list[Attachment]:

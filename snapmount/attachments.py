@@ -12,6 +12,7 @@ from typing import Any
 
 from . import jsonfiles
 from .core import attachment
+from .errors import StateError
 from .processes import Process
 
 
@@ -80,6 +81,13 @@ class Attachment:
 SHELF = jsonfiles.Shelf("attached", Attachment.from_json)
 
 
+def unreadable(directory: Path) -> dict[str, StateError]:
+    """What is wrong with the records that cannot be read, by their keys."""
+    return SHELF.sorted_out(directory)[1]
+
+
 def current(directory: Path) -> list[Attachment]:
-    """Those of the snapshot with that runtime directory whose helper has not ended.  Raises StateError."""
-    return [each for each in SHELF.load_all(directory) if each.qemu.runs()]
+    """Those of the snapshot with that runtime directory whose helper has not ended, where their records can
+    be read.
+    """
+    return [each for each in SHELF.sorted_out(directory)[0] if each.qemu.runs()]

@@ -7,7 +7,7 @@ import logging
 
 import trio
 
-from . import attaching, luns, scratchvm, tending
+from . import attaching, attachments, luns, scratchvm, tending
 from .core import names
 from .errors import StateError, UnreachableError
 from .processes import KILLED_S
@@ -49,16 +49,17 @@ async def end(store: Store, record: Record, force: bool) -> None:
 
 
 async def _refuse_if_used(store: Store, record: Record) -> None:
-    for error in scratchvm.unreadable(store.path(record.id)).values():
+    directory = store.path(record.id)
+    for error in (*scratchvm.unreadable(directory).values(), *attachments.unreadable(directory).values()):
         raise StateError(error.message, names.command("snapmount", "delete", "--force", record.id))
-    vms = [vm for vm in scratchvm.load_all(store.path(record.id)) if await tending.exists(record, vm)]
+    vms = [vm for vm in scratchvm.load_all(directory) if await tending.exists(record, vm)]
     if vms:
         names_of = ", ".join(f"{vm.name} ({vm.state})" for vm in vms)
         raise StateError(
             f"snapshot {record.id} is in use by the scratch VM{'s' * (len(vms) > 1)} {names_of}",
             names.command("snapmount", "delete", "--force", record.id),
         )
-    attached = await attaching.used_by(record, store.path(record.id))
+    attached = await attaching.used_by(record, directory)
     if attached:
         helpers = ", ".join(dict.fromkeys(each.vm_name for each in attached))
         raise StateError(

@@ -50,20 +50,16 @@ class Shown:
 
     @property
     def attachments(self) -> list[Attachment]:
-        try:
-            return attachments.current(self.store.path(self.record.id))
-        except StateError:
-            return []  # faults() tells
+        return attachments.current(self.store.path(self.record.id))
 
     def faults(self) -> list[StateError]:
         """Why not all of it can be shown."""
         directory = self.store.path(self.record.id)
-        found = list(scratchvm.unreadable(directory).values())
-        for look in (lambda: self.store.credentials(self.record.id), lambda: attachments.current(directory)):
-            try:
-                look()
-            except StateError as error:
-                found.append(error)
+        found = [*scratchvm.unreadable(directory).values(), *attachments.unreadable(directory).values()]
+        try:
+            self.store.credentials(self.record.id)
+        except StateError as error:
+            found.append(error)
         return found
 
     @property

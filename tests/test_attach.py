@@ -216,6 +216,19 @@ def test_delete_refuses_while_disks_are_attached_and_detaches_them_by_force(
     assert traces.found() == []
 
 
+def test_a_disk_whose_record_is_broken_is_unplugged_by_force(writer: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    attach(writer.name, helper.name, "--disk", "vda")
+    (record,) = (traces.RUNTIME / taken["id"] / "attached").iterdir()
+    record.write_text("{")
+    said = refused("delete", writer.name, code=4)
+    assert f"{record} cannot be read" in said
+    assert f"try: snapmount delete --force {taken['id']}" in said
+    assert f"{record} cannot be read" in snapmount("delete", "--force", writer.name).stderr
+    assert targets(helper) == ["vda"]
+    assert traces.found() == []
+
+
 def test_sigterm_to_the_server_detaches(writer: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
     attach(writer.name, helper.name, "--disk", "vda")
