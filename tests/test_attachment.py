@@ -174,4 +174,6 @@ def test_a_record_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, 
     [path] = (tmp_path / "attached").iterdir()
     path.write_text(content)
     with pytest.raises(StateError, match=str(path)):
-        attachments.current(tmp_path)
+        attachments.SHELF.load_all(tmp_path)
+    assert attachments.current(tmp_path) == []
+    assert str(path) in attachments.unreadable(tmp_path)[path.stem].message
