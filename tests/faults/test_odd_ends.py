@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ..rig import traces, vm
-from ..rig.command import read_direct, refused, snapmount, snapmount_json
+from ..rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
@@ -109,3 +110,19 @@ def test_a_view_that_is_lazily_unmounted_ends_with_its_last_reader(writer: vm.VM
         assert len(reader.read(4096)) == 4096
         assert snapmount_json("list")[0]["state"] == "active"
     wait_for(lambda: traces.found() == [], "all has ended")
+
+
+def test_a_clock_that_is_stepped_back_makes_no_age_negative_and_moves_no_expiry(
+    writer: vm.VM, mountpoint: Path
+) -> None:
+    """For the command that looks; the server and the record go by the clock that nobody steps."""
+    if not shutil.which("faketime"):
+        pytest.skip("this host lacks faketime: run contrib/setup --test")
+    snapmount("--expire", "2h", writer.name, mountpoint)
+    yesterday = ["faketime", "--exclude-monotonic", "-f", "-1d", SNAPMOUNT]
+    shown = subprocess.run([*yesterday, "show", writer.name], capture_output=True, text=True, check=True).stdout
+    assert ", 0s ago" in shown
+    assert re.search(r"^expires +in 1h 59m", shown, re.MULTILINE)
+    assert snapmount_json("show", writer.name)["state"] == "active"
+    snapmount("delete", writer.name)
+    assert traces.found() == []
