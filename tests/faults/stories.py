@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +21,11 @@ from pathlib import Path
 from ..rig import libvirtd, traces
 from ..rig.command import snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
+from ..rig.signals import stopped
 from .scene import COMMAND_S, Scene
 
 TAKE_MS = 1500  # what taking a snapshot takes about
 PAUSE_MS = 1500
-
-
-@contextlib.contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """The process does nothing in the block."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
 
 
 # -- nothing, or nothing much ------------------------------------------------------------------------------------------

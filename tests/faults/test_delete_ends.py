@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +14,10 @@ import pytest
 from ..rig import libvirtd, traces, vm
 from ..rig.command import refused, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
+from ..rig.signals import stopped
 
 pytestmark = pytest.mark.vm
 BEARABLE_S = 75  # a minute, and what a busy host takes
-
-
-@contextlib.contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def test_with_a_hung_qemu_and_a_reader_that_hangs_with_it(own_vm: vm.VM, mountpoint: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import signal
@@ -17,9 +16,10 @@ from snapmount import scratchplace
 from snapmount.scratchplace import FileSystem
 
 from ..rig import filesystems, libvirtd, prefix, traces, vm
-from ..rig.command import read_direct, refused, snapmount, snapmount_json
+from ..rig.command import assert_reads_fail, read_direct, refused, snapmount, snapmount_json
 from ..rig.filesystems import filled, free_bytes
 from ..rig.libvirtd import wait_for
+from ..rig.signals import stopped
 
 pytestmark = pytest.mark.vm
 
@@ -83,21 +83,6 @@ def wait_given_up(name: str) -> str:
     wait_for(lambda: snapmount_json("show", name)["state"] == "gave up", "the snapshot is given up")
     wait_for(lambda: not Path(shown["scratch"]["directory"]).exists(), "the scratch files are gone")
     return str(snapmount_json("show", name)["reason"])
-
-
-def assert_reads_fail(file: Path) -> None:
-    with pytest.raises(OSError) as caught:  # noqa: PT011  # the errno is checked
-        file.read_bytes()
-    assert caught.value.errno == errno.EIO
-
-
-@contextlib.contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -178,8 +163,8 @@ def test_list_and_show_tell_how_fast_the_scratch_space_goes(guest: vm.VM, mountp
     assert re.search(r"of at most 1 GiB, .* free, growing .*iB/s, .* left", snapmount("show", guest.name).stdout)
 
     os.kill(taken["server"]["pid"], signal.SIGKILL)
-    wait_for(lambda: snapmount_json("show", guest.name)["state"] == "dead", "list shows that the server is dead")
-    scratch = snapmount_json("show", guest.name)["scratch"]
+    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "list shows that the server is dead")
+    scratch = snapmount_json("list")[0]["scratch"]
     assert (scratch["growth_bytes_per_s"], scratch["left_s"]) == (None, None), "nobody measures any more"
     snapmount("delete", guest.name)
 
