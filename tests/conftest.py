@@ -31,7 +31,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
 
 
 def pytest_configure() -> None:
-    """A shell lets what it runs in the background ignore Ctrl-C; the commands that tests start must not inherit that."""
+    """A shell lets what it runs in the background ignore Ctrl-C; the commands that tests start must not."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
