@@ -318,10 +318,10 @@ def _umount(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     import trio
 
-    from . import doctor, requesting
+    from . import doctor
     from .core import health
 
-    requesting.check_utf_8(arguments.scratch_dir or "", "the scratch directory")
+    names.check_utf_8(arguments.scratch_dir or "", "the scratch directory")
     subject = doctor.Subject.here(arguments.connect, arguments.scratch_dir and os.path.abspath(arguments.scratch_dir))
     connect = doctor.uri(subject)
     findings = trio.run(doctor.examine, subject)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import hypervisor
 from .boot import BootRequest, WaitFor, check_name
-from .core import iscsi
+from .core import iscsi, names
 from .core.space import Terms
 from .errors import UsageError
 from .planning import LunRequest, Request
@@ -42,7 +42,7 @@ def take_to_boot(arguments: argparse.Namespace) -> Request:
 
 def boot(arguments: argparse.Namespace) -> BootRequest:
     """The scratch VM that `boot` asks for.  Raises UsageError."""
-    check_utf_8(arguments.overlay_dir or "", "the overlay directory")
+    names.check_utf_8(arguments.overlay_dir or "", "the overlay directory")
     return BootRequest(
         name=arguments.name and check_name(arguments.name),
         memory_kib=arguments.memory,
@@ -55,14 +55,6 @@ def boot(arguments: argparse.Namespace) -> BootRequest:
     )
 
 
-def check_utf_8(path: str, what: str) -> None:
-    """Raise UsageError for a path that libvirt cannot be told."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{what} {path} has a name that is not UTF-8, which libvirt insists on") from None
-
-
 def _uri(arguments: argparse.Namespace) -> str:
     uri: str = arguments.connect or hypervisor.default_uri()
     hypervisor.check_uri(uri)
@@ -72,9 +64,9 @@ def _uri(arguments: argparse.Namespace) -> str:
 def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:
     """Of a Request, what is asked for scratch space."""
     directory, devices = arguments.scratch_dir, tuple(arguments.scratch_device)
-    check_utf_8(directory or "", "the scratch directory")
+    names.check_utf_8(directory or "", "the scratch directory")
     for _, device in devices:
-        check_utf_8(device, "the scratch device")
+        names.check_utf_8(device, "the scratch device")
     return {
         "scratch_dir": directory and os.path.abspath(directory),
         "terms": Terms(arguments.scratch_limit, arguments.scratch_reserve, devices),

@@ -7,6 +7,8 @@ import re
 import shlex
 from collections.abc import Iterable
 
+from ..errors import UsageError
+
 # libvirt's schema for <target dev=...> (basictypes.rng, diskTarget) allows these characters only.
 _DISK_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -52,3 +54,11 @@ def near(wanted: str, known: Iterable[str]) -> list[str]:
     """Up to three known names that `wanted` may have meant, best first."""
     by_folded = {name.casefold(): name for name in known}
     return [by_folded[match] for match in difflib.get_close_matches(wanted.casefold(), by_folded, n=3, cutoff=0.6)]
+
+
+def check_utf_8(path: str, what: str) -> None:
+    """Raise UsageError for a path that libvirt cannot be told."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} {path} has a name that is not UTF-8, which libvirt insists on") from None
