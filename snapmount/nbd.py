@@ -28,10 +28,10 @@ except ImportError:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Threads that QEMU may hold up: of their own number, so that everything else still gets one.
-_THREADS = trio.CapacityLimiter(40)
+_threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("threads")
 _ZEROS = bytes(1 << 20)  # FUSE asks for no more at once
 
+THREADS = 40
 CONNECTIONS = 4
 DIRECT_CONNECTIONS = 4
 CONNECT_S = 10.0
@@ -39,9 +39,22 @@ GLANCE_S = 0.5  # how long the extents may take before a file's attributes are t
 STATUS_MAX_BYTES = 1 << 31  # lengths are 32 bit (NBD protocol, "Request message")
 
 
+def threads() -> trio.CapacityLimiter:
+    """Threads that QEMU may hold up: of their own number, so that everything else still gets one.
+
+    One limiter a run, as trio's own: a thread that outlives its run never gives its place back.
+    """
+    try:
+        return _threads.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(THREADS)
+        _threads.set(limiter)
+        return limiter
+
+
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:
     """Wait for QEMU in a thread; where that is cancelled, whoever calls cuts the connection, which ends the thread."""
-    return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=_THREADS)
+    return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=threads())
 
 
 class Connection:

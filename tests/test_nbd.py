@@ -291,7 +291,7 @@ async def test_a_read_that_stalls_holds_up_no_other(server: Server, mock_clock: 
 
 
 async def test_a_cancelled_read_ends_at_once_and_so_does_its_thread(serving: Server, mock_clock: MockClock) -> None:
-    threads = nbd._THREADS
+    threads = nbd.threads()
     async with nbd.opened("vda", serving.socket, "vda", READ_S) as image:
         serving.hold_back()
         async with trio.open_nursery() as nursery:
@@ -400,7 +400,7 @@ async def test_who_waits_for_the_end_can_be_cancelled(serving: Server) -> None:
 
 async def test_reads_from_a_server_that_hangs_use_up_no_threads(serving: Server, mock_clock: MockClock) -> None:
     """Where all of trio's threads are taken, no program can be run and libvirt cannot be called: nothing is undone."""
-    threads = trio.to_thread.current_default_thread_limiter()
+    own, threads = nbd.threads(), trio.to_thread.current_default_thread_limiter()
     outcomes: list[bytes | OSError] = []
     async with nbd.opened("vda", serving.socket, "vda", READ_S) as image:
         serving.send(signal.SIGSTOP)
@@ -410,7 +410,7 @@ async def test_reads_from_a_server_that_hangs_use_up_no_threads(serving: Server,
                 await wait_all_tasks_blocked()
                 mock_clock.jump(READ_S + 0.1)
         taken = threads.borrowed_tokens
-        await until(lambda: nbd._THREADS.borrowed_tokens == 0, "the threads of the reads have ended")
+        await until(lambda: own.borrowed_tokens == 0, "the threads of the reads have ended")
         serving.kill()
     assert taken == 0
 
@@ -419,7 +419,7 @@ async def test_a_connection_that_comes_when_nobody_waits_any_more_is_closed(
     serving: Server, mock_clock: MockClock
 ) -> None:
     outcomes: list[bytes | OSError] = []
-    threads = nbd._THREADS
+    threads = nbd.threads()
     async with nbd.opened("vda", serving.socket, "vda", READ_S) as image:
         serving.send(signal.SIGSTOP)
         async with trio.open_nursery() as nursery:
@@ -429,6 +429,28 @@ async def test_a_connection_that_comes_when_nobody_waits_any_more_is_closed(
             mock_clock.jump(READ_S + 0.1)
         serving.send(signal.SIGCONT)
         await until(lambda: not threads.borrowed_tokens, "the threads have ended")
+
+
+def test_a_thread_that_outlives_its_run_takes_no_place_of_the_next() -> None:
+    go_on = threading.Event()
+
+    def stay(scope: trio.CancelScope) -> None:
+        trio.from_thread.run_sync(scope.cancel)
+        go_on.wait()
+
+    async def abandon() -> None:
+        with trio.CancelScope() as scope:
+            await nbd._in_thread(stay, scope)
+        assert nbd.threads().borrowed_tokens == 1
+
+    async def places_taken() -> float:
+        return nbd.threads().borrowed_tokens
+
+    try:
+        trio.run(abandon)
+        assert trio.run(places_taken) == 0
+    finally:
+        go_on.set()
 
 
 # -- extents -----------------------------------------------------------------------------------------------------------
