@@ -8,7 +8,6 @@ drivers keep a VM's QEMU from the sockets of another's).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, hypervisor, scratch
+from . import blocking, hypervisor, locks, scratch
 from .attachments import SHELF, Attachment
 from .core import attachment, names
 from .core.user import User
@@ -163,29 +162,28 @@ async def _alone(record: Record, directory: Path) -> AsyncIterator[None]:
     path = directory / SHELF.kind
     try:
         path.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = await _lock(path)
     except OSError as error:
         raise StateError(f"the record {path} cannot be written: {error.strerror}") from error
+    except trio.TooSlowError:
+        raise StateError(
+            f"another snapmount still attaches or detaches disks of snapshot {record.id}",
+            names.command("snapmount", "show", record.id),
+        ) from None
     try:
-        with trio.move_on_after(LOCK_S) as waiting:
-            while not _lock(descriptor):
-                await trio.sleep(POLL_S)
-        if waiting.cancelled_caught:
-            raise StateError(
-                f"another snapmount still attaches or detaches disks of snapshot {record.id}",
-                names.command("snapmount", "show", record.id),
-            )
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+async def _lock(directory: Path) -> int:
+    """Raises trio.TooSlowError and OSError."""
+    with trio.fail_after(LOCK_S):
+        while True:
+            try:
+                return locks.locked(directory, os.O_RDONLY | os.O_DIRECTORY)
+            except BlockingIOError:
+                await trio.sleep(POLL_S)
 
 
 # -- attach ------------------------------------------------------------------------------------------------------------

@@ -299,9 +299,7 @@ def _recover(arguments: argparse.Namespace) -> int:
         _print_json(done.document(store))
     else:
         _print(done.text() or ("nothing to recover\n" if sys.stdout.isatty() and not done.errors else ""))
-    for error in done.errors:
-        _complain(error)
-    return done.errors[0].exit_code if done.errors else 0
+    return _complain_all(done.errors)
 
 
 def _umount(arguments: argparse.Namespace) -> int:

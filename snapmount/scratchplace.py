@@ -60,10 +60,16 @@ async def warning_of(directory: Path) -> str | None:
 
 
 async def _candidate(path: Path, file_system: FileSystem, worst: int, allocated: int) -> Candidate:
-    free = await _on_host(path, scratch.free_bytes, path)
+    free = await free_bytes(path)
     rotational = await _on_host(path, is_rotational, file_system)
     space = Space(free, worst, allocated)
     return Candidate(str(path), file_system.fstype, rotational, space, path == scratch.default_parent())
+
+
+async def free_bytes(path: Path) -> int:
+    """What may be written on the path's file system.  Raises SpaceError where that does not answer."""
+    free: int = await _on_host(path, scratch.free_bytes, path)
+    return free
 
 
 async def _on_host(path: Path, function: Any, *args: object) -> Any:

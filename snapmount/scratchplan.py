@@ -7,18 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import trio
-
-from . import blocking, blockscratch, scratch, scratchplace
+from . import blockscratch, scratchplace
 from .core import space
 from .core.snapshot import Disk
 from .core.space import Space, Terms
 from .core.user import User
-from .errors import NotFoundError, SpaceError
+from .errors import NotFoundError
 
 log = logging.getLogger(__name__)
 
-CHECK_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,13 @@ async def make(needs: Needs, directory: str | None, terms: Terms, warn: Callable
     allocated = sum(needs.allocated[disk.name] for disk in in_files)
     if directory:
         parent = Path(directory)
-        free = await _free_bytes(parent)
+        free = await scratchplace.free_bytes(parent)
         _warn(warn, await scratchplace.warning_of(parent))
     else:
         place = await scratchplace.find(needs.origins, needs.user, reserved or worst, allocated)
         log.info("scratch files go below %s: %s", place.path, place.why)
         parent, terms = Path(place.path), replace(terms, place=place.why)
-        free = await _free_bytes(parent)
+        free = await scratchplace.free_bytes(parent)
     if in_files:
         _warn(warn, space.judge(needs.vm, str(parent), Space(free, worst, allocated, reserved)))
     return parent, terms
@@ -71,12 +68,3 @@ async def _check_devices(needs: Needs, terms: Terms, warn: Callable[[str], None]
 def _warn(warn: Callable[[str], None], text: str | None) -> None:
     if text:
         warn(text)
-
-
-async def _free_bytes(parent: Path) -> int:
-    try:
-        return await blocking.call(CHECK_S, scratch.free_bytes, parent)
-    except trio.TooSlowError:
-        raise SpaceError(
-            f"{parent}: its file system did not answer within {CHECK_S:g} s", scratch.SCRATCH.remedy
-        ) from None

@@ -212,10 +212,7 @@ class Claim:
     def update(self, **changes: Any) -> None:
         """Change the record, on disk too, atomically.  Raises StateError."""
         self.record = replace(self.record, **changes)
-        try:
-            jsonfiles.write(self.directory / "record.json", self.record.to_json())
-        except OSError as error:
-            raise locks.cannot_write(self.directory, error) from error
+        self._write("record.json", dump(self.record.to_json()))
 
     def note(self, state: State, reason: str | None = None) -> None:
         """Note the state, for list and show; that it cannot be written must not keep anything from being done."""
