@@ -16,13 +16,14 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, hypervisor, locks, scratch
+from . import blocking, hypervisor, locks
 from .attachments import SHELF, Attachment
 from .core import attachment, names
 from .core.user import User
 from .errors import NotFoundError, SnapmountError, StateError
 from .processes import Process
 from .records import Record
+from .scratch import directories
 from .state import Store
 
 log = logging.getLogger(__name__)
@@ -212,8 +213,8 @@ async def _check_readable(record: Record, name: str, qemu: Process, user: User) 
     mountpoint = Path(record.mountpoint)
     file = mountpoint / record.snapshot.disks[0].file
     try:
-        is_visible = await blocking.call(CHECK_S, scratch.visible_to, qemu.pid, mountpoint)
-        done = await blocking.run(CHECK_S, ["test", "-r", str(file)], **scratch.as_user(user))
+        is_visible = await blocking.call(CHECK_S, directories.visible_to, qemu.pid, mountpoint)
+        done = await blocking.run(CHECK_S, ["test", "-r", str(file)], **directories.as_user(user))
     except trio.TooSlowError:
         raise StateError(f"{mountpoint} did not answer within {CHECK_S:g} s") from None
     if done.returncode:

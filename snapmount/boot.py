@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, hypervisor, journal, qcow2, scratch, scratchvm, tending
+from . import blocking, hypervisor, journal, scratchvm, tending
 from .core import scratchdomain, units
 from .core.scratchdevices import ISOLATED, NONE, Source
 from .core.scratchdomain import Derived, Wish
@@ -21,6 +21,7 @@ from .core.user import User
 from .errors import NotBootedError, SnapmountError, StateError, UsageError
 from .processes import Process
 from .records import Record
+from .scratch import directories, qcow2
 from .scratchvm import ScratchVm
 from .state import Store
 
@@ -138,7 +139,7 @@ async def _plan(
     await connection.check_name_is_free(name)
     if request.network not in (NONE, ISOLATED):
         await connection.check_network(request.network)
-    parent = Path(request.overlay_dir or scratch.default_parent())
+    parent = Path(request.overlay_dir or directories.default_parent())
     accelerator, notes = original_accelerator, list[str]()
     if accelerator == scratchdomain.KVM and not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         accelerator = scratchdomain.TCG
@@ -191,8 +192,8 @@ def _write(directory: Path, vm: ScratchVm, record: Record) -> None:
 async def _make_files(record: Record, vm: ScratchVm, derived: Derived, user: User) -> None:
     """The directory, the overlays in it, and the copy of the firmware's variables.  Raises SpaceError, StateError."""
     directory = Path(vm.overlays)
-    scratch.free_bytes(directory.parent, scratch.OVERLAY)
-    await scratch.create(directory, user, None, scratch.OVERLAY)
+    directories.free_bytes(directory.parent, directories.OVERLAY)
+    await directories.create(directory, user, None, directories.OVERLAY)
     for disk in record.snapshot.disks:
         overlay, backing = vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}"
         await qcow2.create(overlay, disk.size_bytes, user, backing=backing, what="the overlay")

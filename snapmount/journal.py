@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import jsonfiles, scratch
+from . import jsonfiles
 from .errors import LeftoverError, SpaceError, StateError
 from .processes import boot_id
 from .records import Record
+from .scratch import directories
 from .scratchvm import ScratchVm
 from .state import Store
 
@@ -58,7 +59,7 @@ class Entry:
 
 def path(directory: str) -> Path:
     """The file that says whose the directory is."""
-    return scratch.default_parent() / f"{Path(directory).name}.json"
+    return directories.default_parent() / f"{Path(directory).name}.json"
 
 
 def write(record: Record, store: Store, directory: str, owner_uid: int, vm: ScratchVm | None = None) -> None:
@@ -80,10 +81,10 @@ def write(record: Record, store: Store, directory: str, owner_uid: int, vm: Scra
     )
     file = path(directory)
     try:
-        scratch.make_parent(file.parent)
+        directories.make_parent(file.parent)
         jsonfiles.write(file, {"version": VERSION, **asdict(entry)})
     except OSError as error:
-        scratch.remove_parent(file.parent)
+        directories.remove_parent(file.parent)
         raise SpaceError(f"{file}, which tells whose {directory} is, cannot be written: {error.strerror}") from error
 
 
@@ -91,7 +92,7 @@ def load_all() -> tuple[list[Entry], dict[Path, StateError]]:
     """All entries, by the directories' names, and an error for each file that cannot be read."""
     entries: list[Entry] = []
     broken: dict[Path, StateError] = {}
-    for file in sorted(scratch.default_parent().glob("snapmount-*.json")):
+    for file in sorted(directories.default_parent().glob("snapmount-*.json")):
         try:
             entry = jsonfiles.read(file, Entry.from_json)
             if entry and path(entry.directory) != file:
@@ -110,4 +111,4 @@ def forget(directory: str) -> None:
         file.unlink(missing_ok=True)
     except OSError as error:
         raise LeftoverError(f"{file} cannot be removed: {error.strerror}") from error
-    scratch.remove_parent(file.parent)
+    directories.remove_parent(file.parent)

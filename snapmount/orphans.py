@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import blockscratch, hypervisor, journal, mounts, scratch
+from . import hypervisor, journal, mounts
 from .core import names
 from .errors import LeftoverError, SnapmountError
 from .exclusion import exclusive
 from .journal import Entry
 from .processes import boot_id
+from .scratch import devices, directories
 from .state import Store
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def _check_ours(entry: Entry) -> None:
             raise LeftoverError(f"{entry.directory} is not a directory", remedy)
         if status.st_uid not in (entry.owner_uid, os.geteuid()):
             raise LeftoverError(f"{entry.directory} belongs to uid {status.st_uid}, not to {entry.owner_uid}", remedy)
-        strange = scratch.strange(Path(entry.directory))
+        strange = directories.strange(Path(entry.directory))
     except FileNotFoundError:
         return
     except OSError as error:
@@ -122,9 +123,9 @@ def _remove(entry: Entry) -> None:
     log.info("removing %s", entry.directory)
     try:
         for device in entry.devices:
-            blockscratch.wipe(device, entry.snapshot)
-        scratch.remove(Path(entry.directory))
-        scratch.remove_view(scratch.view(entry.snapshot))
+            devices.wipe(device, entry.snapshot)
+        directories.remove(Path(entry.directory))
+        directories.remove_view(directories.view(entry.snapshot))
         _remove_socket(entry)
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
@@ -141,7 +142,7 @@ def _remove_socket(entry: Entry) -> None:
 
 def _unknown() -> Iterator[Orphan]:
     """What looks like ours, but no journal names it."""
-    parent = scratch.default_parent()
+    parent = directories.default_parent()
     known = {Path(entry.directory).name for entry in journal.load_all()[0]}
     for path in sorted(parent.glob("snapmount-*")):
         if journal.NAME.fullmatch(path.name) and path.name not in known and not path.is_symlink():

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import trio
 
-from . import blocking, hypervisor, mounts, scratch, scratchplan
+from . import blocking, hypervisor, mounts
 from .core import domainxml, names, plan
 from .core.iscsi import Portal
 from .core.snapshot import Disk, Snapshot
@@ -20,6 +20,7 @@ from .core.user import User
 from .errors import StateError
 from .processes import Process
 from .records import Record
+from .scratch import directories, room
 from .sources import pull
 from .state import Store
 
@@ -88,8 +89,8 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     in_use = await _devices_in_use(connection, store) if request.terms.devices else {}
     allocated = {name: size for name, (_, size) in sizes.items()}
     files = [disk.origin for disk in selection.chosen if disk.kind == "file"]
-    needs = scratchplan.Needs(domain.name, disks, allocated, files, user, in_use)
-    parent, terms = await scratchplan.make(needs, request.scratch_dir, request.terms, warn)
+    needs = room.Needs(domain.name, disks, allocated, files, user, in_use)
+    parent, terms = await room.find(needs, request.scratch_dir, request.terms, warn)
     snapshot = Snapshot(
         id=store.new_id(),
         vm_name=domain.name,
@@ -100,7 +101,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         disks=disks,
         left_out=selection.left_out,
     )
-    mountpoint = request.mountpoint or str(scratch.view(snapshot.id))
+    mountpoint = request.mountpoint or str(directories.view(snapshot.id))
     log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
     directory = parent / f"snapmount-{snapshot.id}"
     record = Record(

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from . import attachments, luns, scratch, scratchvm
+from . import attachments, luns, scratchvm
 from .attachments import Attachment
 from .core import names, units
 from .core.iscsi import Credentials, Session
@@ -20,8 +20,9 @@ from .core.plan import LeftOut
 from .core.snapshot import format_time
 from .core.space import rate
 from .errors import SpaceError, StateError
-from .measuring import Figures
 from .records import Record, State
+from .scratch import directories
+from .scratch.measuring import Figures
 from .scratchvm import ScratchVm
 from .state import Store
 
@@ -72,7 +73,7 @@ class Shown:
     def _scratch_bytes(self) -> int:
         """What it uses of scratch space; only its server can tell of block devices."""
         figures = self._figures
-        return figures.used_bytes if figures else scratch.used_bytes(Path(self.record.scratch))
+        return figures.used_bytes if figures else directories.used_bytes(Path(self.record.scratch))
 
     def document(self) -> dict[str, Any]:
         """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
@@ -228,7 +229,7 @@ def _growth(figures: Figures | None) -> tuple[str, str]:
 
 def _free_bytes(record: Record) -> int | None:
     try:
-        return scratch.free_bytes(Path(record.scratch).parent)
+        return directories.free_bytes(Path(record.scratch).parent)
     except SpaceError:
         return None
 
@@ -253,7 +254,7 @@ def _when(record: Record) -> str:
 
 
 def _overlay_size(vm: ScratchVm) -> str:
-    return units.size(scratch.used_bytes(Path(vm.overlays)))
+    return units.size(directories.used_bytes(Path(vm.overlays)))
 
 
 def booted(vm: ScratchVm, record: Record) -> str:

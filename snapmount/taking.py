@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from . import hypervisor, journal, nbd, planning, scratch, scratchfiles, watching
+from . import hypervisor, journal, nbd, planning, watching
 from .core import names
 from .core.iscsi import target_of
 from .errors import StateError
@@ -20,6 +20,7 @@ from .exclusion import exclusive
 from .planning import LunRequest, Request
 from .publish import iscsi
 from .records import Publication, Record, State
+from .scratch import directories, files
 from .session import Held, Reporter, connect
 from .sources import pull
 from .state import Claim, Store
@@ -75,10 +76,10 @@ async def _make(request: Request, planned: planning.Plan, claim: Claim) -> None:
     """Make the scratch directory and start the job: the point in time."""
     domain, record = planned.domain, planned.record
     journal.write(record, claim.store, record.scratch, planned.user.uid)
-    await scratch.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
-    await scratchfiles.make(record, planned.user)
+    await directories.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
+    await files.make(record, planned.user)
     if record.is_hidden:
-        scratch.make_view(Path(record.mountpoint))
+        directories.make_view(Path(record.mountpoint))
     left_out = [each.name for each in record.snapshot.left_out]
     claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
     await pull.begin(domain, claim, left_out=left_out, quiesce=request.quiesce)

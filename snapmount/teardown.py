@@ -15,11 +15,12 @@ from pathlib import Path
 
 import trio
 
-from . import attaching, journal, mounts, scratch, scratchfiles, tending
+from . import attaching, journal, mounts, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError, StateError
 from .publish import iscsi
 from .records import Record, State
+from .scratch import directories, files
 from .sources import pull
 from .state import Claim
 
@@ -104,7 +105,7 @@ def _remove_files(record: Record) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(record.socket)
         if record.is_hidden:
-            scratch.remove_view(Path(record.mountpoint))
-        scratchfiles.remove(record)
+            directories.remove_view(Path(record.mountpoint))
+        files.remove(record)
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error

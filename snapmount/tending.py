@@ -15,10 +15,11 @@ from pathlib import Path
 
 import trio
 
-from . import hypervisor, journal, scratch
+from . import hypervisor, journal
 from .errors import LeftoverError, SnapmountError
 from .processes import Process
 from .records import Record
+from .scratch import directories
 from .scratchvm import ScratchVm, forget, forget_unreadable, load, load_all, unreadable
 from .state import Claim
 
@@ -56,7 +57,7 @@ def _remove(overlays: Path) -> None:
     """Raises LeftoverError."""
     log.info("removing %s", overlays)
     try:
-        scratch.remove(overlays)
+        directories.remove(overlays)
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
 

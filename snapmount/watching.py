@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 
 import trio
 
-from . import blocking, hypervisor, scratchfiles
+from . import blocking, hypervisor
 from .core import space
 from .core.space import Fill, Pot, Rate
 from .errors import NotFoundError, SnapmountError, SpaceError, UnreachableError
-from .measuring import Figures, Measured, measure
 from .records import State
-from .scratchfiles import Used
+from .scratch import files
+from .scratch.files import Used
+from .scratch.measuring import Figures, Measured, measure
 from .sources import pull
 from .state import Claim
 from .teardown import withdraw
@@ -274,6 +275,6 @@ class Watch:
         """Withdraw the LUNs and remove the scratch files; what fails is tried again when the snapshot is deleted."""
         try:
             await withdraw(self._claim)
-            await blocking.call(REMOVE_S, scratchfiles.remove, self._record)
+            await blocking.call(REMOVE_S, files.remove, self._record)
         except (SnapmountError, OSError, trio.TooSlowError) as error:
             log.error("the scratch files of the snapshot remain till it is deleted: %s", error)

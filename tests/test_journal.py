@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount import journal, scratch
+from snapmount import journal
 from snapmount.errors import SpaceError, StateError
 from snapmount.journal import Entry
 from snapmount.records import Record
+from snapmount.scratch import directories
 from snapmount.state import Store
 
 from .strategies import PROPERTY
@@ -26,7 +27,7 @@ from .test_state import ID, OTHER_ID, a_record, a_snapshot, json_values
 def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default parent of scratch directories."""
     path = tmp_path / "snapmount"
-    monkeypatch.setattr(scratch, "SYSTEM_DEFAULT", path)
+    monkeypatch.setattr(directories, "SYSTEM_DEFAULT", path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     return path
 

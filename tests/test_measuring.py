@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snapmount.measuring import CURRENT_S, Figures
+from snapmount.scratch.measuring import CURRENT_S, Figures
 
 
 def test_figures_of_now_come_back(tmp_path: Path) -> None:

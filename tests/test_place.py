@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount import scratchplace
 from snapmount.core.place import Candidate, choose, warning
 from snapmount.core.space import Space
 from snapmount.core.units import GIB
 from snapmount.errors import SpaceError
-from snapmount.scratchplace import FileSystem
+from snapmount.scratch import places
+from snapmount.scratch.places import FileSystem
 
 from .strategies import PROPERTY
 
@@ -89,5 +89,5 @@ def test_only_memory_is_warned_of_where_the_user_has_chosen() -> None:
 
 
 def test_a_device_that_is_no_disk_is_of_unknown_speed() -> None:
-    assert scratchplace.is_rotational(FileSystem("tmpfs", "tmpfs", Path("/proc").stat().st_dev)) is None
-    assert scratchplace.is_rotational(FileSystem("btrfs", "/dev/snapmount-test-none[/sub]", 0x2A)) is None
+    assert places.is_rotational(FileSystem("tmpfs", "tmpfs", Path("/proc").stat().st_dev)) is None
+    assert places.is_rotational(FileSystem("btrfs", "/dev/snapmount-test-none[/sub]", 0x2A)) is None

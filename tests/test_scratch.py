@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import scratch
 from snapmount.core.user import User
 from snapmount.errors import SpaceError
+from snapmount.scratch import directories
 
 MIB = 1 << 20
 
@@ -31,27 +31,29 @@ def data_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_default_is_on_a_disk_that_lasts(data_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_root = os.geteuid() == 0
-    assert scratch.default_parent() == (scratch.SYSTEM_DEFAULT if as_root else data_home / "snapmount")
+    assert directories.default_parent() == (directories.SYSTEM_DEFAULT if as_root else data_home / "snapmount")
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", "/home/me")
-    assert scratch.default_parent() == (scratch.SYSTEM_DEFAULT if as_root else Path("/home/me/.local/share/snapmount"))
+    assert directories.default_parent() == (
+        directories.SYSTEM_DEFAULT if as_root else Path("/home/me/.local/share/snapmount")
+    )
 
 
 def test_free_space_is_what_an_ordinary_user_may_still_write(tmp_path: Path) -> None:
-    free = scratch.free_bytes(tmp_path)
+    free = directories.free_bytes(tmp_path)
     assert 0 < free <= shutil.disk_usage(tmp_path).total
 
 
 def test_the_default_parent_need_not_exist_yet(data_home: Path) -> None:
-    existed = scratch.default_parent().exists()
-    assert scratch.free_bytes(scratch.default_parent()) > 0
-    assert scratch.default_parent().exists() == existed
+    existed = directories.default_parent().exists()
+    assert directories.free_bytes(directories.default_parent()) > 0
+    assert directories.default_parent().exists() == existed
 
 
 def test_a_directory_that_does_not_exist_comes_with_the_command_that_makes_it(tmp_path: Path) -> None:
     missing = tmp_path / "a b"
     with pytest.raises(SpaceError, match=f"the scratch directory {missing} does not exist") as caught:
-        scratch.free_bytes(missing)
+        directories.free_bytes(missing)
     assert caught.value.remedy == f"mkdir '{missing}'"
 
 
@@ -59,7 +61,7 @@ def test_a_file_is_no_scratch_directory(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(SpaceError, match=f"the scratch directory {file} is not a directory") as caught:
-        scratch.free_bytes(file)
+        directories.free_bytes(file)
     assert caught.value.remedy is not None
     assert "--scratch-dir" in caught.value.remedy
 
@@ -67,13 +69,13 @@ def test_a_file_is_no_scratch_directory(tmp_path: Path) -> None:
 def test_what_cannot_be_looked_at_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpaceError, match="cannot be used: Not a directory"):
-        scratch.free_bytes(tmp_path / "file" / "below")
+        directories.free_bytes(tmp_path / "file" / "below")
     with pytest.raises(SpaceError, match="cannot be used: File name too long"):
-        scratch.free_bytes(tmp_path / ("x" * 300))
+        directories.free_bytes(tmp_path / ("x" * 300))
 
 
 def test_used_space_is_what_the_files_allocate_not_their_length(tmp_path: Path) -> None:
-    assert scratch.used_bytes(tmp_path) == 0
+    assert directories.used_bytes(tmp_path) == 0
     with (tmp_path / "vda.qcow2").open("wb") as sparse:
         sparse.truncate(64 * MIB)
         sparse.write(b"x" * MIB)
@@ -83,20 +85,20 @@ def test_used_space_is_what_the_files_allocate_not_their_length(tmp_path: Path) 
         written.write(b"x" * MIB)
         written.flush()
         os.fsync(written.fileno())
-    assert 2 * MIB <= scratch.used_bytes(tmp_path) < 3 * MIB
+    assert 2 * MIB <= directories.used_bytes(tmp_path) < 3 * MIB
 
 
 def test_where_nothing_is_no_space_is_used(tmp_path: Path) -> None:
-    assert scratch.used_bytes(tmp_path / "gone") == 0
+    assert directories.used_bytes(tmp_path / "gone") == 0
     (tmp_path / "file").write_text("x")
-    assert scratch.used_bytes(tmp_path / "file") == 0
+    assert directories.used_bytes(tmp_path / "file") == 0
 
 
 async def test_a_new_directory_is_closed_to_others_and_empty(tmp_path: Path) -> None:
     directory = tmp_path / "snapmount-3f2a91bc"
     before = os.umask(0)
     try:
-        await scratch.create(directory, me(), os.getpid())
+        await directories.create(directory, me(), os.getpid())
     finally:
         os.umask(before)
     status = directory.stat()
@@ -107,19 +109,19 @@ async def test_a_new_directory_is_closed_to_others_and_empty(tmp_path: Path) -> 
 
 async def test_a_directory_that_exists_is_not_taken_for_ours(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="File exists"):
-        await scratch.create(tmp_path, me(), None)
+        await directories.create(tmp_path, me(), None)
 
 
 async def test_a_directory_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match=f"{re.escape(str(tmp_path / 'none'))} is not writable: No such file"):
-        await scratch.create(tmp_path / "none" / "snapmount-3f2a91bc", me(), None)
+        await directories.create(tmp_path / "none" / "snapmount-3f2a91bc", me(), None)
     with pytest.raises(SpaceError, match="the scratch directory /proc is not writable"):
-        await scratch.create(Path("/proc/snapmount-3f2a91bc"), me(), None)
+        await directories.create(Path("/proc/snapmount-3f2a91bc"), me(), None)
 
 
 async def test_a_qemu_that_has_ended_is_not_held_against_the_directory(tmp_path: Path) -> None:
     beyond_all_pids = 1 << 30
-    await scratch.create(tmp_path / "snapmount-3f2a91bc", me(), beyond_all_pids)
+    await directories.create(tmp_path / "snapmount-3f2a91bc", me(), beyond_all_pids)
     assert (tmp_path / "snapmount-3f2a91bc").is_dir()
 
 
@@ -128,9 +130,9 @@ def test_removing_takes_all_and_may_be_done_again(tmp_path: Path) -> None:
     (directory / "below").mkdir(parents=True)
     (directory / "vda.qcow2").write_text("x")
     (directory / "below" / "file").write_text("x")
-    scratch.remove(directory)
+    directories.remove(directory)
     assert os.listdir(tmp_path) == [], "the parent stays: the user has chosen it"
-    scratch.remove(directory)
+    directories.remove(directory)
 
 
 def test_what_is_in_the_way_is_an_error_and_not_followed(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_what_is_in_the_way_is_an_error_and_not_followed(tmp_path: Path) -> None
     (target / "precious").write_text("x")
     (tmp_path / "link").symlink_to(target)
     with pytest.raises(OSError, match="symbolic link"):
-        scratch.remove(tmp_path / "link")
+        directories.remove(tmp_path / "link")
     assert (target / "precious").exists()
 
 
@@ -152,6 +154,6 @@ def test_removing_goes_on_where_somebody_else_removes_the_files_too(tmp_path: Pa
             file.touch()
         libvirt = threading.Thread(target=lambda files=files: [file.unlink(missing_ok=True) for file in files])
         libvirt.start()
-        scratch.remove(directory)
+        directories.remove(directory)
         libvirt.join()
         assert not directory.exists()

@@ -10,11 +10,11 @@ from pathlib import Path
 import trio
 
 from .. import blocking, mounts
-from .. import scratch as directories
 from ..core import health, names
 from ..core.health import Finding, Place, SELinux
 from ..core.user import User
 from ..errors import MissingError, SnapmountError, UnreachableError
+from ..scratch import directories
 from .subject import Subject
 
 try:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import trio
 
-from .. import scratchfiles
 from ..core import domainxml, names
 from ..errors import SnapmountError, SpaceError, StateError, UnreachableError
 from ..hypervisor import Domain, connected
-from ..measuring import measure
 from ..processes import is_stopped
 from ..records import Record
+from ..scratch import files
+from ..scratch.measuring import measure
 from ..state import Claim
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ async def begin(domain: Domain, claim: Claim, *, left_out: Iterable[str], quiesc
     cannot be started, MissingError where the guest has no agent.
     """
     record = claim.record
-    scratch_files = {disk.name: scratchfiles.path(record, disk.name) for disk in record.snapshot.disks}
+    scratch_files = {disk.name: files.path(record, disk.name) for disk in record.snapshot.disks}
     job = domainxml.backup_job(record.socket, scratch_files, left_out, dict(record.terms.devices))
     if not quiesce:
         await domain.begin_backup(job)

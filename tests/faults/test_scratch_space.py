@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import scratchplace
-from snapmount.scratchplace import FileSystem
+from snapmount.scratch import places
+from snapmount.scratch.places import FileSystem
 
 from ..rig import filesystems, libvirtd, prefix, traces, vm
 from ..rig.command import assert_reads_fail, read_direct, refused, snapmount, snapmount_json
@@ -280,7 +280,7 @@ def test_scratch_goes_beside_the_images_where_that_is_faster(
     with filesystems.mounted(300) as fast:
         number = fast.stat().st_dev
         Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/queue/rotational").write_text("0")
-        if scratchplace.is_rotational(FileSystem("ext4", "", vm.IMAGES.stat().st_dev)) is False:
+        if places.is_rotational(FileSystem("ext4", "", vm.IMAGES.stat().st_dev)) is False:
             pytest.skip("this host's default place is fast already")
         monkeypatch.setattr(vm, "IMAGES", fast)
         with vm.running(f"{vm.PREFIX}-fast", [vm.Disk("vda")], command_line=f"snapmount.seed={SEED}") as guest:

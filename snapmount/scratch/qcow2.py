@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import trio
 
-from . import blocking, scratch
-from .core.user import User
-from .errors import MissingError, SpaceError
+from .. import blocking
+from ..core.user import User
+from ..errors import MissingError, SpaceError
+from . import directories
 
 DEADLINE_S = 30.0
 
@@ -21,7 +22,7 @@ async def create(path: str, size_bytes: int, user: User | None, *, backing: str 
     command += ["-b", backing, "-F", "raw"] if backing else []
     try:
         done = await blocking.run(
-            DEADLINE_S, [*command, path, str(size_bytes)], **(scratch.as_user(user) if user else {})
+            DEADLINE_S, [*command, path, str(size_bytes)], **(directories.as_user(user) if user else {})
         )
     except FileNotFoundError:
         raise MissingError("qemu-img is missing", "sudo apt-get install qemu-utils") from None

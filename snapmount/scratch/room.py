@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import blockscratch, scratchplace
-from .core import space
-from .core.snapshot import Disk
-from .core.space import Space, Terms
-from .core.user import User
-from .errors import NotFoundError
+from ..core import space
+from ..core.snapshot import Disk
+from ..core.space import Space, Terms
+from ..core.user import User
+from ..errors import NotFoundError
+from . import devices, places
 
 log = logging.getLogger(__name__)
-
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Needs:
     devices_in_use: Mapping[str, str]  # block devices that cannot be scratch, and what they are
 
 
-async def make(needs: Needs, directory: str | None, terms: Terms, warn: Callable[[str], None]) -> tuple[Path, Terms]:
+async def find(needs: Needs, directory: str | None, terms: Terms, warn: Callable[[str], None]) -> tuple[Path, Terms]:
     """Below which directory the scratch files go, and the terms with the reason for it, where the user has named none.
 
     Raises SpaceError, NotFoundError or MissingError.
@@ -42,13 +41,13 @@ async def make(needs: Needs, directory: str | None, terms: Terms, warn: Callable
     allocated = sum(needs.allocated[disk.name] for disk in in_files)
     if directory:
         parent = Path(directory)
-        free = await scratchplace.free_bytes(parent)
-        _warn(warn, await scratchplace.warning_of(parent))
+        free = await places.free_bytes(parent)
+        _warn(warn, await places.warning_of(parent))
     else:
-        place = await scratchplace.find(needs.origins, needs.user, reserved or worst, allocated)
+        place = await places.find(needs.origins, needs.user, reserved or worst, allocated)
         log.info("scratch files go below %s: %s", place.path, place.why)
         parent, terms = Path(place.path), replace(terms, place=place.why)
-        free = await scratchplace.free_bytes(parent)
+        free = await places.free_bytes(parent)
     if in_files:
         _warn(warn, space.judge(needs.vm, str(parent), Space(free, worst, allocated, reserved)))
     return parent, terms
@@ -61,7 +60,7 @@ async def _check_devices(needs: Needs, terms: Terms, warn: Callable[[str], None]
             raise NotFoundError(
                 f"{needs.vm}: --scratch-device names {name!r}; the disks of the snapshot are {', '.join(disks)}"
             )
-        size = await blockscratch.check(device, needs.devices_in_use)
+        size = await devices.check(device, needs.devices_in_use)
         _warn(warn, space.judge_device(name, device, size, disks[name].size_bytes, terms))
 
 

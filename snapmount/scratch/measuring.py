@@ -10,12 +10,13 @@ from typing import Any
 
 import trio
 
-from . import blocking, blockscratch, jsonfiles, scratch, scratchfiles
-from .core.space import FLOOR_BYTES
-from .errors import SpaceError, StateError, UnreachableError
-from .hypervisor import Domain
-from .records import Record
-from .scratchfiles import Used
+from .. import blocking, jsonfiles
+from ..core.space import FLOOR_BYTES
+from ..errors import SpaceError, StateError, UnreachableError
+from ..hypervisor import Domain
+from ..records import Record
+from . import devices, directories, files
+from .files import Used
 
 LOOK_S = 10.0
 CURRENT_S = 5.0  # figures that are older are of the past
@@ -57,7 +58,7 @@ async def measure(record: Record, domain: Domain | None) -> Measured:
 
 
 def _look(record: Record, parent: Path) -> tuple[dict[str, Used], int]:
-    return scratchfiles.look(record), scratch.free_bytes(parent)
+    return files.look(record), directories.free_bytes(parent)
 
 
 async def _ask(record: Record, domain: Domain, used: dict[str, Used], free: dict[str, int]) -> None:
@@ -66,7 +67,7 @@ async def _ask(record: Record, domain: Domain, used: dict[str, Used], free: dict
         end = written.get((disk, indexes.get(disk, -1)))
         if end is not None:
             used[disk] = Used(end, end)
-            free[device] = await blocking.call(LOOK_S, blockscratch.size, device) - end
+            free[device] = await blocking.call(LOOK_S, devices.size, device) - end
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import trio
 
-from . import blocking
-from .core import names, units
-from .errors import MissingError, SpaceError
+from .. import blocking
+from ..core import names, units
+from ..errors import MissingError, SpaceError
 
 CHECK_S = 30.0
 MAGIC = b"QFI\xfb"

@@ -1,7 +1,7 @@
 """Directories for QEMU: the scratch directory of a snapshot, where it keeps what the guest overwrites, and the overlay
 directory of a scratch VM.
 
-One directory for each, owned by QEMU's user and closed to others.  libvirt makes and removes the scratch files.
+One directory for each, owned by QEMU's user and closed to others.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import trio
 
-from . import blocking
-from .core import names
-from .core.user import User
-from .errors import SpaceError
+from .. import blocking
+from ..core import names
+from ..core.user import User
+from ..errors import SpaceError
 
 SYSTEM_DEFAULT = Path("/var/lib/libvirt/snapmount")
 CHECK_S = 10.0

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, blockscratch, qcow2, scratch
-from .core import units
-from .core.snapshot import Disk
-from .core.user import User
-from .errors import MissingError, SpaceError
-from .records import Record
+from .. import blocking
+from ..core import units
+from ..core.snapshot import Disk
+from ..core.user import User
+from ..errors import MissingError, SpaceError
+from ..records import Record
+from . import devices, directories, qcow2
 
 HOST_S = 30.0
 
@@ -47,7 +48,7 @@ async def _make(record: Record, disk: Disk, user: User) -> None:
     device = record.terms.device(disk.name)
     if device:
         what = f"the scratch of {disk.name} on {device}"
-        await qcow2.create(device, disk.size_bytes, None, backing=blockscratch.mark(record.id), what=what)
+        await qcow2.create(device, disk.size_bytes, None, backing=devices.mark(record.id), what=what)
         return
     file = path(record, disk.name)
     await qcow2.create(file, disk.size_bytes, user, what=f"the scratch file {file}")
@@ -83,12 +84,12 @@ def look(record: Record) -> dict[str, Used]:
                 status = os.stat(path(record, disk.name))
             except FileNotFoundError:
                 continue  # somebody has removed it, or the snapshot has ended
-            found[disk.name] = Used(scratch.written_bytes(status), status.st_size)
+            found[disk.name] = Used(directories.written_bytes(status), status.st_size)
     return found
 
 
 def remove(record: Record) -> None:
     """Remove the scratch directory, and what is ours on the block devices.  Idempotent.  Raises OSError."""
     for _, device in record.terms.devices:
-        blockscratch.wipe(device, record.id)
-    scratch.remove(Path(record.scratch))
+        devices.wipe(device, record.id)
+    directories.remove(Path(record.scratch))

@@ -12,11 +12,12 @@ from typing import Any
 
 import trio
 
-from . import blocking, scratch
-from .core.place import Candidate, Place, choose, warning
-from .core.space import Space
-from .core.user import User
-from .errors import SpaceError
+from .. import blocking
+from ..core.place import Candidate, Place, choose, warning
+from ..core.space import Space
+from ..core.user import User
+from ..errors import SpaceError
+from . import directories
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ async def find(origins: Iterable[str], user: User, worst: int, allocated: int) -
     Besides the default, the directories of the VM's images are thought of, where they are on other file systems and we
     are root, who can make a directory for QEMU there.  Raises SpaceError.
     """
-    default = scratch.default_parent()
+    default = directories.default_parent()
     file_system = await _file_system(default)
     candidates = [await _candidate(default, file_system, worst, allocated)]
     seen = {file_system.device}
@@ -63,12 +64,12 @@ async def _candidate(path: Path, file_system: FileSystem, worst: int, allocated:
     free = await free_bytes(path)
     rotational = await _on_host(path, is_rotational, file_system)
     space = Space(free, worst, allocated)
-    return Candidate(str(path), file_system.fstype, rotational, space, path == scratch.default_parent())
+    return Candidate(str(path), file_system.fstype, rotational, space, path == directories.default_parent())
 
 
 async def free_bytes(path: Path) -> int:
     """What may be written on the path's file system.  Raises SpaceError where that does not answer."""
-    free: int = await _on_host(path, scratch.free_bytes, path)
+    free: int = await _on_host(path, directories.free_bytes, path)
     return free
 
 
@@ -77,14 +78,14 @@ async def _on_host(path: Path, function: Any, *args: object) -> Any:
         return await blocking.call(CHECK_S, function, *args)
     except trio.TooSlowError:
         raise SpaceError(
-            f"{path}: its file system did not answer within {CHECK_S:g} s", scratch.SCRATCH.remedy
+            f"{path}: its file system did not answer within {CHECK_S:g} s", directories.SCRATCH.remedy
         ) from None
 
 
 async def _can_reach(directory: Path, user: User) -> bool:
     """Whether QEMU's user can get to a directory that we make there, and we can make one."""
     try:
-        done = await blocking.run(CHECK_S, ["test", "-x", str(directory)], **scratch.as_user(user))
+        done = await blocking.run(CHECK_S, ["test", "-x", str(directory)], **directories.as_user(user))
     except trio.TooSlowError:
         return False
     return done.returncode == 0 and await _on_host(directory, os.access, directory, os.W_OK)
@@ -92,13 +93,13 @@ async def _can_reach(directory: Path, user: User) -> bool:
 
 async def _file_system(path: Path) -> FileSystem:
     """Raises SpaceError."""
-    existing = await _on_host(path, scratch.nearest, path)
+    existing = await _on_host(path, directories.nearest, path)
     command = ["findmnt", "--json", "--output", "FSTYPE,SOURCE", "--target", str(existing)]
     try:
         done = await blocking.run(CHECK_S, command)
         (found,) = json.loads(done.stdout)["filesystems"][-1:]
     except (trio.TooSlowError, ValueError, FileNotFoundError):
-        raise SpaceError(f"the file system of {path} cannot be told", scratch.SCRATCH.remedy) from None
+        raise SpaceError(f"the file system of {path} cannot be told", directories.SCRATCH.remedy) from None
     device = (await _on_host(path, os.stat, existing)).st_dev
     return FileSystem(found["fstype"], found["source"], device)
 
