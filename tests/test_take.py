@@ -188,20 +188,23 @@ def test_nothing_is_written_into_a_closed_pipe(writer: vm.VM, mountpoint: Path) 
 
 
 def test_the_owner_of_the_view_is_qemu_s_user_alone(writer: vm.VM, mountpoint: Path) -> None:
-    snapmount(writer.name, mountpoint)
+    scratch = traces.SCRATCH / f"snapmount-{snapmount_json(writer.name, mountpoint)['id']}"
     qemu = Path(f"/proc/{writer.qemu_pid()}").stat().st_uid
     status = (mountpoint / "vda.raw").stat()
     assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (qemu, 0o400)
     as_qemu = subprocess.run(["cat", mountpoint / "vda.raw"], capture_output=True, user=qemu, extra_groups=[])
     assert as_qemu.returncode == 0
     assert len(as_qemu.stdout) == writer.disks[0].size
-    for forbidden in (
-        mountpoint / "vda.raw",
-        mountpoint,
-        traces.RUNTIME,
-        traces.SCRATCH / os.listdir(traces.SCRATCH)[0],
+    journal = scratch.with_suffix(".json")
+    for command, forbidden in (
+        ("cat", mountpoint / "vda.raw"),
+        ("ls", mountpoint),
+        ("ls", traces.RUNTIME),
+        ("ls", scratch),
+        ("cat", journal),
     ):
-        as_nobody = subprocess.run(["ls", "-a", forbidden], capture_output=True, user="nobody", extra_groups=[])
+        assert command == "ls" or forbidden.is_file()
+        as_nobody = subprocess.run([command, forbidden], capture_output=True, user="nobody", extra_groups=[])
         assert as_nobody.returncode != 0, f"nobody may read {forbidden}"
     for path in traces.RUNTIME.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
