@@ -102,6 +102,28 @@ def test_a_disk_is_not_unplugged_and_a_vm_that_is_undefined_keeps_its_snapshot(o
     snapmount("delete", own_vm.name)
 
 
+def test_a_vm_is_neither_saved_nor_migrated_while_its_snapshot_lives(own_vm: vm.VM, mountpoint: Path) -> None:
+    """libvirt refuses: the backup job holds the domain.  It waits for the job before, 30 s, for all three at once."""
+    snapmount(own_vm.name, mountpoint)
+    before = digests(mountpoint)
+    to = own_vm.directory / "saved"
+    words = [["save", own_vm.name, str(to)], ["managedsave", own_vm.name], ["migrate", own_vm.name, vm.SYSTEM]]
+    commands = [subprocess.Popen(["virsh", "-q", *each], stderr=subprocess.PIPE, text=True) for each in words]
+    for command in commands:
+        _, said = command.communicate(timeout=vm.BOOT_S)
+        assert command.returncode == 1
+        assert "cannot acquire state change lock" in said
+    assert own_vm.state() == "running"
+    own_vm.keeps_writing(200)
+    assert own_vm.write_errors() == 0
+    assert digests(mountpoint) == before
+    assert snapmount_json("list")[0]["state"] == "active"
+    snapmount("delete", own_vm.name)
+    own_vm.virsh("save", own_vm.name, str(to))
+    assert own_vm.state() == "shut off"
+    assert traces.found() == []
+
+
 def test_a_view_that_is_lazily_unmounted_ends_with_its_last_reader(writer: vm.VM, mountpoint: Path) -> None:
     snapmount(writer.name, mountpoint)
     with (mountpoint / "vda.raw").open("rb", buffering=0) as reader:
