@@ -107,7 +107,7 @@ def test_a_vm_is_neither_saved_nor_migrated_while_its_snapshot_lives(own_vm: vm.
     snapmount(own_vm.name, mountpoint)
     before = digests(mountpoint)
     to = own_vm.directory / "saved"
-    words = [["save", own_vm.name, str(to)], ["managedsave", own_vm.name], ["migrate", own_vm.name, vm.SYSTEM]]
+    words = [["save", own_vm.name, str(to)], ["managedsave", own_vm.name], ["migrate", own_vm.name, own_vm.uri]]
     commands = [subprocess.Popen(["virsh", "-q", *each], stderr=subprocess.PIPE, text=True) for each in words]
     for command in commands:
         _, said = command.communicate(timeout=vm.BOOT_S)
