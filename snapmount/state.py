@@ -209,6 +209,10 @@ class Claim:
         """The snapshot's runtime directory."""
         return self.store.path(self.record.id)
 
+    def release(self) -> None:
+        """Let go of the lock; only once, at the end."""
+        os.close(self._lock)
+
     def update(self, **changes: Any) -> None:
         """Change the record, on disk too, atomically.  Raises StateError."""
         self.record = replace(self.record, **changes)

@@ -40,6 +40,7 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             async with exclusive(store):
                 _check_alone(planned.record, store)
                 claim = store.claim(planned.record)
+            stack.callback(claim.release)
             stack.push_async_callback(_undo, claim)
             reporter.claimed(claim.record)
             claim.write_definition(planned.xml)

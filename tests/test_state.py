@@ -27,7 +27,7 @@ from snapmount.errors import NotFoundError, StateError
 from snapmount.exclusion import exclusive
 from snapmount.processes import Process, is_stopped
 from snapmount.records import VERSION, Record, State
-from snapmount.state import Store
+from snapmount.state import Claim, Store
 
 from .rig.libvirtd import wait_for
 from .strategies import PROPERTY, file_names, snapshots
@@ -87,9 +87,24 @@ def a_record(snapshot: Snapshot | None = None, mountpoint: str = "/mnt/snap") ->
     )
 
 
+class OwnStore(Store):
+    """A store that knows its claims: a process holds each of them to its end, a test must let go of them."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.claims: list[Claim] = []
+
+    def claim(self, record: Record) -> Claim:
+        self.claims.append(super().claim(record))
+        return self.claims[-1]
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "run" / "snapmount")
+def store(tmp_path: Path) -> Iterator[Store]:
+    own = OwnStore(tmp_path / "run" / "snapmount")
+    yield own
+    for claim in own.claims:
+        claim.release()
 
 
 @contextlib.contextmanager

@@ -86,6 +86,7 @@ def test_what_is_shown_of_a_snapshot(
         assert len(present.listing([shown]).splitlines()) == 3
     finally:
         claim.forget()
+        claim.release()
 
 
 def _published(snapshot: Snapshot) -> Publication:

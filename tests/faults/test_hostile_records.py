@@ -213,3 +213,4 @@ def test_broken_credentials_hide_nothing_else(tmp_path: Path) -> None:
     assert isinstance(error, SnapmountError)
     assert "credentials.json cannot be read" in error.message
     claim.forget()
+    claim.release()
