@@ -10,11 +10,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+from trio.testing import MockClock
+
+from snapmount import hypervisor
+from snapmount.doctor import virtualisation
+from snapmount.doctor.subject import Subject
 
 from .rig import libvirtd, vm
 from .rig.account import Account
@@ -124,6 +130,36 @@ def test_a_libvirt_daemon_that_hangs_costs_seconds_only(libvirt: None) -> None:
         silent.listen()
         findings = examined("--connect", f"qemu:///system?socket={directory}/socket", code=7)
     assert "no answer within 10 s" in the(findings, "libvirt")["text"]
+
+
+@contextlib.asynccontextmanager
+async def probing(connect: str) -> AsyncIterator[Probing]:
+    yield Probing()
+
+
+class Probing:
+    """A connection to a libvirt daemon that has yet to probe its QEMUs, one of which hangs."""
+
+    async def version(self) -> str:
+        return "9.0.0"
+
+    async def qemu(self) -> None:
+        await trio.sleep_forever()
+
+
+async def test_a_libvirt_that_answers_but_probes_qemu_for_long_is_not_told_to_hang(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hypervisor, "connected", probing)
+    findings = await virtualisation.check(Subject.here("qemu:///session", None))
+    assert [(each.check, each.status.value) for each in findings] == [
+        ("libvirt", "ok"),
+        ("QEMU", "problem"),
+        ("scratch", "skipped"),
+        ("confinement", "skipped"),
+    ]
+    assert findings[1].text == "libvirt answers, but has not told within 30 s what QEMU can do"
+    assert findings[1].remedy == "virsh -c qemu:///session capabilities"
 
 
 def test_a_user_is_told_that_vms_of_root_s_libvirt_need_root(account: Account) -> None:  # noqa: F811

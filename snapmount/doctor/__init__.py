@@ -20,6 +20,7 @@ from .virtualisation import uri
 __all__ = ["Subject", "examine", "uri"]
 
 CHECK_S = 15.0
+_DEADLINES_S = {"libvirt": virtualisation.LIBVIRT_S + virtualisation.PROBE_S + CHECK_S}  # others: CHECK_S
 
 Check = Callable[[Subject], Awaitable[list[Finding]]]
 
@@ -50,11 +51,12 @@ async def examine(subject: Subject) -> list[Finding]:
 
 
 async def _by_deadline(name: str, check: Check, subject: Subject) -> list[Finding]:
+    deadline_s = _DEADLINES_S.get(name, CHECK_S)
     try:
-        with trio.fail_after(CHECK_S):
+        with trio.fail_after(deadline_s):
             return await check(subject)
     except trio.TooSlowError:
-        return [health.problem(name, f"no answer within {CHECK_S:g} s", "dmesg | tail")]
+        return [health.problem(name, f"no answer within {deadline_s:g} s", "dmesg | tail")]
     except SnapmountError as error:
         return [health.problem(name, error.message, error.remedy or "dmesg | tail")]
     except OSError as error:

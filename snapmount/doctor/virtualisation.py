@@ -23,10 +23,11 @@ except MissingError:  # libvirt's module, whose own check tells
     hypervisor = None  # type: ignore[assignment]
 
 LIBVIRT_S = 10.0
+PROBE_S = 30.0  # after that; a daemon that has just started runs each of its QEMUs first, to see what it can do
 PLACE_S = 10.0
 VIRTLOGD = "/run/libvirt/virtlogd-sock"
 SELINUXFS = Path("/sys/fs/selinux")
-_RESTING_ON_LIBVIRT = ("QEMU", "scratch", "confinement")
+_RESTING_ON_QEMU = ("scratch", "confinement")
 
 
 def uri(subject: Subject) -> str | None:
@@ -47,16 +48,22 @@ async def check(subject: Subject) -> list[Finding]:
         text = f"only root can take snapshots of VMs at {connect}: scratch files must belong to QEMU's user"
         remedy = f"sudo {names.command('snapmount', 'doctor', '--connect', connect)}"
         return _without_libvirt(health.problem("libvirt", text, remedy))
+    findings: list[Finding] = []
     try:
-        with trio.fail_after(LIBVIRT_S):
+        with trio.fail_after(LIBVIRT_S) as answering:
             async with hypervisor.connected(connect) as connection:
-                findings = [health.ok("libvirt", f"{await connection.version()} at {connect}")]
+                findings.append(health.ok("libvirt", f"{await connection.version()} at {connect}"))
+                answering.deadline += PROBE_S
                 try:
                     qemu = await connection.qemu()
                 except UnreachableError as error:
                     findings.append(health.problem("QEMU", error.message, subject.remedies.install("QEMU", "libvirt")))
                     return findings
     except trio.TooSlowError:
+        if findings:
+            text = f"libvirt answers, but has not told within {PROBE_S:g} s what QEMU can do"
+            findings.append(health.problem("QEMU", text, names.command("virsh", "-c", connect, "capabilities")))
+            return findings + [health.skipped(check, "libvirt must tell first") for check in _RESTING_ON_QEMU]
         text = f"no answer within {LIBVIRT_S:g} s at {connect}"
         return _without_libvirt(health.problem("libvirt", text, _restart(subject, connect)))
     except UnreachableError as error:
@@ -71,7 +78,7 @@ async def check(subject: Subject) -> list[Finding]:
 
 
 def _without_libvirt(finding: Finding) -> list[Finding]:
-    return [finding, *(health.skipped(check, "libvirt must tell first") for check in _RESTING_ON_LIBVIRT)]
+    return [finding, *(health.skipped(check, "libvirt must tell first") for check in ("QEMU", *_RESTING_ON_QEMU))]
 
 
 # -- libvirt -----------------------------------------------------------------------------------------------------------
