@@ -6,7 +6,8 @@ same time, and each ends by a deadline.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import trio
 
@@ -19,21 +20,26 @@ from .virtualisation import uri
 
 __all__ = ["Subject", "examine", "uri"]
 
-CHECK_S = 15.0
-_DEADLINES_S = {"libvirt": virtualisation.LIBVIRT_S + virtualisation.PROBE_S + CHECK_S}  # others: CHECK_S
 
-Check = Callable[[Subject], Awaitable[list[Finding]]]
+@dataclass(frozen=True)
+class _Check:
+    """A check, the name of what it looks at, and how long it may take."""
 
-_CHECKS: Sequence[tuple[str, Check]] = (
-    ("Python modules", host.modules),
-    ("kernel", host.kernel),
-    ("FUSE", host.fuse),
-    ("libvirt", virtualisation.check),
-    ("KVM", host.kvm),
-    ("programs", host.programs),
-    ("mount propagation", host.propagation),
-    ("iSCSI", host.iscsi_targets),
-    ("records", host.records),
+    name: str
+    look: Callable[[Subject], Awaitable[list[Finding]]]
+    deadline_s: float = 15.0
+
+
+_CHECKS = (
+    _Check("Python modules", host.modules),
+    _Check("kernel", host.kernel),
+    _Check("FUSE", host.fuse),
+    _Check("libvirt", virtualisation.check, virtualisation.DEADLINE_S),
+    _Check("KVM", host.kvm),
+    _Check("programs", host.programs),
+    _Check("mount propagation", host.propagation),
+    _Check("iSCSI", host.iscsi_targets),
+    _Check("records", host.records),
 )
 
 
@@ -41,23 +47,26 @@ async def examine(subject: Subject) -> list[Finding]:
     """All findings, in the order of the checks."""
     found: dict[str, list[Finding]] = {}
 
-    async def run(name: str, check: Check) -> None:
-        found[name] = await _by_deadline(name, check, subject)
+    async def run(check: _Check) -> None:
+        found[check.name] = await _by_deadline(check, subject)
 
     async with trio.open_nursery() as nursery:
-        for name, check in _CHECKS:
-            nursery.start_soon(run, name, check)
-    return [finding for name, _ in _CHECKS for finding in found[name]]
+        for check in _CHECKS:
+            nursery.start_soon(run, check)
+    return [finding for check in _CHECKS for finding in found[check.name]]
 
 
-async def _by_deadline(name: str, check: Check, subject: Subject) -> list[Finding]:
-    deadline_s = _DEADLINES_S.get(name, CHECK_S)
+async def _by_deadline(check: _Check, subject: Subject) -> list[Finding]:
     try:
-        with trio.fail_after(deadline_s):
-            return await check(subject)
+        with trio.fail_after(check.deadline_s):
+            return await check.look(subject)
     except trio.TooSlowError:
-        return [health.problem(name, f"no answer within {deadline_s:g} s", "dmesg | tail")]
+        return [health.problem(check.name, f"no answer within {check.deadline_s:g} s", "dmesg | tail")]
     except SnapmountError as error:
-        return [health.problem(name, error.message, error.remedy or "dmesg | tail")]
+        return [health.problem(check.name, error.message, error.remedy or "dmesg | tail")]
     except OSError as error:
-        return [health.problem(name, f"{error.filename or 'it'} cannot be looked at: {error.strerror}", "dmesg | tail")]
+        return [
+            health.problem(
+                check.name, f"{error.filename or 'it'} cannot be looked at: {error.strerror}", "dmesg | tail"
+            )
+        ]

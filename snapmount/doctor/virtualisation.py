@@ -25,9 +25,9 @@ except MissingError:  # libvirt's module, whose own check tells
 LIBVIRT_S = 10.0
 PROBE_S = 30.0  # after that; a daemon that has just started runs each of its QEMUs first, to see what it can do
 PLACE_S = 10.0
+DEADLINE_S = LIBVIRT_S + PROBE_S + 2 * PLACE_S  # the default place and the user's
 VIRTLOGD = "/run/libvirt/virtlogd-sock"
 SELINUXFS = Path("/sys/fs/selinux")
-_RESTING_ON_QEMU = ("scratch", "confinement")
 
 
 def uri(subject: Subject) -> str | None:
@@ -63,7 +63,7 @@ async def check(subject: Subject) -> list[Finding]:
         if findings:
             text = f"libvirt answers, but has not told within {PROBE_S:g} s what QEMU can do"
             findings.append(health.problem("QEMU", text, names.command("virsh", "-c", connect, "capabilities")))
-            return findings + [health.skipped(check, "libvirt must tell first") for check in _RESTING_ON_QEMU]
+            return findings + _skipped("scratch", "confinement")
         text = f"no answer within {LIBVIRT_S:g} s at {connect}"
         return _without_libvirt(health.problem("libvirt", text, _restart(subject, connect)))
     except UnreachableError as error:
@@ -78,7 +78,11 @@ async def check(subject: Subject) -> list[Finding]:
 
 
 def _without_libvirt(finding: Finding) -> list[Finding]:
-    return [finding, *(health.skipped(check, "libvirt must tell first") for check in ("QEMU", *_RESTING_ON_QEMU))]
+    return [finding, *_skipped("QEMU", "scratch", "confinement")]
+
+
+def _skipped(*checks: str) -> list[Finding]:
+    return [health.skipped(check, "libvirt must tell first") for check in checks]
 
 
 # -- libvirt -----------------------------------------------------------------------------------------------------------
