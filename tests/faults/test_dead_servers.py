@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from ..rig import traces, vm
 from ..rig.command import SNAPMOUNT, snapmount, snapmount_json, state_of
 from ..rig.libvirtd import wait_for
+from ..rig.signals import interrupted
 
 pytestmark = pytest.mark.vm
 
@@ -36,13 +36,13 @@ def test_a_killed_server_leaves_a_state_that_list_shows_and_delete_cleans_up(wri
 def test_an_end_of_the_command_before_the_view_is_ready_leaves_nothing(
     writer: vm.VM, mountpoint: Path, number: int
 ) -> None:
-    with subprocess.Popen([SNAPMOUNT, writer.name, mountpoint], stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: list(traces.RUNTIME.glob("*/record.json")), "the record is there")
-        process.send_signal(number)
-        _, complaint = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.fail("the view was ready before the signal came: the test must signal earlier")
+    code, complaint = interrupted(
+        [SNAPMOUNT, writer.name, str(mountpoint)],
+        lambda: list(traces.RUNTIME.glob("*/record.json")),
+        number,
+        undo=lambda: snapmount("delete", writer.name),
+    )
     if number != signal.SIGKILL:
-        assert (process.returncode, complaint) == (130, "snapmount: interrupted; nothing was left behind\n")
+        assert (code, complaint) == (130, "snapmount: interrupted; nothing was left behind\n")
     wait_for(lambda: traces.found() == [], "all is undone")
     assert not writer.has_job()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from ..rig import libiscsi, prefix, traces, vm
 from ..rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
+from ..rig.signals import interrupted
 
 pytestmark = pytest.mark.vm
 SEED = 7
@@ -232,11 +234,14 @@ def test_a_mountpoint_that_is_taken_meanwhile_keeps_it_dead_until_it_is_free(wri
 def test_ctrl_c_during_a_recover_leaves_it_as_it_was(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
     kill_server(taken)
-    with subprocess.Popen([SNAPMOUNT, "recover", taken["id"]], stderr=subprocess.PIPE, text=True) as recover:
-        wait_for(lambda: holder(taken) != taken["server"]["pid"], "it is under way")
-        recover.send_signal(signal.SIGINT)
-        _, complaint = recover.communicate(timeout=60)
-    assert recover.returncode == 130
+    record = traces.RUNTIME / taken["id"] / "record.json"
+    code, complaint = interrupted(
+        [SNAPMOUNT, "recover", taken["id"]],
+        lambda: holder(taken) != json.loads(record.read_text())["server"]["pid"],
+        signal.SIGINT,
+        undo=lambda: kill_server(listed(taken["id"])),
+    )
+    assert code == 130
     assert f"interrupted; snapshot {taken['id']} is as it was" in complaint
     assert listed(taken["id"])["state"] == "dead"
     assert_dead(mountpoint)
