@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
 REMOVE_S = 60.0
+RESUME_AGAIN_S = 10.0
 TELL_S = 1.0
 
 
@@ -72,6 +74,7 @@ class Watch:
         self._bell = trio.Event()  # look now
         self._arm = trio.Event()  # thresholds are due
         self._has_io_error = False
+        self._resumed_s = -math.inf
         self._told_s = -TELL_S
 
     def shown(self, stop_reads: Callable[[], None], forget_cached: Callable[[], Awaitable[None]]) -> None:
@@ -124,7 +127,10 @@ class Watch:
         if self._has_io_error and domain:
             self._has_io_error = False
             has_stopped = await self._lacks_space(domain)
-        return self._fill(await measure(self._record, domain), has_stopped)
+        fill = self._fill(await measure(self._record, domain), has_stopped)
+        if has_stopped and domain and not fill.is_short:
+            await self._resume(domain)
+        return fill
 
     async def _lacks_space(self, domain: hypervisor.Domain) -> bool:
         try:
@@ -132,6 +138,17 @@ class Watch:
         except UnreachableError as error:
             log.warning("%s", error.message)
             return False
+
+    async def _resume(self, domain: hypervisor.Domain) -> None:
+        """There is space again.  A guest that stops once more at once lacks that of its own disks, and is let be."""
+        now = trio.current_time()
+        if now - self._resumed_s < RESUME_AGAIN_S:
+            return
+        self._resumed_s = now
+        try:
+            await pull.resume_stopped(domain)
+        except UnreachableError as error:
+            log.warning("%s", error.message)
 
     def _fill(self, measured: Measured, has_stopped: bool) -> Fill:
         """What was not measured now is as it was."""
@@ -245,7 +262,7 @@ class Watch:
         if shown:
             self._claim.note(State.GAVE_UP, reason)
             shown.stop_reads()
-        await self._end_job(ran_out=fill.short_pot is not None)
+        await self._end_job()
         if self._shown is None:
             raise SpaceError(
                 f"{self._record.snapshot.vm_name}: the snapshot was given up before it was readable: {reason}",
@@ -255,14 +272,14 @@ class Watch:
             await shown.forget_cached()
             await self._clear()
 
-    async def _end_job(self, *, ran_out: bool) -> None:
+    async def _end_job(self) -> None:
         """By the open connection, if there is one; where libvirtd is down, as soon as it is back."""
         began = trio.current_time()
         while True:
             try:
                 with trio.CancelScope(shield=True):
                     if self._heard and not self._heard.lost.is_set():
-                        await pull.end_on(self._heard.domain, self._record, ran_out=ran_out)
+                        await pull.end_on(self._heard.domain, self._record)
                     else:
                         await pull.end(self._record)
                 log.info("the backup job has ended %.0f ms after that", 1000 * (trio.current_time() - began))

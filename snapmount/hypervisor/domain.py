@@ -33,6 +33,8 @@ _UNDEFINE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
 
+_ENDED = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)  # what libvirt says of a VM that does not run
+
 _WHY_SHUT_OFF = {
     libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: "was shut down",
     libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: "was destroyed",
@@ -106,8 +108,7 @@ class Domain:
         try:
             return await call("read the backup job", self._handle.backupGetXMLDesc)
         except libvirt.libvirtError as error:
-            gone = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN)
-            if error.get_error_code() in gone:
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, *_ENDED):
                 return None
             raise UnreachableError(f"{self.name}: read the backup job: {error}") from error
 
@@ -166,15 +167,19 @@ class Domain:
             await call("set a threshold", self._handle.setBlockThreshold, f"{disk}[{index}]", length)
 
     async def lacks_space(self) -> bool:
-        """Whether it is paused because a write of a disk found no space, and not by somebody.
+        """Whether it is paused because a write of a disk found no space, and not by somebody; not where it has ended.
 
         Raises UnreachableError.
         """
-        with explained(f"{self.name}: read the state"):
+        try:
             state = await call("read the state", self._handle.state)
             if tuple(state) != (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
                 return False
             errors = await call("read the disks' errors", self._handle.diskErrors)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _ENDED:
+                return False
+            raise UnreachableError(f"{self.name}: read the state: {error}") from error
         return libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in errors.values()
 
     async def resume(self) -> None:
@@ -267,7 +272,7 @@ class Domain:
         try:
             await call(f"{what} {self.name}", function)
         except libvirt.libvirtError as error:
-            if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            if error.get_error_code() not in _ENDED:
                 raise UnreachableError(
                     f"{self.name} cannot be removed ({what}): {error}", names.command("virsh", what, self.name)
                 ) from error

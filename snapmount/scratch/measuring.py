@@ -11,7 +11,6 @@ from typing import Any
 import trio
 
 from .. import blocking, jsonfiles
-from ..core.space import FLOOR_BYTES
 from ..errors import SpaceError, StateError, UnreachableError
 from ..hypervisor import Domain
 from ..records import Record
@@ -28,11 +27,6 @@ class Measured:
 
     used: Mapping[str, Used]  # by disk
     free: Mapping[str, int]  # bytes, by file system (the scratch directory's parent) and block device
-
-    @property
-    def is_nearly_full(self) -> bool:
-        """Whether a guest that has stopped for want of space may have stopped for this."""
-        return any(free < FLOOR_BYTES for free in self.free.values())
 
 
 async def measure(record: Record, domain: Domain | None) -> Measured:

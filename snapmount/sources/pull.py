@@ -15,12 +15,11 @@ from pathlib import Path
 import trio
 
 from ..core import domainxml, names
-from ..errors import SnapmountError, SpaceError, StateError, UnreachableError
+from ..errors import SnapmountError, StateError, UnreachableError
 from ..hypervisor import Domain, connected
 from ..processes import is_stopped
 from ..records import Record
 from ..scratch import files
-from ..scratch.measuring import measure
 from ..state import Claim
 
 log = logging.getLogger(__name__)
@@ -93,8 +92,9 @@ async def _thaw_quietly(domain: Domain) -> None:
 
 
 async def end(record: Record) -> None:
-    """End the job, if it still runs, free a guest that is paused because our scratch is full, and thaw one that may be
-    frozen.  Idempotent.  Raises UnreachableError.
+    """End the job, if it still runs, let a guest go on that found no space, and thaw one that may be frozen.
+
+    Idempotent.  Raises UnreachableError.
     """
     async with connected(record.connect) as hypervisor:
         domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
@@ -103,7 +103,7 @@ async def end(record: Record) -> None:
         if record.frozen and await domain.is_active():
             await _thaw_quietly(domain)
         try:
-            await end_on(domain, record, ran_out=await _is_nearly_full(domain, record))
+            await end_on(domain, record)
         except UnreachableError as error:
             pid = domain.qemu_pid(record.connect)
             if pid is None or not is_stopped(pid):
@@ -113,23 +113,21 @@ async def end(record: Record) -> None:
             ) from error
 
 
-async def end_on(domain: Domain, record: Record, *, ran_out: bool) -> None:
-    """End the job; where the scratch space `ran_out`, and a write that found none has paused the guest, let it go on.
-
-    QEMU tries that write again then, and the guest is none the wiser.  A pause of another kind is somebody's will.
-    Raises UnreachableError.
-    """
+async def end_on(domain: Domain, record: Record) -> None:
+    """End the job, and let a guest go on that found no space.  Raises UnreachableError."""
     await domain.end_backup(record.socket)
-    if ran_out and await domain.lacks_space():
-        log.warning("%s was paused because the scratch space was full: it goes on", domain.name)
+    await resume_stopped(domain)
+
+
+async def resume_stopped(domain: Domain) -> None:
+    """Let a guest go on that is paused because a write found no space, as it does where the scratch is full.
+
+    QEMU tries that write again, and the guest is none the wiser; where it is its own disks that lack space, it stops
+    again.  A pause of another kind is somebody's will.  Raises UnreachableError.
+    """
+    if await domain.lacks_space():
+        log.warning("%s was paused because a write found no space: it goes on", domain.name)
         await domain.resume()
-
-
-async def _is_nearly_full(domain: Domain, record: Record) -> bool:
-    try:
-        return (await measure(record, domain)).is_nearly_full
-    except SpaceError:
-        return False  # the scratch directory is gone
 
 
 async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:

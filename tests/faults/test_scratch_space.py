@@ -213,6 +213,41 @@ def test_delete_frees_a_guest_whose_snapshot_nobody_serves_any_more(
             assert guest.state() == "running"
 
 
+def test_recover_frees_a_guest_where_there_is_space_again(guest: vm.VM, mountpoint: Path, small: Path) -> None:
+    with filled(small, leave=ROOM):
+        with suspended(guest):
+            taken = snapmount_json("--scratch-dir", small, guest.name, mountpoint)
+            os.kill(taken["server"]["pid"], signal.SIGKILL)
+        with filled(small, leave=0):
+            wait_for(lambda: guest.state() == "paused", "the guest is paused")
+    snapmount("recover", guest.name)
+    wait_for(lambda: guest.state() == "running", "the guest goes on")
+    assert prefix.prove(SEED, [read_direct(mountpoint / f"{disk}.raw") for disk in SIZES]) > 0, "it lives on"
+    snapmount("delete", guest.name)
+
+
+def test_a_guest_whose_own_disk_lacks_space_stops_again_and_keeps_its_snapshot(
+    clean: None, mountpoint: Path, small: Path
+) -> None:
+    image = vm.make_image(small, vm.Disk("vdb", "raw", SIZES["vdb"]))
+    disk = f"<disk type='file'><source file='{image}'/><target dev='vdb' bus='virtio'/></disk>"
+    command_line = f"snapmount.seed={SEED}"
+    name = f"{vm.PREFIX}-own-space"
+    with vm.running(name, [vm.Disk("vda")], command_line=command_line, extra_devices=disk) as own:
+        with filled(small, leave=0):
+            wait_for(lambda: own.state() == "paused", "the guest is paused")
+            taken = snapmount_json("--scratch-dir", own.directory, own.name, mountpoint)
+            log = Path(taken["server"]["log"])
+            wait_for(lambda: "a write found no space: it goes on" in log.read_text(), "the guest is let go on")
+            wait_for(lambda: own.state() == "paused", "the guest is paused again")
+            assert snapmount_json("show", own.name)["state"] == "active"
+        own.virsh("resume", own.name, check=False)  # it may be running, if it was not paused again that soon
+        own.keeps_writing(100)
+        assert own.write_errors() == 0
+        snapmount("delete", own.name)
+    image.unlink()
+
+
 def test_a_guest_that_was_paused_while_libvirtd_was_down_is_freed_when_it_is_back(
     guest: vm.VM, mountpoint: Path, small: Path
 ) -> None:
