@@ -16,8 +16,9 @@ import pytest
 
 from snapmount import notify
 
-from .rig import traces, vm
-from .rig.command import SNAPMOUNT, snapmount_json
+from .rig import service_manager, traces, vm
+from .rig.command import SNAPMOUNT, read_direct, snapmount_json
+from .rig.libvirtd import wait_for
 
 UNIT = Path(__file__).parents[1] / "contrib" / "systemd" / "snapmount@.service"
 
@@ -86,6 +87,56 @@ def test_under_a_service_manager_the_journal_has_the_log_with_priorities(
     lines = (tmp_path / "stderr").read_text().splitlines()
     assert any("<6>" in line and "this is the snapshot's moment" in line for line in lines)
     assert all(re.match(r"<[2-7]>\S", line) for line in lines), lines
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, mountpoint: Path) -> Iterator[service_manager.Manager]:
+    """A real one, which knows the unit, and of it where the command lies and where this test mounts."""
+    if not service_manager.SYSTEMD.exists():
+        pytest.skip("this host lacks systemd: run contrib/setup --test")
+    shutil.copy(UNIT, tmp_path)
+    drop_in = tmp_path / f"{UNIT.name}.d" / "test.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(
+        "[Service]\n"
+        f"ExecSearchPath={Path(SNAPMOUNT).parent}:/usr/sbin:/usr/bin:/sbin:/bin\n"
+        f"Environment=SNAPMOUNT_MOUNTPOINT={mountpoint}\n"
+    )
+    with service_manager.running(tmp_path) as manager:
+        yield manager
+
+
+@pytest.mark.vm
+def test_systemd_starts_it_restarts_it_when_it_is_killed_and_stops_it(
+    writer: vm.VM, mountpoint: Path, systemd: service_manager.Manager
+) -> None:
+    unit = UNIT.name.replace("@", f"@{writer.name}")
+    systemd.systemctl("start", unit)
+    (shown,) = snapmount_json("list")
+    assert systemd.property(unit, "ActiveState") == "active"
+    assert systemd.property(unit, "MainPID") == str(shown["server"]["pid"])
+    assert systemd.property(unit, "StatusText") == f"snapshot {shown['id']}, mounted at {mountpoint}"
+    before = read_direct(mountpoint / "vda.raw")
+
+    os.kill(shown["server"]["pid"], signal.SIGKILL)
+    wait_for(lambda: systemd.property(unit, "NRestarts") == "1", "systemd starts it again")
+    wait_for(lambda: systemd.property(unit, "ActiveState") == "active", "it has re-attached")
+    (again,) = snapmount_json("list")
+    assert (again["id"], again["created"], again["state"]) == (shown["id"], shown["created"], "active")
+    assert read_direct(mountpoint / "vda.raw") == before
+
+    systemd.systemctl("stop", unit)
+    assert systemd.property(unit, "Result") == "success"
+    assert traces.found() == []
+
+
+@pytest.mark.vm
+def test_a_unit_that_cannot_start_has_failed_and_is_not_tried_again(systemd: service_manager.Manager) -> None:
+    unit = UNIT.name.replace("@", "@snapmount-test-no-such")
+    with pytest.raises(RuntimeError, match="control process exited with error code"):
+        systemd.systemctl("start", unit)
+    assert (systemd.property(unit, "ExecMainStatus"), systemd.property(unit, "NRestarts")) == ("3", "0")
+    assert systemd.property(unit, "ActiveState") == "failed"
 
 
 def test_each_line_of_what_is_logged_gets_its_priority() -> None:

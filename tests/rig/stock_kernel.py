@@ -116,8 +116,11 @@ class Machine:
         with contextlib.suppress(FileNotFoundError):
             for line in (self.shared / RESULTS).read_text().splitlines():
                 report = json.loads(line)
-                if report["outcome"] != "passed" or report["name"] not in found:
-                    found[report["name"]] = Outcome(report["outcome"], report["text"])
+                name, outcome = report["name"], Outcome(report["outcome"], report["text"])
+                if name in found and found[name].outcome == "failed":  # and so may its teardown be
+                    outcome = Outcome("failed", f"{found[name].text}\n{outcome.text}")
+                if outcome.outcome != "passed" or name not in found:
+                    found[name] = outcome
         return found
 
 
