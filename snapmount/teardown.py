@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from . import attaching, journal, mounts, tending
+from . import attaching, byhand, journal, mounts, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError, StateError
 from .publish import iscsi
@@ -36,7 +36,7 @@ async def tear_down(claim: Claim) -> None:
 
     Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
     """
-    record = claim.record
+    record, job_has_ended = claim.record, False
     try:
         with _deadline(DEADLINE_S):
             await free(claim)
@@ -44,6 +44,7 @@ async def tear_down(claim: Claim) -> None:
             await mounts.unmount(record.mount_source)
             log.info("ending the backup job of %s", record.snapshot.vm_name)
             await pull.end(record)
+            job_has_ended = True
         log.info("removing %s", record.scratch)
         _remove_files(record)
         claim.forget()
@@ -53,7 +54,7 @@ async def tear_down(claim: Claim) -> None:
         again = names.command("snapmount", "delete", record.id)
         raise LeftoverError(
             f"{record.snapshot.vm_name}: snapshot {record.id} has not been undone: {error.message}; "
-            f"to do it by hand: {_by_hand(claim)}",
+            f"to do it by hand: {await byhand.commands(claim, job_has_ended=job_has_ended)}",
             f"{error.remedy} && {again}" if error.remedy and error.remedy != again else again,
         ) from error
 
@@ -65,16 +66,6 @@ def _deadline(seconds: float) -> Iterator[None]:
             yield
     except trio.TooSlowError:
         raise LeftoverError(f"this has not ended within {seconds:g} s") from None
-
-
-def _by_hand(claim: Claim) -> str:
-    """The commands that undo what is left of a snapshot."""
-    record = claim.record
-    mounted = [mount.path for mount in mounts.current() if mount.source == record.mount_source]
-    commands = [names.command("umount", "-l", path) for path in mounted]
-    commands.append(names.command("virsh", "-c", record.connect, "domjobabort", record.snapshot.vm_name))
-    commands.append(names.command("rm", "-rf", record.scratch, str(journal.path(record.scratch)), str(claim.directory)))
-    return " && ".join(commands)
 
 
 async def free(claim: Claim) -> None:

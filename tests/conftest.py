@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from snapmount import mounts
+
 from .rig import libvirtd, stock_kernel, traces, vm
 from .rig.command import snapmount, snapmount_json
 
@@ -119,6 +121,25 @@ def own_vm(clean: None) -> Iterator[vm.VM]:
     with vm.running(f"{vm.PREFIX}-own", disks, command_line=f"snapmount.seed={SEED}") as running:
         running.keeps_writing(100)
         yield running
+
+
+@pytest.fixture(scope="module")
+def shared_helper(libvirt: None) -> Iterator[vm.VM]:
+    """A VM that tells of the disks that are plugged into it."""
+    root = mounts.holding("/", mounts.current())
+    if root is None or not root.is_shared:
+        pytest.skip("/ is private here: a VM does not see what is mounted after its start (contrib/run-tests mends it)")
+    scsi = "<controller type='scsi' model='virtio-scsi'/>"
+    with vm.running(vm.HELPER, [vm.Disk("vda")], command_line="snapmount.watch", extra_devices=scsi) as running:
+        yield running
+
+
+@pytest.fixture
+def helper(shared_helper: vm.VM, clean: None) -> Iterator[vm.VM]:
+    """The shared helper; whatever the test did, it runs on, with its own disk alone."""
+    yield shared_helper
+    assert shared_helper.state() == "running"
+    assert shared_helper.targets() == ["vda"]
 
 
 @pytest.fixture

@@ -279,7 +279,7 @@ def url(target: Target, lun: int = 1) -> str:
 
 
 def test_the_server_s_calls_go_through_a_process_of_their_own(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
-    for deadline in ("DEADLINE_S", "SESSIONS_S"):  # without KVM a new process takes seconds to start
+    for deadline in ("DEADLINE_S", "ANSWER_S"):  # without KVM a new process takes seconds to start
         monkeypatch.setattr(iscsi, deadline, HELPER_S)
     target = a_target(initiators=(initiator.NAME,))
     directory = directory_of(target)

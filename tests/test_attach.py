@@ -7,44 +7,16 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from snapmount import mounts
 
 from .rig import traces, vm
 from .rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from .rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
-HELPER = f"{vm.PREFIX}-helper"
-
-
-@pytest.fixture(scope="module")
-def shared_helper(libvirt: None) -> Iterator[vm.VM]:
-    """A VM that tells of the disks that are plugged into it."""
-    root = mounts.holding("/", mounts.current())
-    if root is None or not root.is_shared:
-        pytest.skip("/ is private here: a VM does not see what is mounted after its start (contrib/run-tests mends it)")
-    scsi = "<controller type='scsi' model='virtio-scsi'/>"
-    with vm.running(HELPER, [vm.Disk("vda")], command_line="snapmount.watch", extra_devices=scsi) as running:
-        yield running
-
-
-@pytest.fixture
-def helper(shared_helper: vm.VM, clean: None) -> Iterator[vm.VM]:
-    """The shared helper; whatever the test did, it runs on, with its own disk alone."""
-    yield shared_helper
-    assert shared_helper.state() == "running"
-    assert targets(shared_helper) == ["vda"]
-
-
-def targets(of: vm.VM) -> list[str]:
-    """The disks of a VM, as libvirt names them."""
-    return [line.split()[0] for line in of.virsh("domblklist", of.name).splitlines()]
 
 
 def attach(*words: str | Path) -> list[dict[str, Any]]:
@@ -111,7 +83,7 @@ def test_the_helper_reads_the_snapshot_s_disks_and_cannot_write_them(
 def test_a_snapshot_that_nobody_has_mounted_can_be_attached_too_and_on_scsi(writer: vm.VM, helper: vm.VM) -> None:
     scratch = snapmount_json("boot", writer.name)
     disks = attach(writer.name, helper.name, "--bus", "scsi")
-    assert targets(helper) == ["vda", "sda", "sdb"] == ["vda", *(each["target"] for each in disks)]
+    assert helper.targets() == ["vda", "sda", "sdb"] == ["vda", *(each["target"] for each in disks)]
     assert disks[0]["device"] == f"/dev/disk/by-id/*_{scratch['snapshot']}-vda*"
     assert disks[0]["serial"] in helper.virsh("dumpxml", helper.name)
     said = refused("attach", writer.name, scratch["name"], "--bus", "scsi", code=4)
@@ -132,7 +104,7 @@ def test_all_disks_are_attached_or_none(writer: vm.VM, helper: vm.VM, mountpoint
         subprocess.run(["umount", mountpoint / "vdb.raw"], check=True)
     assert f"plugging vdb into {helper.name} as vdc" in said
     assert f"{helper.name}: the device cannot be plugged in" in said
-    assert targets(helper) == ["vda"]
+    assert helper.targets() == ["vda"]
     assert snapmount_json("show", writer.name)["attachments"] == []
     snapmount("delete", writer.name)
 
@@ -142,7 +114,7 @@ def test_two_commands_at_once_take_turns(writer: vm.VM, helper: vm.VM, mountpoin
     commands = [[SNAPMOUNT, "attach", writer.name, helper.name, "--disk", disk] for disk in ("vda", "vdb")]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
     assert [process.wait(vm.BOOT_S) for process in running] == [0, 0]
-    assert targets(helper) == ["vda", "vdb", "vdc"]
+    assert helper.targets() == ["vda", "vdb", "vdc"]
     snapmount("delete", "--force", writer.name)
 
 
@@ -164,21 +136,23 @@ def test_what_cannot_be_attached_is_refused(writer: vm.VM, helper: vm.VM, mountp
     said = refused("attach", writer.name, helper.name, code=3)
     assert f"try: snapmount {writer.name} MOUNTPOINT" in said
     snapmount(writer.name, mountpoint)
-    said = refused("attach", writer.name, f"{HELPER}s", code=3)
-    assert f"did you mean '{HELPER}'" in said
-    assert "there is no disk 'vdq'; it has vda, vdb" in refused("attach", "--disk", "vdq", writer.name, HELPER, code=3)
+    said = refused("attach", writer.name, f"{vm.HELPER}s", code=3)
+    assert f"did you mean '{vm.HELPER}'" in said
+    assert "there is no disk 'vdq'; it has vda, vdb" in refused(
+        "attach", "--disk", "vdq", writer.name, vm.HELPER, code=3
+    )
     assert "cannot have its own snapshot attached" in refused("attach", writer.name, writer.name, code=4)
-    assert "has no usb controller" in refused("attach", "--bus", "usb", writer.name, HELPER, code=4)
-    assert "invalid choice: 'sata'" in refused("attach", "--bus", "sata", writer.name, HELPER, code=2)
-    assert f"there is no VM '{HELPER}s'" in refused("detach", writer.name, f"{HELPER}s", code=3)
-    [disk] = attach(writer.name, HELPER, "--disk", "vdb")
-    said = refused("attach", writer.name, HELPER, code=4)
+    assert "has no usb controller" in refused("attach", "--bus", "usb", writer.name, vm.HELPER, code=4)
+    assert "invalid choice: 'sata'" in refused("attach", "--bus", "sata", writer.name, vm.HELPER, code=2)
+    assert f"there is no VM '{vm.HELPER}s'" in refused("detach", writer.name, f"{vm.HELPER}s", code=3)
+    [disk] = attach(writer.name, vm.HELPER, "--disk", "vdb")
+    said = refused("attach", writer.name, vm.HELPER, code=4)
     assert "vdb of snapshot" in said
     assert "is attached to snapmount-test-helper already, as vdb" in said
-    assert targets(helper) == ["vda", disk["target"]]
-    writer.virsh("domjobabort", writer.name)
+    assert helper.targets() == ["vda", disk["target"]]
+    writer.abort_job()
     wait_for(lambda: snapmount_json("list")[0]["state"] == "lost", "the loss is told")
-    assert "cannot be attached: its state is 'lost'" in refused("attach", writer.name, HELPER, code=4)
+    assert "cannot be attached: its state is 'lost'" in refused("attach", writer.name, vm.HELPER, code=4)
     snapmount("detach", writer.name)
     snapmount("delete", writer.name)
 
@@ -217,7 +191,7 @@ def test_delete_refuses_while_disks_are_attached_and_detaches_them_by_force(
     kill_server(writer.name)
     assert f"attached to {helper.name}" in refused("delete", writer.name, code=4)
     assert snapmount("delete", "--force", writer.name).stderr == ""
-    assert targets(helper) == ["vda"]
+    assert helper.targets() == ["vda"]
     assert traces.found() == []
 
 
@@ -230,7 +204,7 @@ def test_a_disk_whose_record_is_broken_is_unplugged_by_force(writer: vm.VM, help
     assert f"{record} cannot be read" in said
     assert f"try: snapmount delete --force {taken['id']}" in said
     assert f"{record} cannot be read" in snapmount("delete", "--force", writer.name).stderr
-    assert targets(helper) == ["vda"]
+    assert helper.targets() == ["vda"]
     assert traces.found() == []
 
 
@@ -239,7 +213,7 @@ def test_sigterm_to_the_server_detaches(writer: vm.VM, helper: vm.VM, mountpoint
     attach(writer.name, helper.name, "--disk", "vda")
     os.kill(taken["server"]["pid"], signal.SIGTERM)
     wait_for(lambda: not traces.found(), "the snapshot has ended")
-    assert targets(helper) == ["vda"]
+    assert helper.targets() == ["vda"]
 
 
 def test_what_a_killed_attach_has_plugged_in_is_unplugged(writer: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
@@ -248,20 +222,20 @@ def test_what_a_killed_attach_has_plugged_in_is_unplugged(writer: vm.VM, helper:
         wait_for(lambda: list(Path("/run/snapmount", taken["id"], "attached").glob("*.json")), "a record is written")
         attaching.kill()
     snapmount("detach", writer.name)
-    assert targets(helper) == ["vda"]
+    assert helper.targets() == ["vda"]
     snapmount("delete", writer.name)
     assert traces.found() == []
 
 
 def test_a_helper_that_has_ended_keeps_nothing_from_being_deleted(writer: vm.VM, mountpoint: Path) -> None:
     snapmount(writer.name, mountpoint)
-    with vm.running(f"{HELPER}-own", [vm.Disk("vda")], start=False) as own:
+    with vm.running(f"{vm.HELPER}-own", [vm.Disk("vda")], start=False) as own:
         assert f"{own.name} is shut off" in refused("attach", writer.name, own.name, code=4)
         for _ in range(2):
             own.virsh("start", own.name)
-            assert targets(own) == ["vda"]
+            assert own.targets() == ["vda"]
             attach(writer.name, own.name)
-            assert targets(own) == ["vda", "vdb", "vdc"]
+            assert own.targets() == ["vda", "vdb", "vdc"]
             own.virsh("destroy", own.name)
             assert snapmount_json("show", writer.name)["attachments"] == []
         snapmount("delete", writer.name)
@@ -285,7 +259,7 @@ def test_a_guest_that_does_not_let_go_is_told_and_holds_up_no_forced_delete(
         assert traces.found() == []
     finally:
         helper.virsh("resume", helper.name)
-    wait_for(lambda: targets(helper) == ["vda"], "the guest has let go")
+    wait_for(lambda: helper.targets() == ["vda"], "the guest has let go")
 
 
 def test_the_helper_sees_the_file_system_and_gets_io_errors_when_the_original_ends(

@@ -294,7 +294,7 @@ def test_bad_input_is_refused_and_leaves_nothing(writer: vm.VM, options: list[st
 
 def test_a_snapshot_that_is_lost_is_refused(writer: vm.VM, mountpoint: Path) -> None:
     snapmount(writer.name, mountpoint)
-    writer.virsh("domjobabort", writer.name)
+    writer.abort_job()
     wait_for(lambda: snapmount_json("list")[0]["state"] == "lost", "the loss is told")
     assert "cannot be booted: its state is 'lost'" in refused("boot", writer.name, code=4)
     snapmount("delete", writer.name)

@@ -106,15 +106,20 @@ def _backing_name(device: str) -> str | None:
     return head[offset : offset + length].decode(errors="replace") if magic == MAGIC else None
 
 
+def is_ours(device: str, snapshot_id: str) -> bool:
+    """Whether the device is there and has the snapshot's qcow2 header.  Raises OSError."""
+    try:
+        return _backing_name(device) == mark(snapshot_id)
+    except FileNotFoundError:
+        return False
+
+
 def wipe(device: str, snapshot_id: str) -> None:
     """Clear the device of the snapshot's qcow2 header; one that is gone, or has another, is left as it is.
 
     Raises OSError.
     """
-    try:
-        if _backing_name(device) != mark(snapshot_id):
-            return
-    except FileNotFoundError:
+    if not is_ours(device, snapshot_id):
         return
     descriptor = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
     try:

@@ -320,7 +320,7 @@ def qemu_is_stopped_when_the_snapshot_is_to_end(scene: Scene) -> None:
 
 def the_job_is_aborted_by_somebody_else(scene: Scene) -> None:
     scene.take()
-    scene.guest.virsh("domjobabort", scene.guest.name)
+    scene.guest.abort_job()
     scene.state_becomes("lost")
     scene.nobody_reads()
     scene.delete()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.vm
     [
         (lambda guest: guest.virsh("destroy", guest.name), "{name} was destroyed"),
         (lambda guest: os.kill(guest.qemu_pid(), signal.SIGKILL), "{name} has crashed"),
-        (lambda guest: guest.virsh("domjobabort", guest.name), "the backup job was ended by somebody else"),
+        (lambda guest: guest.abort_job(), "the backup job was ended by somebody else"),
     ],
     ids=["destroyed", "QEMU killed", "job aborted"],
 )
@@ -64,7 +64,7 @@ def test_a_vm_started_anew_is_not_taken_for_the_one_of_the_snapshot(own_vm: vm.V
 def test_the_job_of_another_program_is_left_alone(own_vm: vm.VM, mountpoint: Path) -> None:
     """Ours is aborted and another one started before ours is deleted: that one is not ours to end."""
     snapmount(own_vm.name, mountpoint)
-    own_vm.virsh("domjobabort", own_vm.name)
+    own_vm.abort_job()
     own_vm.begin_foreign_backup()
     snapmount("delete", own_vm.name)
     assert own_vm.has_job()

@@ -134,7 +134,7 @@ def test_an_orphan_whose_job_still_runs_is_left_until_that_is_ended(writer: vm.V
     assert writer.has_job()
     remedy = next(line for line in done.stderr.splitlines() if "try:" in line).partition("try: ")[2]
     assert remedy == f"virsh -c qemu:///system domjobabort {writer.name} && snapmount recover"
-    writer.virsh("domjobabort", writer.name)
+    writer.abort_job()
     assert "before its runtime record has gone" in snapmount("recover").stdout
     assert traces.found() == []
     assert os.listdir(mountpoint) == [], "its dead mount is gone too"

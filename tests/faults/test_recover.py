@@ -150,7 +150,7 @@ def lun_bytes(shown: dict[str, Any], directory: Path) -> list[bytes]:
 def test_a_snapshot_whose_job_was_ended_meanwhile_is_removed_and_said(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
     kill_server(taken)
-    writer.virsh("domjobabort", writer.name)
+    writer.abort_job()
     done = snapmount_json("recover")
     what = f"{writer.name}: snapshot {taken['id']} could not be re-attached"
     why = f"{what}, and has been removed: its backup job has ended"

@@ -18,6 +18,7 @@ from .libvirtd import SYSTEM, wait_for
 
 IMAGES = Path("/var/lib/libvirt/images")  # a place that QEMU's user can reach
 PREFIX = "snapmount-test"
+HELPER = f"{PREFIX}-helper"  # of the VM that disks are plugged into
 BOOT_S = 60
 LAST_WORDS = 4096  # characters of the console, with the last lines
 FOREIGN_SOCKET = Path("/var/lib/libvirt/qemu/snapmount-test.sock")
@@ -78,9 +79,14 @@ class VM:
         job.write_text(f"<domainbackup mode='pull'><server transport='unix' socket='{FOREIGN_SOCKET}'/></domainbackup>")
         self.virsh("backup-begin", self.name, str(job))
 
+    def abort_job(self) -> None:
+        """End the backup job from outside, and wait until it has ended: `virsh domjobabort` only asks for it."""
+        self.virsh("domjobabort", self.name)
+        wait_for(lambda: not self.has_job(), f"the job of {self.name} has ended")
+
     def end_foreign_backup(self) -> None:
         """End the job, and remove the socket, which libvirt leaves."""
-        self.virsh("domjobabort", self.name)
+        self.abort_job()
         FOREIGN_SOCKET.unlink(missing_ok=True)
 
     def start(self, paused: bool = False) -> None:
@@ -125,6 +131,10 @@ class VM:
 
     def uuid(self) -> str:
         return self.virsh("domuuid", "--", self.name).strip()
+
+    def targets(self) -> list[str]:
+        """The disks, as libvirt names them."""
+        return [line.split()[0] for line in self.virsh("domblklist", self.name).splitlines()]
 
     def has_job(self) -> bool:
         """Whether a backup job runs."""

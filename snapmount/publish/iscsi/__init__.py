@@ -20,13 +20,14 @@ import trio
 
 from ... import errors
 from ...core.iscsi import SECRET_MAX, Credentials, Session, Target
+from ...core.names import command
 from ...errors import LeftoverError, MissingError, SnapmountError, UnreachableError
 
 log = logging.getLogger(__name__)
 
 BACKENDS = ("lio", "tgt")  # as preferred: the kernel's is faster
 DEADLINE_S = 60.0
-SESSIONS_S = 10.0
+ANSWER_S = 10.0  # of what is read only
 DEATH_S = 2.0
 
 _left_behind: list[trio.Process] = []  # killed, but in D state; Popen warns of a process that it is to forget
@@ -79,10 +80,10 @@ async def publish(backend: str, directory: Path, target: Target, files: list[str
 
 async def sessions(backend: str, directory: Path, target: Target) -> list[Session]:
     """Who is logged in.  Raises UnreachableError or StateError where the target software does not tell."""
-    with trio.move_on_after(SESSIONS_S):
+    with trio.move_on_after(ANSWER_S):
         answer = await _ask(backend, "sessions", directory=str(directory), target=target.document())
         return [Session(**session) for session in answer]
-    raise UnreachableError(f"{backend} has not told the sessions within {SESSIONS_S:g} s")
+    raise UnreachableError(f"{backend} has not told the sessions within {ANSWER_S:g} s")
 
 
 async def withdraw(backend: str, directory: Path, target: Target) -> None:
@@ -96,12 +97,25 @@ async def withdraw(backend: str, directory: Path, target: Target) -> None:
         raise LeftoverError(error.message, error.remedy) from error
 
 
+async def by_hand(backend: str, directory: Path, target: Target) -> list[str]:
+    """The commands, for a shell, that undo what is left of what publish() did.  Raises UnreachableError or StateError.
+
+    It waits for neither an initiator nor the mount.
+    """
+    with trio.move_on_after(ANSWER_S):
+        answer = await _ask(backend, "by_hand", directory=str(directory), target=target.document())
+        return [command(*words) for words in answer]
+    raise UnreachableError(f"{backend} has not told what is left within {ANSWER_S:g} s")
+
+
 async def _ask(backend: str, do: str, **request: Any) -> Any:
     """What the helper process answers.  Raises UnreachableError at the deadline, else what the helper raised."""
     document = json.dumps({"do": do, "backend": backend, **request}).encode()
-    command = [sys.executable, "-P", "-m", "snapmount.publish.iscsi.control"]
     process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-P", "-m", "snapmount.publish.iscsi.control"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     try:
         with trio.fail_after(DEADLINE_S):

@@ -1,7 +1,8 @@
 """The helper process that controls the target software: one JSON request on stdin, one JSON answer on stdout.
 
-Request: {"do": "publish"|"sessions"|"withdraw"|"missing", "backend": NAME} and, but for "missing", {"directory": PATH,
-"target": Target.document()}; for "publish" also {"files": [PATH], "credentials": the fields of Credentials}.
+Request: {"do": "publish"|"sessions"|"withdraw"|"by_hand"|"missing", "backend": NAME} and, but for "missing",
+{"directory": PATH, "target": Target.document()}; for "publish" also {"files": [PATH], "credentials": the fields of
+Credentials}.
 Answer: {"ok": RESULT} or {"error": MESSAGE, "remedy": COMMAND or null, "kind": name of the SnapmountError's class}.
 Secrets come in through the pipe, since argv and the environment can be seen by others.
 """
@@ -38,6 +39,9 @@ class Backend(Protocol):
     def withdraw(self, directory: Path, target: Target) -> None:
         """Undo all that publish() may have done in any process, also where it died half-way; may be repeated."""
 
+    def by_hand(self, directory: Path, target: Target) -> list[list[str]]:
+        """The words of the commands that withdraw what is there."""
+
 
 MODULES = {"lio": "snapmount.publish.iscsi.lio", "tgt": "snapmount.publish.iscsi.tgt"}
 
@@ -60,6 +64,8 @@ def answer(request: Mapping[str, Any]) -> Any:
             return [asdict(session) for session in chosen.sessions(directory, target)]
         case "withdraw":
             return chosen.withdraw(directory, target)
+        case "by_hand":
+            return chosen.by_hand(directory, target)
         case unknown:
             raise ValueError(f"{unknown!r} is not a request")
 

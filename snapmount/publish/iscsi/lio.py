@@ -236,3 +236,13 @@ def _remove_backstores(directory: Path, target: Target) -> None:
             except OSError as error:
                 if error.errno != errno.ENOENT:
                     raise
+
+
+def by_hand(directory: Path, target: Target) -> list[list[str]]:
+    """The words of the commands that withdraw what is there."""
+    words = [["targetcli", "/iscsi", "delete", target.iqn]] if (LIO / "iscsi" / target.iqn).is_dir() else []
+    for lun in target.luns:
+        name = _prefix(directory) + lun.disk
+        if (LIO / "core" / f"iblock_{_index(directory, lun)}" / name).is_dir():
+            words.append(["targetcli", "/backstores/block", "delete", name])
+    return words

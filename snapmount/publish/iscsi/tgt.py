@@ -109,6 +109,12 @@ def withdraw(directory: Path, target: Target) -> None:
         path.unlink(missing_ok=True)
 
 
+def by_hand(directory: Path, target: Target) -> list[list[str]]:
+    """The words of the commands that withdraw what is there."""
+    daemon = _recorded(directory) or _found(directory)
+    return [["kill", "-KILL", str(daemon.pid)]] if daemon and daemon.runs() else []
+
+
 # -- the process -------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,67 @@
+"""The commands that undo what is left of a snapshot, for whoever has to do it in the program's place."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import attachments, journal, mounts, scratchvm
+from .core.names import command
+from .errors import SnapmountError
+from .publish import iscsi
+from .records import Record
+from .scratch import devices
+from .state import Claim
+
+log = logging.getLogger(__name__)
+
+
+async def commands(claim: Claim, *, job_has_ended: bool) -> str:
+    """One line for a shell, in the order of teardown; it stops at a command that fails.
+
+    It names what is there now.  What waits for libvirt or QEMU is in it also where they do not answer.
+    """
+    record = claim.record
+    virsh = ("virsh", "-c", record.connect)
+    lines = [*_users(claim.directory, virsh), *await _publication(claim)]
+    lines += [command("umount", "-l", mount.path) for mount in mounts.current() if mount.source == record.mount_source]
+    if not job_has_ended:
+        lines.append(command(*virsh, "domjobabort", record.snapshot.vm_name))
+    lines += _files(record, claim.directory)
+    return " && ".join(lines)
+
+
+def _users(directory: Path, virsh: tuple[str, ...]) -> Iterator[str]:
+    """Destroy the scratch VMs, and unplug the disks that other VMs have."""
+    for vm in scratchvm.load_all(directory):
+        if vm.is_started and vm.state == "running":
+            yield command(*virsh, "destroy", vm.uuid)
+        if vm.is_kept:
+            yield command(*virsh, "undefine", "--nvram", vm.uuid)
+    for each in attachments.current(directory):
+        yield command(*virsh, "detach-device-alias", each.vm_uuid, each.alias, "--live")
+
+
+async def _publication(claim: Claim) -> list[str]:
+    publication = claim.record.publication
+    if not publication:
+        return []
+    try:
+        return await iscsi.by_hand(publication.backend, claim.directory, publication.target)
+    except SnapmountError as error:
+        log.warning("how to withdraw %s by hand cannot be told: %s", publication.target.iqn, error.message)
+        return []
+
+
+def _files(record: Record, directory: Path) -> Iterator[str]:
+    """The view's own directory goes only where it is empty: what may be mounted there by now is not ours."""
+    if record.is_hidden:
+        yield command("rm", "-df", record.mountpoint)
+    for _, device in record.terms.devices:
+        with contextlib.suppress(OSError):  # one that cannot be read is not known to be ours
+            if devices.is_ours(device, record.id):
+                yield command("dd", "if=/dev/zero", f"of={device}", f"bs={devices.CLEARED_BYTES}", "count=1")
+    ours = [record.scratch, *(vm.overlays for vm in scratchvm.load_all(directory))]
+    yield command("rm", "-rf", *ours, *(str(journal.path(each)) for each in ours), record.socket, str(directory))
