@@ -15,21 +15,18 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import trio
 
-from . import logs, session
+from . import logs, processes, session, standby
 from .errors import InterruptedByUserError, SnapmountError
-from .locks import cannot_write
+from .processes import Process
 from .records import Record
 from .state import Store
 
 log = logging.getLogger(__name__)
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -42,17 +39,18 @@ class SocketReporter:
         self._store = store
         self._verbose = verbose
         self._is_ready = False
+        self.standby: Process | None = None
 
     def warn(self, text: str) -> None:
         self._tell(f"warning: {text}")
 
     def claimed(self, record: Record) -> None:
         """Let everything that is printed or logged go to the snapshot's log, and with -v to the user too."""
-        log_file = open_log(self._store, record)
-        _replace_standard_streams(log_file)
+        log_file = logs.open_log(self._store, record)
+        logs.replace_standard_streams(log_file)
         os.close(log_file)
         level = logging.DEBUG if self._verbose else logging.INFO
-        logs.log_to(sys.stderr, level, LOG_FORMAT)
+        logs.log_to(sys.stderr, level, logs.FORMAT)
         logging.getLogger("pyfuse3").setLevel(logging.INFO)  # its debug output is a line for each request
         self.log_to_user()
 
@@ -101,30 +99,6 @@ class _Forwarder(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._tell(record.getMessage())
-
-
-def _close_inherited(keep: int) -> None:
-    """Close what the caller has left open: a lock, or a pipe that somebody reads to its end, must not last as we do."""
-    for number in [int(name) for name in os.listdir("/proc/self/fd")]:
-        if number > 2 and number != keep:
-            with contextlib.suppress(OSError):  # that of the listing itself
-                os.close(number)
-
-
-def _replace_standard_streams(descriptor: int) -> None:
-    with Path(os.devnull).open("rb") as null:
-        os.dup2(null.fileno(), 0)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-
-
-def open_log(store: Store, record: Record) -> int:
-    """A descriptor of the snapshot's log, to append to it.  Raises StateError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-    try:
-        return os.open(store.log(record.id), flags, 0o600)
-    except OSError as error:
-        raise cannot_write(store.path(record.id), error) from error
 
 
 def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str], None]) -> str:
@@ -207,15 +181,17 @@ def _remote_error(message: str, remedy: str | None, exit_code: int) -> Snapmount
 
 def _serve(begin: session.Begin, store: Store, sock: socket.socket, verbose: bool) -> NoReturn:
     """The server process."""
-    _close_inherited(keep=sock.fileno())
+    processes.close_inherited(keep=sock.fileno())
     os.chdir("/")
     os.umask(0o077)
+    processes.be_spared_when_memory_runs_out()
     reporter = SocketReporter(sock, store, verbose)
     status = 0
     logging.basicConfig(handlers=[logging.NullHandler()], level=logging.INFO, force=True)
     reporter.log_to_user()
     try:
-        trio.run(session.run, begin, reporter)
+        with standby.standing_by(store) as reporter.standby:
+            trio.run(session.run, begin, reporter)
     except SnapmountError as error:
         status = error.exit_code
         reporter.failed(error)

@@ -9,9 +9,10 @@ from functools import partial
 
 import trio
 
-from . import adopting, background, logs, notify, recovering, session, taking
+from . import adopting, logs, notify, recovering, session, taking
 from .errors import SnapmountError
 from .planning import Request
+from .processes import Process
 from .records import Record
 from .state import Store
 
@@ -23,6 +24,7 @@ class Reporter:
         self._store = store
         self._show = show
         self._tell = tell
+        self.standby: Process | None = None  # whoever has started this process takes care of its end
 
     def warn(self, text: str) -> None:
         self._tell(f"warning: {text}")
@@ -38,7 +40,7 @@ class Reporter:
         else:
             for handler in root.handlers:
                 handler.setLevel(root.level)
-            root.addHandler(_to_file(background.open_log(self._store, record)))
+            root.addHandler(_to_file(logs.open_log(self._store, record)))
             root.setLevel(level)
         logging.getLogger("pyfuse3").setLevel(logging.INFO)  # its debug output is a line for each request
 
@@ -55,7 +57,7 @@ class Reporter:
 
 def _to_file(descriptor: int) -> logging.Handler:
     handler = logging.StreamHandler(os.fdopen(descriptor, "w"))
-    handler.setFormatter(logs.PrintableFormatter(background.LOG_FORMAT))
+    handler.setFormatter(logs.PrintableFormatter(logs.FORMAT))
     return handler
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from .core import names
+from .locks import cannot_write
+
+if TYPE_CHECKING:
+    from .records import Record
+    from .state import Store
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # of a snapshot's log
 
 
 class PrintableFormatter(logging.Formatter):
@@ -27,3 +36,20 @@ def log_to(stream: TextIO, level: int, form: str) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(PrintableFormatter(form))
     logging.basicConfig(handlers=[handler], level=level, force=True)
+
+
+def open_log(store: Store, record: Record) -> int:
+    """A descriptor of the snapshot's log, to append to it.  Raises StateError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    try:
+        return os.open(store.log(record.id), flags, 0o600)
+    except OSError as error:
+        raise cannot_write(store.path(record.id), error) from error
+
+
+def replace_standard_streams(descriptor: int) -> None:
+    """Read nothing from now on, and write to the descriptor."""
+    with Path(os.devnull).open("rb") as null:
+        os.dup2(null.fileno(), 0)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)

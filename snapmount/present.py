@@ -103,7 +103,11 @@ class Shown:
                 "growth_bytes_per_s": figures and round(figures.bytes_per_s),
                 "left_s": figures and figures.left_s and round(figures.left_s, 1),
             },
-            "server": {"pid": record.server.pid, "log": str(log) if log.exists() else None},
+            "server": {
+                "pid": record.server.pid,
+                "standby_pid": record.standby and record.standby.pid,
+                "log": str(log) if log.exists() else None,
+            },
         }
 
     def taken(self) -> str:
@@ -237,7 +241,8 @@ def _free_bytes(record: Record) -> int | None:
 def _status(record: Record, state: State) -> str:
     """The state in words, with the reason where there is one."""
     if state is State.DEAD:
-        return f"dead: its server process is gone ({names.command('snapmount', 'recover', record.id)})"
+        then = f"; {record.reason}" if record.reason else ""
+        return f"dead: its server process is gone{then} ({names.command('snapmount', 'recover', record.id)})"
     return f"{state.value}: {record.reason}" if record.reason else state.value
 
 

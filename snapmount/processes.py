@@ -17,11 +17,29 @@ import trio
 log = logging.getLogger(__name__)
 
 KILLED_S = 10.0
+OOM_SCORE_ADJ = -900
 
 
 def boot_id() -> str:
     """What tells this run of the host from all others (random(4), proc_sys_kernel(5))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def close_inherited(keep: int = -1) -> None:
+    """Close what the caller has left open: a lock, or a pipe that somebody reads to its end, must not last as we do."""
+    for number in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if number > 2 and number != keep:
+            with contextlib.suppress(OSError):  # that of the listing itself
+                os.close(number)
+
+
+def be_spared_when_memory_runs_out() -> None:
+    """Let the kernel end other processes before this one: a guest depends on it.  Only root can.
+
+    It is what libvirt's virtlogd(8) has in its unit, for that reason.  proc_pid_oom_score_adj(5)
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
 
 
 def is_stopped(pid: int) -> bool:

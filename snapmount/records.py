@@ -14,7 +14,7 @@ from .core.snapshot import Snapshot
 from .core.space import DEFAULT_TERMS, Terms
 from .processes import Process
 
-VERSION = 5
+VERSION = 6
 
 
 class State(Enum):
@@ -56,6 +56,7 @@ class Record:
     socket: str  # of QEMU's NBD server: the proof that a backup job is ours
     scratch: str  # directory of the scratch files, ours alone
     server: Process
+    standby: Process | None = None  # of the server: who watches the scratch space when that was killed
     state: State = State.STARTING
     terms: Terms = DEFAULT_TERMS  # how it uses scratch space
     reason: str | None = None  # for LOST, GAVE_UP and LEFTOVER
@@ -110,6 +111,7 @@ class Record:
             "socket": self.socket,
             "scratch": self.scratch,
             "server": asdict(self.server),
+            "standby": self.standby and asdict(self.standby),
             "state": self.state.value,
             "terms": self.terms.to_json(),
             "reason": self.reason,
@@ -130,6 +132,7 @@ class Record:
             raise ValueError("it was written by another version of snapmount")
         fields["snapshot"] = Snapshot.from_document(fields["snapshot"])
         fields["server"] = Process(**fields["server"])
+        fields["standby"] = fields["standby"] and Process(**fields["standby"])
         fields["state"] = State(fields["state"])
         fields["terms"] = Terms.from_json(fields["terms"])
         fields["publication"] = fields["publication"] and Publication.from_json(fields["publication"])

@@ -39,6 +39,8 @@ LUN_EXTENTS = 256  # tgtd looks for all holes of a disk each time that an initia
 class Reporter(Protocol):
     """Whom the session tells how it goes, until the view is ready."""
 
+    standby: Process | None  # who watches over the snapshot when this process was killed
+
     def warn(self, text: str) -> None:
         """Something the user should know."""
 
@@ -100,7 +102,7 @@ async def _then_cancel(scope: trio.CancelScope, wait: Callable[[], Awaitable[obj
 async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
     """The snapshot, from its beginning to its end."""
     async with begin(reporter) as held, _shown(held) as view:
-        held.claim.update(state=State.ACTIVE, reason=None, server=Process.of_pid(os.getpid()))
+        _serve_from_now_on(held.claim, reporter)
         held.ends = True
         held.watch.shown(partial(_close, held.images), view.forget_cached)
         ready.set()
@@ -113,6 +115,15 @@ async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
                 log.info("the snapshot has expired")
         finally:
             reporter.ending()
+
+
+def _serve_from_now_on(claim: Claim, reporter: Reporter) -> None:
+    """Write down that this process is the server, in the place of one that has died perhaps."""
+    before = claim.record.standby
+    server = Process.of_pid(os.getpid())
+    claim.update(state=State.ACTIVE, reason=None, server=server, standby=reporter.standby)
+    if before and before != reporter.standby:
+        before.send(signal.SIGKILL)
 
 
 async def connect(stack: AsyncExitStack, record: Record) -> list[nbd.NbdImage]:

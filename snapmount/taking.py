@@ -39,7 +39,7 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             planned = await planning.make(request, store, connection, reporter.warn)
             async with exclusive(store):
                 _check_alone(planned.record, store)
-                claim = store.claim(planned.record)
+                claim = store.claim(replace(planned.record, standby=reporter.standby))
             stack.callback(claim.release)
             stack.push_async_callback(_undo, claim)
             reporter.claimed(claim.record)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 FREE_S = 25.0
 DEADLINE_S = 50.0  # with that
+STANDBY_S = 2.0  # nothing keeps it from ending
 
 
 async def tear_down(claim: Claim) -> None:
@@ -45,6 +46,8 @@ async def tear_down(claim: Claim) -> None:
             log.info("ending the backup job of %s", record.snapshot.vm_name)
             await pull.end(record)
             job_has_ended = True
+            if record.standby:
+                await record.standby.end(f"the standby of the server of snapshot {record.id}", STANDBY_S)
         log.info("removing %s", record.scratch)
         _remove_files(record)
         claim.forget()

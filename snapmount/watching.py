@@ -19,12 +19,11 @@ import trio
 
 from . import blocking, hypervisor
 from .core import space
-from .core.space import Fill, Pot, Rate
+from .core.space import Fill
 from .errors import NotFoundError, SnapmountError, SpaceError, UnreachableError
 from .records import State
 from .scratch import files
-from .scratch.files import Used
-from .scratch.measuring import Figures, Measured, measure
+from .scratch.measuring import Figures, Gauge
 from .sources import pull
 from .state import Claim
 from .teardown import withdraw
@@ -65,10 +64,7 @@ class Watch:
         self._record = claim.record
         self._shown: Shown | None = None
         self._heard: hypervisor.Heard | None = None
-        self._used: dict[str, Used] = {}
-        self._free: dict[str, int] = {}
-        self._growth: Rate | None = None
-        self._filling: dict[str, Rate] = {}
+        self._gauge = Gauge(claim.record)
         self._armed: dict[str, int] = {}  # disk: the length that libvirt will tell of
         self._room: int | None = None
         self._bell = trio.Event()  # look now
@@ -127,7 +123,7 @@ class Watch:
         if self._has_io_error and domain:
             self._has_io_error = False
             has_stopped = await self._lacks_space(domain)
-        fill = self._fill(await measure(self._record, domain), has_stopped)
+        fill = await self._gauge.read(domain, is_guest_stopped=has_stopped)
         if has_stopped and domain and not fill.is_short:
             await self._resume(domain)
         return fill
@@ -149,33 +145,6 @@ class Watch:
             await pull.resume_stopped(domain)
         except UnreachableError as error:
             log.warning("%s", error.message)
-
-    def _fill(self, measured: Measured, has_stopped: bool) -> Fill:
-        """What was not measured now is as it was."""
-        self._used |= measured.used
-        self._free |= measured.free
-        now = trio.current_time()
-        used = sum(each.used for each in self._used.values())
-        self._growth = self._growth.after(now, used) if self._growth else Rate.begin(now, used)
-        for name, free in self._free.items():
-            before = self._filling.get(name)
-            self._filling[name] = before.after(now, -free) if before else Rate.begin(now, -free)
-        pots = tuple(
-            Pot(name, free, self._remaining(name), self._filling[name].bytes_per_s) for name, free in self._free.items()
-        )
-        return Fill(used, self._growth.bytes_per_s, self._record.terms, pots, has_stopped)
-
-    def _remaining(self, pot: str) -> int:
-        """What the snapshot may still take from that place."""
-        terms = self._record.terms
-        on_devices = dict(terms.devices)
-        disks = [
-            (disk.size_bytes, self._used[disk.name].used if disk.name in self._used else 0)
-            for disk in self._record.snapshot.disks
-            if on_devices.get(disk.name) == (pot if pot in on_devices.values() else None)
-        ]
-        is_reserved = terms.is_reserved and pot not in on_devices.values()
-        return 0 if is_reserved else terms.remaining_bytes(disks)
 
     def _tell(self, fill: Fill) -> None:
         """Keep the figures for `list` and `show`."""
@@ -224,8 +193,8 @@ class Watch:
         self._room = fill.headroom
         if self._room is None:
             return
-        ahead = [self._armed[disk] - each.end for disk, each in self._used.items() if disk in self._armed]
-        if len(ahead) < len(self._used) or sum(ahead) > self._room + space.CLUSTER_BYTES * len(ahead):
+        ahead = [self._armed[disk] - each.end for disk, each in self._gauge.used.items() if disk in self._armed]
+        if len(ahead) < len(self._gauge.used) or sum(ahead) > self._room + space.CLUSTER_BYTES * len(ahead):
             self._arm.set()
 
     async def _set_thresholds(self, heard: hypervisor.Heard) -> None:
@@ -237,7 +206,7 @@ class Watch:
             while True:
                 await self._arm.wait()
                 self._arm = trio.Event()
-                ends = {disk: each.end for disk, each in self._used.items() if disk in indexes}
+                ends = {disk: each.end for disk, each in self._gauge.used.items() if disk in indexes}
                 for disk, length in space.thresholds(ends, self._room or 0).items():
                     try:
                         await heard.domain.set_threshold(disk, indexes[disk], length)
@@ -270,7 +239,7 @@ class Watch:
             )
         if shown:
             await shown.forget_cached()
-            await self._clear()
+            await clear(self._claim)
 
     async def _end_job(self) -> None:
         """By the open connection, if there is one; where libvirtd is down, as soon as it is back."""
@@ -288,10 +257,11 @@ class Watch:
                 log.warning("the backup job cannot be ended yet: %s", error.message)
             await trio.sleep(RETRY_S)
 
-    async def _clear(self) -> None:
-        """Withdraw the LUNs and remove the scratch files; what fails is tried again when the snapshot is deleted."""
-        try:
-            await withdraw(self._claim)
-            await blocking.call(REMOVE_S, files.remove, self._record)
-        except (SnapmountError, OSError, trio.TooSlowError) as error:
-            log.error("the scratch files of the snapshot remain till it is deleted: %s", error)
+
+async def clear(claim: Claim) -> None:
+    """Withdraw the LUNs and remove the scratch files; what fails is tried again when the snapshot is deleted."""
+    try:
+        await withdraw(claim)
+        await blocking.call(REMOVE_S, files.remove, claim.record)
+    except (SnapmountError, OSError, trio.TooSlowError) as error:
+        log.error("the scratch files of the snapshot remain till it is deleted: %s", error)

@@ -1,4 +1,6 @@
-"""Measures the scratch space of a snapshot, and keeps the figures beside its record for `list` and `show`."""
+"""Measures the scratch space of a snapshot and how fast it goes, and keeps the figures beside its record for `list` and
+`show`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any
 import trio
 
 from .. import blocking, jsonfiles
+from ..core.space import Fill, Pot, Rate
 from ..errors import SpaceError, StateError, UnreachableError
 from ..hypervisor import Domain
 from ..records import Record
@@ -62,6 +65,45 @@ async def _ask(record: Record, domain: Domain, used: dict[str, Used], free: dict
         if end is not None:
             used[disk] = Used(end, end)
             free[device] = await blocking.call(LOOK_S, devices.size, device) - end
+
+
+class Gauge:
+    """Measures one snapshot's scratch space again and again; what is not measured now is as it was."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self.used: dict[str, Used] = {}  # by disk
+        self._free: dict[str, int] = {}
+        self._growth: Rate | None = None
+        self._filling: dict[str, Rate] = {}
+
+    async def read(self, domain: Domain | None, *, is_guest_stopped: bool = False) -> Fill:
+        """What there is now.  Raises SpaceError, as measure() does."""
+        measured = await measure(self._record, domain)
+        self.used |= measured.used
+        self._free |= measured.free
+        now = trio.current_time()
+        used = sum(each.used for each in self.used.values())
+        self._growth = self._growth.after(now, used) if self._growth else Rate.begin(now, used)
+        for name, free in self._free.items():
+            before = self._filling.get(name)
+            self._filling[name] = before.after(now, -free) if before else Rate.begin(now, -free)
+        pots = tuple(
+            Pot(name, free, self._remaining(name), self._filling[name].bytes_per_s) for name, free in self._free.items()
+        )
+        return Fill(used, self._growth.bytes_per_s, self._record.terms, pots, is_guest_stopped)
+
+    def _remaining(self, pot: str) -> int:
+        """What the snapshot may still take from that place."""
+        terms = self._record.terms
+        on_devices = dict(terms.devices)
+        disks = [
+            (disk.size_bytes, self.used[disk.name].used if disk.name in self.used else 0)
+            for disk in self._record.snapshot.disks
+            if on_devices.get(disk.name) == (pot if pot in on_devices.values() else None)
+        ]
+        is_reserved = terms.is_reserved and pot not in on_devices.values()
+        return 0 if is_reserved else terms.remaining_bytes(disks)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from snapmount.scratch import places
 from snapmount.scratch.places import FileSystem
 
 from ..rig import filesystems, libvirtd, prefix, traces, vm
-from ..rig.command import assert_reads_fail, read_direct, refused, snapmount, snapmount_json
+from ..rig.command import assert_reads_fail, read_direct, refused, snapmount, snapmount_json, state_of
 from ..rig.filesystems import filled, free_bytes
 from ..rig.libvirtd import wait_for
 from ..rig.signals import stopped
@@ -27,6 +28,7 @@ SEED = 7
 MIB = 1 << 20
 SIZES = {"vda": 80 * MIB, "vdb": 16 * MIB}  # their worst case is 97 MiB
 ROOM = 72 * MIB  # enough to begin with, and less than the worst case
+CAP_SYS_RESOURCE = 24  # linux/capability.h
 BRIM = 1 * MIB  # with less, a file system is full
 
 
@@ -200,13 +202,58 @@ def test_a_guest_that_a_full_scratch_has_paused_is_freed_at_once(guest: vm.VM, m
         snapmount("delete", guest.name)
 
 
-def test_delete_frees_a_guest_whose_snapshot_nobody_serves_any_more(
+def test_when_the_server_was_killed_its_standby_gives_the_snapshot_up(
     guest: vm.VM, mountpoint: Path, small: Path
 ) -> None:
     with filled(small, leave=ROOM):
         with suspended(guest):
             taken = snapmount_json("--scratch-dir", small, guest.name, mountpoint)
             os.kill(taken["server"]["pid"], signal.SIGKILL)
+        wait_for(lambda: not Path(taken["scratch"]["directory"]).exists(), "the scratch files are gone")
+        assert not guest.has_job()
+        wait_for(lambda: guest.state() == "running", "the guest goes on, if it was paused at all")
+        state, reason = state_of(guest.name)
+        assert state == "dead"
+        assert re.match(rf"scratch space ran out \([\d.]+ \w+ left on {small}, ", reason or "")
+        assert f"its server process is gone; {reason}" in snapmount("list").stdout
+        assert f"has been removed: {reason}" in snapmount("recover", guest.name).stdout
+        assert traces.found() == []
+
+
+def test_a_standby_lets_be_what_cannot_run_out_and_ends_with_its_snapshot(guest: vm.VM, mountpoint: Path) -> None:
+    first = snapmount_json(guest.name, mountpoint)["server"]
+    for pid in (first["pid"], first["standby_pid"]):
+        assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == least_oom_score_adj()
+    os.kill(first["pid"], signal.SIGKILL)
+    wait_for(lambda: "the server, has gone" in Path(first["log"]).read_text(), "the standby watches")
+    snapmount("recover", guest.name)
+    second = snapmount_json("show", guest.name)["server"]
+    assert {first["pid"], first["standby_pid"]}.isdisjoint({second["pid"], second["standby_pid"]})
+    wait_for(lambda: not Path("/proc", str(first["standby_pid"])).exists(), "the new server has a standby of its own")
+    assert snapmount_json("show", guest.name)["state"] == "active"
+    snapmount("delete", guest.name)
+    assert not Path("/proc", str(second["standby_pid"])).exists()
+
+
+def least_oom_score_adj() -> int:
+    """What root gives the server, so that others go first when memory runs out; a container's root may not."""
+    (capabilities,) = re.findall(r"^CapEff:\t(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    may_lower = int(capabilities, 16) & 1 << CAP_SYS_RESOURCE
+    return -900 if may_lower else int(Path("/proc/self/oom_score_adj").read_text())
+
+
+def kill_server_and_standby(taken: dict[str, Any]) -> None:
+    """Nobody watches the snapshot any more."""
+    for pid in (taken["server"]["standby_pid"], taken["server"]["pid"]):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_delete_frees_a_guest_whose_snapshot_nobody_watches_any_more(
+    guest: vm.VM, mountpoint: Path, small: Path
+) -> None:
+    with filled(small, leave=ROOM):
+        with suspended(guest):
+            kill_server_and_standby(snapmount_json("--scratch-dir", small, guest.name, mountpoint))
         with filled(small, leave=0):
             wait_for(lambda: guest.state() == "paused", "the guest is paused")
             snapmount("delete", guest.name)
@@ -216,8 +263,7 @@ def test_delete_frees_a_guest_whose_snapshot_nobody_serves_any_more(
 def test_recover_frees_a_guest_where_there_is_space_again(guest: vm.VM, mountpoint: Path, small: Path) -> None:
     with filled(small, leave=ROOM):
         with suspended(guest):
-            taken = snapmount_json("--scratch-dir", small, guest.name, mountpoint)
-            os.kill(taken["server"]["pid"], signal.SIGKILL)
+            kill_server_and_standby(snapmount_json("--scratch-dir", small, guest.name, mountpoint))
         with filled(small, leave=0):
             wait_for(lambda: guest.state() == "paused", "the guest is paused")
     snapmount("recover", guest.name)
