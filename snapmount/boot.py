@@ -96,7 +96,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
             store.check_active(record, "booted")  # not before: what ends the snapshot looks for the record
             user = hypervisor.qemu_user(domain_xml)
             journal.write(record, store, vm.overlays, user.uid, vm)
-            await _make_files(record, vm, derived, user)
+            await _make_files(record, vm, user)
             domain = await connection.start(derived.xml, persistent=request.is_kept)
             vm = _started(vm, domain, record)
             _write(directory, vm, record)
@@ -165,6 +165,7 @@ def _wish(request: BootRequest, record: Record, vm: ScratchVm) -> Wish:
         accelerator=vm.accelerator,
         disks={disk.name: Source(vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}") for disk in snapshot.disks},
         nvram=vm.nvram,
+        has_nvram=snapshot.nvram is not None,
         console_log=vm.console_log,
         network=request.network,
         memory_kib=request.memory_kib,
@@ -189,7 +190,7 @@ def _write(directory: Path, vm: ScratchVm, record: Record) -> None:
         raise StateError(f"the record of {vm.name} cannot be written to {directory}: {error.strerror}") from error
 
 
-async def _make_files(record: Record, vm: ScratchVm, derived: Derived, user: User) -> None:
+async def _make_files(record: Record, vm: ScratchVm, user: User) -> None:
     """The directory, the overlays in it, and the copy of the firmware's variables.  Raises SpaceError, StateError."""
     directory = Path(vm.overlays)
     directories.free_bytes(directory.parent, directories.OVERLAY)
@@ -197,9 +198,9 @@ async def _make_files(record: Record, vm: ScratchVm, derived: Derived, user: Use
     for disk in record.snapshot.disks:
         overlay, backing = vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}"
         await qcow2.create(overlay, disk.size_bytes, user, backing=backing, what="the overlay")
-    if derived.nvram_origin:
-        what = f"copy the firmware's variables {derived.nvram_origin}"
-        await _on_host(what, _copy, derived.nvram_origin, vm.nvram, user)
+    if record.snapshot.nvram:
+        variables = f"{record.mountpoint}/{record.snapshot.nvram.file}"
+        await _on_host(f"copy the firmware's variables {variables}", _copy, variables, vm.nvram, user)
 
 
 def _copy(source: str, target: str, user: User) -> None:

@@ -17,7 +17,7 @@ from .attachments import Attachment
 from .core import names, units
 from .core.iscsi import Credentials, Session
 from .core.plan import LeftOut
-from .core.snapshot import format_time
+from .core.snapshot import Disk, Nvram, format_time
 from .core.space import rate
 from .errors import SpaceError, StateError
 from .records import Record, State
@@ -116,10 +116,10 @@ class Shown:
         first = f"{snapshot.vm_name}: snapshot {snapshot.id} of {_when(record)}, {record.whereabouts}"
         lines = [names.printable(first)]
         if not record.is_hidden:
-            rows = [
-                ("  " + disk.file, units.size(disk.size_bytes), disk.format, disk.origin) for disk in snapshot.disks
-            ]
-            lines.append(_table(rows))
+            files: list[Disk | Nvram] = [*snapshot.disks, *([snapshot.nvram] if snapshot.nvram else [])]
+            lines.append(
+                _indented((each.file, units.size(each.size_bytes), each.format, each.origin) for each in files)
+            )
         if record.publication:
             lines.append(_indented(luns.lun_rows(record.publication)))
             lines.append(_indented(luns.facts(record.publication, self._credentials, self.with_secret)))
@@ -162,6 +162,7 @@ class Shown:
             *([("ends", "with its last scratch VM")] if record.is_for_boot else []),
             *([] if record.is_hidden else [("mounted at", record.mountpoint)]),
             ("connection", record.connect),
+            *_nvram_facts(snapshot.nvram),
             *self._scratch_facts(shown["scratch"]),
             ("server", f"process {record.server.pid}" + (f", log {log}" if log else "")),
         ]
@@ -222,6 +223,10 @@ class Shown:
         if not publication or not credentials:
             return []
         return [*luns.recipes(publication, credentials, self.with_secret), ""]
+
+
+def _nvram_facts(nvram: Nvram | None) -> list[tuple[str, str]]:
+    return [("nvram", f"{units.size(nvram.size_bytes)}, {nvram.format}, of {nvram.origin}")] if nvram else []
 
 
 def _growth(figures: Figures | None) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import trio
 
-from . import hypervisor, mounts, nbd, tending, watching
+from . import hypervisor, mounts, nbd, nvram, tending, watching
 from .core.image import Image
 from .core.snapshot import Disk, dump
 from .core.tree import Constant, File, MapText, RawImage, Tree
@@ -140,7 +140,7 @@ async def connect(stack: AsyncExitStack, record: Record) -> list[nbd.NbdImage]:
 async def _shown(held: Held) -> AsyncIterator[fuse.View]:
     """The snapshot mounted, and published where the record says so; before the mount goes, who uses it does."""
     record = held.claim.record
-    tree = _tree(held.claim, held.images)
+    tree = _tree(held.claim, held.images, await nvram.kept(held.claim))
     async with AsyncExitStack() as stack:
         if os.geteuid() == 0 and mounts.is_mounted(record.mountpoint, record.mount_source):
             view = await _mount_over(stack, held.claim, tree)
@@ -164,12 +164,16 @@ async def _mount_over(stack: AsyncExitStack, claim: Claim, tree: Tree) -> fuse.V
     return view
 
 
-def _tree(claim: Claim, images: Sequence[Image]) -> Tree:
-    """Lay out what the mount will hold; what backs LUNs is not listed."""
+def _tree(claim: Claim, images: Sequence[Image], variables: bytes | None) -> Tree:
+    """Lay out what the mount will hold, the firmware's variables where there are such; what backs LUNs is not
+    listed.
+    """
     snapshot, xml = claim.record.snapshot, claim.store.definition(claim.record.id)
     files = [File(disk.file, RawImage(image)) for disk, image in zip(snapshot.disks, images, strict=True)]
     files += [File(f"{image.name}.map", MapText(image)) for image in images]
     files.append(File("domain.xml", Constant(xml.encode("utf-8", "surrogateescape"))))
+    if snapshot.nvram and variables is not None:
+        files.append(File(snapshot.nvram.file, Constant(variables)))
     files.append(File("snapshot.json", Constant(dump(snapshot.document()))))
     if claim.record.publication:
         shown = zip(snapshot.disks, images, strict=True)

@@ -1,6 +1,7 @@
 """Runtime records: what was made in the kernel and in libvirt for each snapshot, written before it is made.
 
-One directory a snapshot, `RUNTIME/ID/`, with `record.json`, `domain.xml`, `log` and `lock`.  Whoever serves or undoes
+One directory a snapshot, `RUNTIME/ID/`, with `record.json`, `domain.xml`, `nvram`, `log` and
+`lock`.  Whoever serves or undoes
 a snapshot holds an exclusive flock(2) on `lock`, and has written its pid there; the kernel drops it with the process,
 so a held lock is the proof of life.  The runtime directory is on a file system that a reboot empties; its mode is 0700.
 """
@@ -61,6 +62,14 @@ class Store:
             return path.read_bytes().decode("utf-8", "surrogateescape")
         except OSError as error:
             raise StateError(f"the VM's definition {path} cannot be read: {error.strerror}") from error
+
+    def nvram(self, snapshot_id: str) -> bytes:
+        """The firmware's variables at the snapshot's moment, where the record tells of them.  Raises StateError."""
+        path = self.path(snapshot_id) / "nvram"
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise StateError(f"the firmware's variables {path} cannot be read: {error.strerror}") from error
 
     def new_id(self) -> str:
         """An id that no snapshot of this directory has."""
@@ -232,6 +241,10 @@ class Claim:
     def write_definition(self, domain_xml: str) -> None:
         """Write down the VM's definition, for whoever shows the snapshot.  Raises StateError."""
         self._write("domain.xml", domain_xml.encode("utf-8", "surrogateescape"))
+
+    def write_nvram(self, content: bytes) -> None:
+        """Write down the firmware's variables, for whoever shows the snapshot.  Raises StateError."""
+        self._write("nvram", content)
 
     def _write(self, name: str, content: bytes) -> None:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from . import hypervisor, journal, nbd, planning, watching
+from . import hypervisor, journal, nbd, nvram, planning, watching
 from .core import names
 from .core.iscsi import target_of
 from .errors import StateError
@@ -85,6 +85,7 @@ async def _make(request: Request, planned: planning.Plan, claim: Claim) -> None:
     claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
     await pull.begin(domain, claim, left_out=left_out, quiesce=request.quiesce)
     log.info("%s: the backup job runs: this is the snapshot's moment", domain.name)
+    await nvram.keep(planned.xml, claim)
 
 
 def _note_sizes(claim: Claim, images: list[nbd.NbdImage]) -> None:

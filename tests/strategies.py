@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from snapmount.core.plan import LeftOut
-from snapmount.core.snapshot import Disk, Snapshot
+from snapmount.core.snapshot import Disk, Nvram, Snapshot
 
 # The same examples in each run, and none too slow: a busy host is not a failure.
 PROPERTY = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -42,4 +42,11 @@ snapshots = st.builds(
         )
     ).map(tuple),
     left_out=st.lists(st.builds(LeftOut, name=st.text(), why=st.text())).map(tuple),
+    nvram=st.none()
+    | st.builds(
+        Nvram,
+        size_bytes=st.integers(min_value=0, max_value=1 << 63),
+        format=st.sampled_from(["raw", "qcow2"]),
+        origin=file_names,
+    ),
 )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.core import domainxml
-from snapmount.core.domainxml import DiskDefinition, Owner
+from snapmount.core.domainxml import DiskDefinition, NvramDefinition, Owner
 from snapmount.errors import SnapmountError
 
 from .strategies import PROPERTY, disk_names, xml_text
@@ -94,9 +94,25 @@ def test_a_domain_without_disks_has_none() -> None:
     assert domainxml.disks(domain("<devices/>")) == ()
 
 
+@pytest.mark.parametrize(
+    ("nvram", "definition"),
+    [
+        ("<nvram template='/t.fd'>/nvram/vm1.fd</nvram>", NvramDefinition("file", "raw", "/nvram/vm1.fd")),
+        ("<nvram format='qcow2'>\n/vm1.qcow2\n</nvram>", NvramDefinition("file", "qcow2", "/vm1.qcow2")),
+        ("<nvram type='file'><source file='/a &amp; b'/></nvram>", NvramDefinition("file", "raw", "/a & b")),
+        ("<nvram type='block'><source dev='/dev/vg/v'/></nvram>", NvramDefinition("block", "raw", "/dev/vg/v")),
+        ("<nvram type='network'><source protocol='nbd'/></nvram>", NvramDefinition("network", "raw", "nbd")),
+        ("<nvram/>", NvramDefinition("file", "raw", "")),
+        ("<loader/>", None),
+    ],
+)
+def test_where_the_firmware_keeps_its_variables_is_read(nvram: str, definition: NvramDefinition | None) -> None:
+    assert domainxml.nvram(domain(f"<os>{nvram}</os>")) == definition
+
+
 @pytest.mark.parametrize("xml", ["", "<domain>", "no XML", "<domain><name>\x01</name></domain>"])
 def test_a_definition_that_is_not_well_formed_is_an_error_that_says_so(xml: str) -> None:
-    for read in (domainxml.disks, domainxml.owner):
+    for read in (domainxml.disks, domainxml.nvram, domainxml.owner):
         with pytest.raises(SnapmountError, match="the domain's definition is not well-formed XML"):
             read(xml)
     with pytest.raises(SnapmountError, match="the backup job's description is not well-formed XML"):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.core.plan import LeftOut
-from snapmount.core.snapshot import Disk, Snapshot, dump, format_time
+from snapmount.core.snapshot import Disk, Nvram, Snapshot, dump, format_time
 
 from .strategies import PROPERTY, snapshots
 
@@ -24,9 +24,17 @@ SNAPSHOT = Snapshot(
     quiesced=False,
     disks=(Disk("vda", 1 << 30, "qcow2", "/images/vda.qcow2"),),
     left_out=(LeftOut("sda", "CD-ROM"),),
+    nvram=Nvram(540672, "raw", "/nvram/vm1_VARS.fd"),
 )
 
-CHANGES = [{"created": "yesterday"}, {"created": None}, {"vm": "vm1"}, {"disks": [1]}, {"left_out": [{"name": "sda"}]}]
+CHANGES = [
+    {"created": "yesterday"},
+    {"created": None},
+    {"vm": "vm1"},
+    {"disks": [1]},
+    {"left_out": [{"name": "sda"}]},
+    {"nvram": 1},
+]
 
 
 def test_the_document_has_the_documented_shape() -> None:
@@ -45,6 +53,7 @@ def test_the_document_has_the_documented_shape() -> None:
                 "file": "vda.raw",
             }
         ],
+        "nvram": {"size_bytes": 540672, "format": "raw", "origin": "/nvram/vm1_VARS.fd", "file": "nvram"},
         "left_out": [{"name": "sda", "why": "CD-ROM"}],
     }
 

@@ -224,6 +224,15 @@ def test_a_mountpoint_whose_name_is_no_utf_8_is_recorded_as_it_is(store: Store) 
     assert store.find(record.mountpoint) == record
 
 
+def test_the_firmware_s_variables_are_kept_beside_it_and_nobody_else_may_read_them(store: Store) -> None:
+    claim = store.claim(a_record())
+    with pytest.raises(StateError, match=f"the firmware's variables {store.path(ID)}/nvram cannot be read: No such"):
+        store.nvram(ID)
+    claim.write_nvram(b"\xff\0")
+    assert store.nvram(ID) == b"\xff\0"
+    assert mode(store.path(ID) / "nvram") == 0o600
+
+
 def test_forgetting_removes_everything(store: Store) -> None:
     claim = store.claim(a_record())
     store.log(ID).write_text("what the server has said")

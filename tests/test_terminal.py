@@ -22,7 +22,7 @@ from snapmount import cli, logs, luns, present, scratchvm
 from snapmount.core import domainxml, iscsi, names
 from snapmount.core.iscsi import Credentials, Session
 from snapmount.core.plan import LeftOut
-from snapmount.core.snapshot import Disk, Snapshot
+from snapmount.core.snapshot import Disk, Nvram, Snapshot
 from snapmount.errors import SnapmountError
 from snapmount.processes import Process
 from snapmount.records import Publication, State
@@ -66,7 +66,7 @@ def test_what_is_shown_of_a_snapshot(
 ) -> None:
     store = Store(runtime / "snapmount")
     disks = (Disk("vda", 1 << 30, "raw", origin),)
-    snapshot = replace(a_snapshot(vm=vm), disks=disks, left_out=(LeftOut(why, why),))
+    snapshot = replace(a_snapshot(vm=vm), disks=disks, left_out=(LeftOut(why, why),), nvram=Nvram(1, why, origin))
     record = replace(a_record(snapshot, f"/mnt/{path}"), state=State.LEFTOVER, reason=reason, scratch="/x")
     record = replace(
         record, connect=f"qemu:///system?{reason}", socket=f"/x/{origin}", publication=_published(snapshot)

@@ -103,6 +103,30 @@ def _origin(source: ElementTree.Element | None) -> str:
     return "/".join(value for key, value in source.attrib.items() if key not in ("index", "startupPolicy"))
 
 
+@dataclass(frozen=True)
+class NvramDefinition:
+    """Where the firmware of a domain keeps its variables: `<os><nvram>`."""
+
+    kind: str  # <nvram type=...>: file, block, network
+    format: str  # raw or qcow2
+    origin: str  # a path, or what identifies the source otherwise; '' where libvirt tells none
+
+
+def nvram(domain_xml: str) -> NvramDefinition | None:
+    """The domain's, None where its firmware keeps no variables.  Raises SnapmountError where the XML is not
+    well-formed.
+    """
+    element = parse(domain_xml, "the domain's definition").find("./os/nvram")
+    if element is None:
+        return None
+    source = element.find("source")  # since libvirt 8.5; before, and where it is a file, the path alone
+    return NvramDefinition(
+        kind=element.get("type", "file"),
+        format=element.get("format", "raw"),
+        origin=(element.text or "").strip() if source is None else _origin(source),
+    )
+
+
 def owner(domain_xml: str) -> Owner | None:
     """Whom QEMU runs as, by the DAC security label of a running domain; None where it has none (a user's session)."""
     return _owner(parse(domain_xml, "the domain's definition").findall("./seclabel[@model='dac']/label"))

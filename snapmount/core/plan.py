@@ -12,7 +12,7 @@ from .domainxml import DiskDefinition
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A disk that is not part of the snapshot, and why."""
+    """A disk, or something else of the VM, that is not part of the snapshot, and why."""
 
     name: str
     why: str

@@ -39,8 +39,9 @@ class Wish:
     description: str
     accelerator: str  # KVM or TCG
     disks: Mapping[str, Source]  # by target name; the VM's other disks are left out
-    nvram: str  # where its own copy of the firmware's variables lies
+    nvram: str  # where its firmware's variables lie
     console_log: str  # what the guest writes to its first console
+    has_nvram: bool = False  # whether they are there, copied from the snapshot; else libvirt makes them anew
     network: str = scratchdevices.NONE
     memory_kib: int | None = None
     vcpus: int | None = None
@@ -53,7 +54,6 @@ class Derived:
     xml: str
     left_out: tuple[LeftOut, ...]  # devices of the original that it does not have
     notes: tuple[str, ...]  # what else is not as in the original
-    nvram_origin: str | None  # the file to copy to the wish's `nvram`; None where there is none
     has_console: bool
     has_agent_channel: bool
 
@@ -85,7 +85,7 @@ def derive(domain_xml: str, wish: Wish) -> Derived:
         ElementTree.SubElement(domain, tag).text = action
     labels = _labels(original)
     domain.extend(labels)
-    nvram_origin = _take_over_nvram(domain, wish.nvram)
+    _take_over_firmware(domain, wish, notes)
     _renew_identity(domain, wish.uuid)
     _resize(domain, wish)
     if wish.accelerator != KVM and original.get("type") == KVM:
@@ -99,7 +99,6 @@ def derive(domain_xml: str, wish: Wish) -> Derived:
         xml=ElementTree.tostring(domain, encoding="unicode"),
         left_out=tuple(left),
         notes=tuple(notes),
-        nvram_origin=nvram_origin,
         has_console=keeper.has_console,
         has_agent_channel=keeper.has_agent_channel,
     )
@@ -118,18 +117,24 @@ def _without(parent: ElementTree.Element, *tags: str) -> None:
         parent.remove(child)
 
 
-def _take_over_nvram(domain: ElementTree.Element, own: str) -> str | None:
-    """Let the firmware keep its variables in a file of the scratch VM's own; return that of the original."""
-    nvram = domain.find("./os/nvram")
+def _take_over_firmware(domain: ElementTree.Element, wish: Wish, notes: list[str]) -> None:
+    """Let the same firmware keep its variables in a file of the scratch VM's own."""
+    system = domain.find("os")
+    if system is None:
+        return
+    if system.findtext("loader", "").strip():
+        # libvirt has chosen it for the original, by these, and takes them amiss beside its choice (9.0 does)
+        system.attrib.pop("firmware", None)
+        _without(system, "firmware")
+    nvram = system.find("nvram")
     if nvram is None:
-        return None
-    source = nvram.find("source")
-    origin = (nvram.text or "").strip() if source is None else source.get("file")
+        return
+    if not wish.has_nvram:
+        notes.append("the firmware's variables are new: the snapshot does not have those of the original")
     attributes = {key: value for key, value in nvram.attrib.items() if key in ("template", "templateFormat", "format")}
     nvram.clear()
     nvram.attrib.update(attributes)
-    nvram.text = own
-    return origin or None
+    nvram.text = wish.nvram
 
 
 def _renew_identity(domain: ElementTree.Element, uuid: str) -> None:

@@ -27,6 +27,20 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Nvram:
+    """The variables of the VM's firmware in a snapshot: a copy of the file that QEMU keeps them in."""
+
+    size_bytes: int
+    format: str  # of the file: raw or qcow2
+    origin: str
+
+    @property
+    def file(self) -> str:
+        """Its file in the mount."""
+        return "nvram"
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The constant facts of a snapshot."""
 
@@ -38,6 +52,7 @@ class Snapshot:
     quiesced: bool
     disks: tuple[Disk, ...]
     left_out: tuple[LeftOut, ...]
+    nvram: Nvram | None = None  # where the firmware keeps variables, and they could be copied
 
     @property
     def created_ns(self) -> int:
@@ -54,6 +69,7 @@ class Snapshot:
             "source": self.source,
             "quiesced": self.quiesced,
             "disks": [asdict(disk) | {"file": disk.file} for disk in self.disks],
+            "nvram": self.nvram and asdict(self.nvram) | {"file": self.nvram.file},
             "left_out": [asdict(each) for each in self.left_out],
         }
 
@@ -63,6 +79,7 @@ class Snapshot:
         created = datetime.fromisoformat(document["created"])
         if created.tzinfo is None:
             raise ValueError("its time has no zone")
+        nvram = document["nvram"]
         return cls(
             id=document["id"],
             vm_name=document["vm"]["name"],
@@ -72,6 +89,7 @@ class Snapshot:
             quiesced=document["quiesced"],
             disks=tuple(Disk(d["name"], d["size_bytes"], d["format"], d["origin"]) for d in document["disks"]),
             left_out=tuple(LeftOut(each["name"], each["why"]) for each in document["left_out"]),
+            nvram=None if nvram is None else Nvram(nvram["size_bytes"], nvram["format"], nvram["origin"]),
         )
 
 

@@ -35,6 +35,7 @@ PARAMETER = (
 
 def read_all(xml: str) -> None:
     """All that snapmount reads out of a definition."""
+    domainxml.nvram(xml)
     domainxml.owner(xml)
     domainxml.backup_socket(xml)
     domainxml.security_models(xml)
