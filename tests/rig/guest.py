@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "guest"
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4")
+EFI_MODULES = ("efivarfs",)  # which only load where the firmware is UEFI
 KERNEL_PACKAGES = ("linux-image-cloud-amd64", "linux-image-virtual")  # Debian's name, Ubuntu's name
 PROBE_S = 8
 
@@ -106,22 +107,25 @@ def _copy_libraries(program: Path, root: Path) -> None:
 
 
 def _copy_modules(packages: Path, root: Path) -> None:
-    """Copy the drivers, uncompressed, with /modules/order naming them in the order of their dependencies."""
+    """Copy the drivers, uncompressed, with /modules/order and /modules/order-efi naming them in the order of their
+    dependencies.
+    """
     base = packages if (packages / "lib" / "modules").exists() else packages / "usr"
     (version,) = (path.name for path in (base / "lib" / "modules").iterdir())
     subprocess.run(["depmod", "-b", base, version], check=True)
-    order: list[str] = []
     (root / "modules").mkdir()
-    for module in MODULES:
-        command = ["modprobe", "-d", str(base), "-S", version, "--show-depends", module]
-        for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
-            if line.startswith("insmod "):
-                source = Path(line.split()[1])
-                name = source.name.split(".ko")[0] + ".ko"
-                if name not in order:
-                    order.append(name)
-                    (root / "modules" / name).write_bytes(_uncompressed(source))
-    (root / "modules" / "order").write_text("".join(f"{name}\n" for name in order))
+    for file, modules in (("order", MODULES), ("order-efi", EFI_MODULES)):
+        order: list[str] = []
+        for module in modules:
+            command = ["modprobe", "-d", str(base), "-S", version, "--show-depends", module]
+            for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+                if line.startswith("insmod "):
+                    source = Path(line.split()[1])
+                    name = source.name.split(".ko")[0] + ".ko"
+                    if name not in order:
+                        order.append(name)
+                        (root / "modules" / name).write_bytes(_uncompressed(source))
+        (root / "modules" / file).write_text("".join(f"{name}\n" for name in order))
 
 
 def _uncompressed(module: Path) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from . import guest
@@ -69,6 +72,25 @@ class VM:
         """Wait until the guest agent does."""
         ping = '{"execute": "guest-ping"}'
         wait_for(lambda: not self.virsh_fails("qemu-agent-command", self.name, ping), "the guest agent answers", BOOT_S)
+
+    def agent_runs(self, script: str) -> str:
+        """What a shell prints in which the guest agent runs the script; it must succeed."""
+        asked = {"path": "/bin/sh", "arg": ["-c", script], "capture-output": True}
+        started = self._ask_agent("guest-exec", asked)
+        done: dict[str, Any] = {}
+
+        def has_ended() -> bool:
+            done.update(self._ask_agent("guest-exec-status", {"pid": started["pid"]}))
+            return bool(done["exited"])
+
+        wait_for(has_ended, "the script has ended", BOOT_S)
+        said = {each: base64.b64decode(done.get(each, "")).decode() for each in ("out-data", "err-data")}
+        assert done["exitcode"] == 0, said
+        return said["out-data"]
+
+    def _ask_agent(self, command: str, arguments: dict[str, Any]) -> Any:
+        asked = json.dumps({"execute": command, "arguments": arguments})
+        return json.loads(self.virsh("qemu-agent-command", self.name, asked))["return"]
 
     def begin_foreign_backup(self) -> None:
         """Start a backup job as another program would; the VM's end ends it.
@@ -146,7 +168,7 @@ class VM:
     def remove(self) -> None:
         """Destroy and undefine the VM, and wait until QEMU has gone."""
         self.virsh("destroy", "--", self.name, check=False)
-        self.virsh("undefine", "--checkpoints-metadata", "--", self.name, check=False)
+        self.virsh("undefine", "--checkpoints-metadata", "--nvram", "--", self.name, check=False)
         FOREIGN_SOCKET.unlink(missing_ok=True)
 
 
@@ -163,11 +185,12 @@ def running(
     uri: str = SYSTEM,
     account: Account | None = None,
     direct_kernel: bool = True,
+    efi: bool = False,
 ) -> Iterator[VM]:
     """A VM, started, that is destroyed and removed with all its files at the end.
 
     A `paused` one is there at once, for tests to which its guest is all the same.
-    Without `direct_kernel` the firmware boots from its first disk.
+    Without `direct_kernel` the firmware boots from its first disk; with `efi` that is UEFI, as libvirt chooses it.
     """
     with contextlib.ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-", dir=account.home if account else IMAGES))
@@ -175,7 +198,7 @@ def running(
         directory.chmod(0o755)
         vm = VM(name, directory, uri, disks, account)
         xml = directory / "domain.xml"
-        xml.write_text(_domain(vm, stack, command_line, agent, extra_devices, direct_kernel))
+        xml.write_text(_domain(vm, stack, command_line, agent, extra_devices, direct_kernel, efi))
         if account:
             account.own(directory)
         vm.virsh("define", str(xml))
@@ -186,19 +209,27 @@ def running(
 
 
 def _domain(
-    vm: VM, stack: contextlib.ExitStack, command_line: str, agent: bool, extra_devices: str, direct_kernel: bool
+    vm: VM,
+    stack: contextlib.ExitStack,
+    command_line: str,
+    agent: bool,
+    extra_devices: str,
+    direct_kernel: bool,
+    efi: bool,
 ) -> str:
     devices = "".join(_disk_xml(vm.directory, disk, stack) for disk in vm.disks) + extra_devices
     if agent:
         devices += "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
         command_line += " snapmount.agent"
     boot = _direct_kernel(vm, command_line) if direct_kernel else ""
+    if efi:
+        boot += "<firmware><feature enabled='no' name='secure-boot'/></firmware>"
     return f"""
 <domain type='{guest.domain_type()}'>
   <name>{escape(vm.name)}</name>
-  <memory unit='MiB'>128</memory>
-  <os>
-    <type arch='x86_64'>hvm</type>
+  <memory unit='MiB'>{256 if efi else 128}</memory>
+  <os{" firmware='efi'" if efi else ""}>
+    <type arch='x86_64'{" machine='q35'" if efi else ""}>hvm</type>
     {boot}
   </os>
   <features><acpi/></features>
