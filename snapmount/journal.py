@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import jsonfiles
+from .core import names
 from .errors import LeftoverError, SpaceError, StateError
 from .processes import boot_id
 from .records import Record
@@ -54,6 +55,8 @@ class Entry:
         is_plain = os.path.isabs(entry.directory) and os.path.normpath(entry.directory) == entry.directory
         if not match or match[1] != entry.snapshot or not is_plain:
             raise ValueError(f"{entry.directory!r} is no directory of snapshot {entry.snapshot!r}")
+        if entry.scratch_vm is not None and not names.is_uuid(entry.scratch_vm):
+            raise ValueError(f"{entry.scratch_vm!r} is no uuid")
         return entry
 
 

@@ -125,6 +125,8 @@ def _remove(entry: Entry) -> None:
         for device in entry.devices:
             devices.wipe(device, entry.snapshot)
         directories.remove(Path(entry.directory))
+        if entry.scratch_vm:
+            directories.remove(hypervisor.tpm_directory(entry.connect, entry.scratch_vm))
         directories.remove_view(directories.view(entry.snapshot))
         _remove_socket(entry)
     except OSError as error:

@@ -48,16 +48,17 @@ async def end(record: Record, directory: Path, vm: ScratchVm) -> None:
             domain = await connection.domain_by_uuid(vm.uuid)
             if domain:
                 await domain.remove()
-    _remove(Path(vm.overlays))
+    _remove(Path(vm.overlays), hypervisor.tpm_directory(record.connect, vm.uuid))
     forget(directory, vm)
     journal.forget(vm.overlays)
 
 
-def _remove(overlays: Path) -> None:
+def _remove(overlays: Path, tpm: Path) -> None:
     """Raises LeftoverError."""
     log.info("removing %s", overlays)
     try:
         directories.remove(overlays)
+        directories.remove(tpm)
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
 
@@ -81,7 +82,7 @@ async def _end_unknown(record: Record, directory: Path, uuid: str) -> None:
             await domain.remove()
     for entry in journal.load_all()[0]:
         if (entry.snapshot, entry.scratch_vm) == (record.id, uuid):
-            _remove(Path(entry.directory))
+            _remove(Path(entry.directory), hypervisor.tpm_directory(record.connect, uuid))
             journal.forget(entry.directory)
     forget_unreadable(directory, uuid)
 

@@ -13,7 +13,7 @@ except ImportError:
 from .connection import Hypervisor, QemuFacts, connected
 from .domain import Domain, qemu_user
 from .events import Heard, heard
-from .uri import check_uri, default_uri, is_unprivileged
+from .uri import check_uri, default_uri, is_unprivileged, tpm_directory
 
 __all__ = [
     "Domain",
@@ -26,4 +26,5 @@ __all__ = [
     "heard",
     "is_unprivileged",
     "qemu_user",
+    "tpm_directory",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..core import names
@@ -28,3 +29,12 @@ def check_uri(uri: str) -> None:
 def is_unprivileged(uri: str) -> bool:
     """Whether the URI names a user's own daemon."""
     return urlsplit(uri).path == "/session"
+
+
+def tpm_directory(uri: str, uuid: str) -> Path:
+    """Where libvirt keeps the emulated TPM of a VM (swtpmStorageDir in its qemu_conf.c).
+
+    It removes that of a transient VM at its end, but not after a restart of the host.
+    """
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "libvirt/qemu"
+    return (own if is_unprivileged(uri) else Path("/var/lib/libvirt")) / "swtpm" / uuid

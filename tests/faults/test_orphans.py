@@ -21,6 +21,7 @@ from ..rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
 ID = "00c0ffee"
+UUID = "6695eb01-f6a4-4304-b9aa-97f2502e193f"
 
 
 @contextlib.contextmanager
@@ -196,6 +197,29 @@ def test_a_journal_that_names_what_it_should_not_is_an_error_and_nothing_is_remo
         journal(path).write_text("{")
         assert f"{journal(path)} cannot be read" in snapmount("recover", check=False).stderr
         assert path.exists()
+
+
+def test_the_tpm_of_a_scratch_vm_from_before_a_reboot_is_removed_and_no_other(writer: vm.VM) -> None:
+    """libvirt has forgotten the VM, which was a transient one, and so does not remove its TPM."""
+    states = Path("/var/lib/libvirt/swtpm")
+    ours, other = states / UUID, states / UUID.replace("6", "7")
+    try:
+        for each in (ours, other):
+            (each / "tpm2").mkdir(parents=True)
+            (each / "tpm2" / "tpm2-00.permall").write_bytes(b"secret")
+        with directory_of_snapshot(traces.SCRATCH / f"snapmount-{ID}-vm-{UUID[:8]}") as path:
+            (path / "nvram.fd").write_bytes(bytes(4))
+            write_journal(path, writer, {"scratch_vm": f"../{UUID}"})
+            assert f"{journal(path)} cannot be read" in snapmount("recover", check=False).stderr
+            write_journal(path, writer, {"scratch_vm": UUID})
+            assert f"removed {path}" in snapmount("recover").stdout
+        assert not ours.exists()
+        assert other.exists()
+    finally:
+        for each in (ours, other):
+            shutil.rmtree(each, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            states.rmdir()
 
 
 def test_the_socket_of_a_qemu_that_was_killed_is_removed(writer: vm.VM) -> None:
