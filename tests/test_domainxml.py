@@ -102,6 +102,7 @@ def test_a_domain_without_disks_has_none() -> None:
         ("<nvram type='file'><source file='/a &amp; b'/></nvram>", NvramDefinition("file", "raw", "/a & b")),
         ("<nvram type='block'><source dev='/dev/vg/v'/></nvram>", NvramDefinition("block", "raw", "/dev/vg/v")),
         ("<nvram type='network'><source protocol='nbd'/></nvram>", NvramDefinition("network", "raw", "nbd")),
+        ("<varstore template='/t.json' path='/vm1.json'/>", NvramDefinition("file", "json", "/vm1.json")),
         ("<nvram/>", NvramDefinition("file", "raw", "")),
         ("<loader/>", None),
     ],

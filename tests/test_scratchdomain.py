@@ -198,6 +198,15 @@ def test_the_firmware_has_a_file_of_its_own_whatever_the_original_has(nvram: str
     assert result.notes == ()
 
 
+def test_so_it_has_where_qemu_keeps_the_variables_in_a_device() -> None:
+    store = "<os><varstore template='/t.json' path='/vm1.json'/></os>"
+    domain, result = derived(domain_with(rest=store), has_nvram=True)
+    [own] = domain.findall("os/varstore")
+    assert own.attrib == {"template": "/t.json", "path": "/overlays/nvram.fd"}
+    assert result.notes == ()
+    assert derived(domain_with(rest=store))[1].notes != ()
+
+
 def test_variables_that_the_snapshot_does_not_have_are_new_and_said_so() -> None:
     _, result = derived(domain_with(rest="<os><nvram>/vars.fd</nvram></os>"))
     assert result.notes == ("the firmware's variables are new: the snapshot does not have those of the original",)

@@ -105,10 +105,10 @@ def _origin(source: ElementTree.Element | None) -> str:
 
 @dataclass(frozen=True)
 class NvramDefinition:
-    """Where the firmware of a domain keeps its variables: `<os><nvram>`."""
+    """Where the firmware of a domain keeps its variables: `<os><nvram>`, or `<os><varstore>` since libvirt 12.1."""
 
     kind: str  # <nvram type=...>: file, block, network
-    format: str  # raw or qcow2
+    format: str  # raw, qcow2, or that of QEMU's uefi-vars device: json
     origin: str  # a path, or what identifies the source otherwise; '' where libvirt tells none
 
 
@@ -116,9 +116,10 @@ def nvram(domain_xml: str) -> NvramDefinition | None:
     """The domain's, None where its firmware keeps no variables.  Raises SnapmountError where the XML is not
     well-formed.
     """
-    element = parse(domain_xml, "the domain's definition").find("./os/nvram")
+    domain = parse(domain_xml, "the domain's definition")
+    element, store = domain.find("./os/nvram"), domain.find("./os/varstore")
     if element is None:
-        return None
+        return None if store is None else NvramDefinition("file", "json", store.get("path", ""))
     source = element.find("source")  # since libvirt 8.5; before, and where it is a file, the path alone
     return NvramDefinition(
         kind=element.get("type", "file"),

@@ -126,15 +126,18 @@ def _take_over_firmware(domain: ElementTree.Element, wish: Wish, notes: list[str
         # libvirt has chosen it for the original, by these, and takes them amiss beside its choice (9.0 does)
         system.attrib.pop("firmware", None)
         _without(system, "firmware")
-    nvram = system.find("nvram")
-    if nvram is None:
+    nvram, store = system.find("nvram"), system.find("varstore")
+    if store is not None:
+        store.set("path", wish.nvram)
+    if nvram is None and store is None:
         return
     if not wish.has_nvram:
         notes.append("the firmware's variables are new: the snapshot does not have those of the original")
-    attributes = {key: value for key, value in nvram.attrib.items() if key in ("template", "templateFormat", "format")}
-    nvram.clear()
-    nvram.attrib.update(attributes)
-    nvram.text = wish.nvram
+    if nvram is not None:
+        kept = {key: value for key, value in nvram.items() if key in ("template", "templateFormat", "format")}
+        nvram.clear()
+        nvram.attrib.update(kept)
+        nvram.text = wish.nvram
 
 
 def _renew_identity(domain: ElementTree.Element, uuid: str) -> None:

@@ -31,7 +31,7 @@ class Nvram:
     """The variables of the VM's firmware in a snapshot: a copy of the file that QEMU keeps them in."""
 
     size_bytes: int
-    format: str  # of the file: raw or qcow2
+    format: str  # of the file: raw, qcow2 or json
     origin: str
 
     @property
