@@ -1,5 +1,5 @@
-"""VMs whose firmware is UEFI and which have a TPM: a snapshot has the firmware's variables of its moment, a scratch VM
-boots with them and gets a TPM of its own, and nothing of either is left behind.
+"""VMs whose firmware is UEFI, and VMs that have a TPM: a snapshot has the firmware's variables of its moment, a scratch
+VM boots with them and gets a TPM of its own, and nothing of either is left behind.
 """
 
 from __future__ import annotations
@@ -37,27 +37,47 @@ INDICES = "8001000000160000017a000000010100000000000010"
 INDEX = "01800001"
 
 
-@pytest.fixture(scope="module")
-def shared_efi_vm(libvirt: None) -> Iterator[vm.VM]:
-    """A VM that boots by UEFI from its own disk, and has a TPM; its firmware holds the variable SnapmountFirst."""
-    if not list(FIRMWARE.glob("*edk2*x86_64*.json")):
-        pytest.skip("this host lacks OVMF: run contrib/setup --test")
-    for program in ("swtpm", "swtpm_setup", "objcopy", "mformat", rootdisk.EFI_STUB):
+def skip_without(*programs: str | Path) -> None:
+    for program in programs:
         if not shutil.which(program, os.F_OK):
             pytest.skip(f"this host lacks {program}: run contrib/setup --test")
+
+
+@pytest.fixture(scope="module")
+def shared_efi_vm(libvirt: None) -> Iterator[vm.VM]:
+    """A VM that boots by UEFI from its own disk, and whose firmware holds the variable SnapmountFirst."""
+    if not list(FIRMWARE.glob("*edk2*x86_64*.json")):
+        pytest.skip("this host lacks OVMF: run contrib/setup --test")
+    skip_without("objcopy", "mformat", rootdisk.EFI_STUB)
     disks = [vm.Disk("vda", size=48 * vm.MIB, fill=rootdisk.fill_for_efi)]
-    options: dict[str, Any] = {"agent": True, "extra_devices": TPM, "direct_kernel": False, "efi": True}
-    with vm.running(f"{vm.PREFIX}-efi", disks, **options) as running:
+    with vm.running(f"{vm.PREFIX}-efi", disks, agent=True, direct_kernel=False, efi=True) as running:
         running.agent_answers()
         set_variable(running, "First")
         yield running
-    assert tpm_traces(running.name) == []
 
 
 @pytest.fixture
 def efi_vm(shared_efi_vm: vm.VM, clean: None) -> vm.VM:
     """The shared one, which runs on."""
     return shared_efi_vm
+
+
+@pytest.fixture(scope="module")
+def shared_tpm_vm(libvirt: None) -> Iterator[vm.VM]:
+    """A VM with a TPM, in which it has defined an index."""
+    skip_without("swtpm", "swtpm_setup")
+    with vm.running(f"{vm.PREFIX}-tpm", [vm.Disk("vda")], agent=True, extra_devices=TPM) as running:
+        running.agent_answers()
+        tpm_answers(running, DEFINE)
+        assert INDEX in indices(running)
+        yield running
+
+
+@pytest.fixture
+def tpm_vm(shared_tpm_vm: vm.VM, clean: None) -> Iterator[vm.VM]:
+    """The shared one; whatever the test did, its TPM is as it was."""
+    yield shared_tpm_vm
+    assert INDEX in indices(shared_tpm_vm)
 
 
 def set_variable(guest: vm.VM, name: str) -> None:
@@ -91,11 +111,16 @@ def indices(guest: vm.VM) -> list[str]:
     return re.findall("." * 8, answer[30:])
 
 
-def tpm_traces(name: str, *uuids: str) -> list[str]:
-    """What there is of the emulated TPM of a VM."""
+def tpm_traces(uuid: str) -> list[str]:
+    """What there is of the emulated TPM of a VM: its emulator, and its state."""
     emulators = subprocess.run(["pgrep", "-a", "swtpm"], capture_output=True, text=True).stdout.splitlines()
-    found = [line for line in emulators if name in line or any(uuid in line for uuid in uuids)]
-    return found + [str(TPM_STATE / uuid) for uuid in uuids if (TPM_STATE / uuid).exists()]
+    return [line for line in emulators if uuid in line] + [str(path) for path in TPM_STATE.glob(uuid)]
+
+
+def boot(*words: str | Path) -> tuple[vm.VM, dict[str, Any]]:
+    """Boot a scratch VM; return it as a VM of the rig, and what is told of it."""
+    told = snapmount_json("boot", *words)
+    return vm.VM(told["name"], Path(told["overlay_directory"])), told
 
 
 @contextlib.contextmanager
@@ -135,57 +160,54 @@ def test_the_mount_has_the_variables_of_its_moment_also_after_a_recovery(efi_vm:
     snapmount("delete", efi_vm.name)
 
 
-def test_a_copy_boots_by_uefi_with_the_variables_of_the_snapshot_and_a_new_tpm(efi_vm: vm.VM, mountpoint: Path) -> None:
-    tpm_answers(efi_vm, DEFINE)
-    assert INDEX in indices(efi_vm)
+def test_a_copy_boots_by_uefi_with_the_variables_of_the_snapshot(efi_vm: vm.VM, mountpoint: Path) -> None:
     snapmount(efi_vm.name, mountpoint)
     before = (mountpoint / "nvram").read_bytes()
     set_variable(efi_vm, "AfterTheSnapshot")
 
-    told = snapmount_json("boot", "--wait-for", "agent", mountpoint)
+    scratch, told = boot("--wait-for", "agent", mountpoint)
 
-    scratch = vm.VM(told["name"], Path(told["overlay_directory"]))
     held = re.search("^the firmware holds: (.*)", scratch.output(), re.MULTILINE)
     assert held
     assert "First" in held[1].split()
     assert "AfterTheSnapshot" not in held[1].split()
+    assert (told["notes"], told["left_out"]) == ([], [])
     set_variable(scratch, "OfTheCopy")
     assert holds(nvram(scratch).read_bytes(), "OfTheCopy")
     assert not holds(nvram(efi_vm).read_bytes(), "OfTheCopy")
     assert (mountpoint / "nvram").read_bytes() == before
-    assert told["notes"] == [NEW_TPM]
-    assert INDEX not in indices(scratch)
-    assert len(tpm_traces(scratch.name, told["uuid"])) >= 2
-
-    scratch.virsh("destroy", scratch.name)
-    wait_for(lambda: not scratch.directory.exists(), "its overlays are gone")
-    wait_for(lambda: tpm_traces(scratch.name, told["uuid"]) == [], "nothing of its TPM is left")
-    assert INDEX in indices(efi_vm), "the original's is another one"
-    snapmount("delete", efi_vm.name)
+    snapmount("delete", "--force", efi_vm.name)
+    assert not scratch.directory.exists()
 
 
 def test_variables_that_cannot_be_copied_are_left_out_and_a_copy_gets_new_ones(efi_vm: vm.VM, mountpoint: Path) -> None:
     with moved_away(nvram(efi_vm)):
         taken = snapmount_json(efi_vm.name, mountpoint)
-    [left_out] = taken["left_out"]
-    assert left_out["name"] == "nvram"
-    assert left_out["why"] == f"{nvram(efi_vm)} cannot be read: No such file or directory"
+    why = f"{nvram(efi_vm)} cannot be read: No such file or directory"
+    assert taken["left_out"] == [{"name": "nvram", "why": why}]
     assert taken["nvram"] is None
     assert not (mountpoint / "nvram").exists()
-    told = snapmount_json("boot", mountpoint)
-    assert told["notes"] == [NEW_VARIABLES, NEW_TPM]
-    scratch = vm.VM(told["name"], Path(told["overlay_directory"]))
+    scratch, told = boot("--keep", mountpoint)
+    assert told["notes"] == [NEW_VARIABLES]
+    assert nvram(scratch) == scratch.directory / "nvram.fd"
     assert not holds(nvram(scratch).read_bytes(), "First")
     snapmount("delete", "--force", efi_vm.name)
-    assert tpm_traces(scratch.name, told["uuid"]) == []
+    assert not scratch.directory.exists()
 
 
-def test_a_kept_copy_has_its_variables_and_tpm_until_it_is_deleted(efi_vm: vm.VM) -> None:
-    told = snapmount_json("boot", "--keep", efi_vm.name)
-    scratch = vm.VM(told["name"], Path(told["overlay_directory"]))
+def test_a_copy_gets_a_new_tpm_of_which_nothing_is_left(tpm_vm: vm.VM) -> None:
+    scratch, told = boot("--wait-for", "agent", tpm_vm.name)
+    assert told["notes"] == [NEW_TPM]
+    assert INDEX not in indices(scratch)
+    assert len(tpm_traces(told["uuid"])) == 2
     scratch.virsh("destroy", scratch.name)
-    assert nvram(scratch) == scratch.directory / "nvram.fd"
-    assert nvram(scratch).exists()
-    assert (TPM_STATE / told["uuid"]).exists()
-    snapmount("delete", "--force", efi_vm.name)
-    assert tpm_traces(scratch.name, told["uuid"]) == []
+    wait_for(lambda: traces.found() == [], "the snapshot has ended with it")
+    wait_for(lambda: tpm_traces(told["uuid"]) == [], "nothing of its TPM is left")
+
+
+def test_a_kept_copy_has_its_tpm_until_it_is_deleted(tpm_vm: vm.VM) -> None:
+    scratch, told = boot("--keep", tpm_vm.name)
+    scratch.virsh("destroy", scratch.name)
+    wait_for(lambda: tpm_traces(told["uuid"]) == [str(TPM_STATE / told["uuid"])], "its emulator has ended")
+    snapmount("delete", "--force", tpm_vm.name)
+    assert tpm_traces(told["uuid"]) == []
