@@ -83,6 +83,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     await _check_state(domain, store)
     xml = await domain.xml()
     selection = plan.select(domain.name, domainxml.disks(xml), request.only, request.exclude)
+    plan.check_iothreads(domain.name, selection.chosen, await domain.qemu_version(request.connect))
     sizes = await domain.allocation()
     disks = tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen)
     user = hypervisor.qemu_user(xml)

@@ -82,6 +82,27 @@ def test_a_disk_has_libvirt_s_defaults() -> None:
     assert disk == DiskDefinition("hda", "disk", "file", "raw", "/x")
 
 
+VIRTIO = "<disk><driver{}</driver><target dev='vda' bus='virtio'/></disk>"
+CONTROLLERS = "<controller type='scsi' index='0'/><controller type='scsi' index='1'><driver iothread='1'/></controller>"
+ON_CONTROLLER = CONTROLLERS + "<disk><target dev='sda' bus='{}'/><address type='drive' controller='{}'/></disk>"
+
+
+@pytest.mark.parametrize(
+    ("devices", "has_iothread"),
+    [
+        (VIRTIO.format(" iothread='1'>"), True),
+        (VIRTIO.format("><iothreads><iothread id='1'/></iothreads>"), True),
+        (VIRTIO.format(" name='qemu'>"), False),
+        (ON_CONTROLLER.format("scsi", 1), True),
+        (ON_CONTROLLER.format("scsi", 0), False),
+        (ON_CONTROLLER.format("sata", 1), False),
+    ],
+)
+def test_a_disk_has_an_iothread_by_itself_or_by_its_controller(devices: str, has_iothread: bool) -> None:
+    (disk,) = domainxml.disks(domain(f"<devices>{devices}</devices>"))
+    assert disk.has_iothread == has_iothread
+
+
 def test_only_the_top_layer_of_a_disk_is_its_origin() -> None:
     layers = "<mirror><source file='/copy'/></mirror><backingStore><source file='/base'/></backingStore>"
     for source, origin in (("<source file='/top'/>", "/top"), ("", "")):

@@ -47,6 +47,19 @@ def test_disks_keep_the_vm_s_order_whatever_the_user_s() -> None:
     assert plan.select("vm1", (VDA, VDB), ("vdb", "vda"), ()).chosen == (VDA, VDB)
 
 
+@pytest.mark.parametrize("version", [None, (7, 2, 22), (8, 2, 2)])
+def test_disks_with_iothreads_are_refused_where_qemu_would_crash(version: tuple[int, ...] | None) -> None:
+    plan.check_iothreads("vm1", (VDA, VDB), version)
+    with pytest.raises(StateError, match=r"vdb uses an iothread, and the VM's QEMU .* would crash") as caught:
+        plan.check_iothreads("vm1", (VDA, replace(VDB, has_iothread=True)), version)
+    assert "--exclude-disk vdb" in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize("version", [(8, 2, 3), (9, 0, 0), (10, 0, 8)])
+def test_disks_with_iothreads_are_chosen_where_qemu_can(version: tuple[int, ...]) -> None:
+    plan.check_iothreads("vm1", (replace(VDA, has_iothread=True),), version)
+
+
 @PROPERTY
 @given(st.data())
 def test_each_disk_is_either_chosen_or_left_out(data: st.DataObject) -> None:

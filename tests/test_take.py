@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .rig import prefix, traces, vm
-from .rig.command import SNAPMOUNT, read_direct, snapmount, snapmount_json
+from .rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from .rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
@@ -214,3 +215,23 @@ def test_the_owner_of_the_view_is_qemu_s_user_alone(writer: vm.VM, mountpoint: P
     for path in traces.RUNTIME.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
     snapmount("delete", writer.name)
+
+
+def test_a_disk_with_an_iothread_costs_no_qemu_its_life(clean: None, mountpoint: Path) -> None:
+    """Older ones crash as soon as an NBD client of such a disk goes away."""
+    disks = [vm.Disk("vda", iothread=True), vm.Disk("vdb", "qcow2")]
+    with vm.running(f"{vm.PREFIX}-iothread", disks, command_line=f"snapmount.seed={SEED}") as threaded:
+        qemu = threaded.qemu_pid()
+        said = subprocess.run([f"/proc/{qemu}/exe", "--version"], capture_output=True, text=True, check=True).stdout
+        version = tuple(map(int, re.findall(r"version (\d+)\.(\d+)\.(\d+)", said)[0]))
+        if version < (8, 2, 3):
+            message = refused(threaded.name, mountpoint, code=4)
+            assert f"vda uses an iothread, and the VM's QEMU {'.'.join(map(str, version))} would crash" in message
+            snapmount(threaded.name, mountpoint, "--exclude-disk", "vda")
+            assert read_direct(mountpoint / "vdb.raw")
+        else:
+            snapmount(threaded.name, mountpoint)
+            assert prefix.prove(SEED, [read_direct(mountpoint / f"{disk.name}.raw") for disk in disks]) > 0
+        snapmount("delete", threaded.name)
+        threaded.keeps_writing()
+        assert (threaded.qemu_pid(), threaded.write_errors()) == (qemu, 0)

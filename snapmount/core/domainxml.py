@@ -26,6 +26,7 @@ class DiskDefinition:
     format: str  # raw, qcow2, ...
     origin: str  # a path, or what identifies the source otherwise; '' for an empty drive
     alias: str = ""  # of a running VM's device
+    has_iothread: bool = False  # whether a thread of its own serves it, and not QEMU's main loop
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,22 @@ class _Builder(ElementTree.TreeBuilder):
 
 def disks(domain_xml: str) -> tuple[DiskDefinition, ...]:
     """The disks of a domain in their order.  Raises SnapmountError where the XML is not well-formed."""
-    elements = parse(domain_xml, "the domain's definition").findall("./devices/disk")
-    return tuple(_disk(element) for element in elements)
+    domain = parse(domain_xml, "the domain's definition")
+    threaded = {
+        controller.get("index", "0")
+        for controller in domain.findall("./devices/controller[@type='scsi']")
+        if _has_iothread(controller)
+    }
+    return tuple(_disk(element, threaded) for element in domain.findall("./devices/disk"))
 
 
-def _disk(element: ElementTree.Element) -> DiskDefinition:
+def _has_iothread(element: ElementTree.Element) -> bool:
+    """`<driver iothread=...>`, or its `<iothreads>`, since libvirt 10.0."""
+    driver = element.find("driver")
+    return driver is not None and ("iothread" in driver.attrib or driver.find("iothreads") is not None)
+
+
+def _disk(element: ElementTree.Element, threaded_controllers: Collection[str]) -> DiskDefinition:
     target = element.find("target")
     driver = element.find("driver")
     alias = element.find("alias")
@@ -90,7 +102,15 @@ def _disk(element: ElementTree.Element) -> DiskDefinition:
         format="raw" if driver is None else driver.get("type", "raw"),
         origin=_origin(element.find("source")),
         alias="" if alias is None else alias.get("name", ""),
+        has_iothread=_has_iothread(element) or _controller(element) in threaded_controllers,
     )
+
+
+def _controller(disk: ElementTree.Element) -> str | None:
+    """The index of the SCSI controller that the disk is on."""
+    target, address = disk.find("target"), disk.find("address[@type='drive']")
+    is_scsi = target is not None and target.get("bus") == "scsi"
+    return address.get("controller", "0") if is_scsi and address is not None else None
 
 
 def _origin(source: ElementTree.Element | None) -> str:

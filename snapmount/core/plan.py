@@ -9,6 +9,8 @@ from ..errors import NotFoundError, StateError
 from . import attachment, names
 from .domainxml import DiskDefinition
 
+QEMU_NBD_IN_IOTHREADS = (8, 2, 3)  # the first version that can
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -53,6 +55,28 @@ def select(vm: str, disks: Sequence[DiskDefinition], only: Collection[str], excl
     if not chosen:
         raise NotFoundError(f"{vm}: no disk is left to take a snapshot of; the VM has {', '.join(known) or 'no disks'}")
     return Selection(tuple(chosen), tuple(left_out))
+
+
+def check_iothreads(vm: str, chosen: Sequence[DiskDefinition], qemu_version: tuple[int, ...] | None) -> None:
+    """Raise StateError where a disk is served by an iothread, in a QEMU that would crash as soon as an NBD client of
+    its backup job goes away; a version that is not known is taken for such a one.
+
+    Before 8.2.3 the NBD server lets go of a client in the iothread, and since the mending of CVE-2024-7409, which
+    distributions have put into older versions, that fails an assertion (nbd_blockdev_client_closed).  QEMU's commit
+    f816310d0c32, "nbd/server: only traverse NBDExport->clients from main loop thread".
+    """
+    if qemu_version and qemu_version >= QEMU_NBD_IN_IOTHREADS:
+        return
+    threaded = [disk.name for disk in chosen if disk.has_iothread]
+    if threaded:
+        version = ".".join(map(str, qemu_version)) if qemu_version else "of an unknown version"
+        needed = ".".join(map(str, QEMU_NBD_IN_IOTHREADS))
+        exclude = [word for name in threaded for word in ("--exclude-disk", name)]
+        raise StateError(
+            f"{vm}: {', '.join(threaded)} uses an iothread, and the VM's QEMU {version} would crash at the end of a "
+            f"snapshot of such a disk; QEMU {needed} and later do not",
+            f"{names.command('snapmount', vm, 'MOUNTPOINT', *exclude)}   (or start the VM without the iothread)",
+        )
 
 
 def _reason_to_leave_out(disk: DiskDefinition, only: Collection[str], exclude: Collection[str]) -> str | None:

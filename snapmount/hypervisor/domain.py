@@ -7,6 +7,7 @@ import grp
 import math
 import os
 import pwd
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import libvirt
 import trio
 
+from .. import blocking
 from ..core import domainxml, names
 from ..core.user import User
 from ..errors import MissingError, NotFoundError, StateError, UnreachableError
@@ -23,6 +25,7 @@ from .uri import is_unprivileged
 
 BEGIN_S = 120.0  # making scratch files on a slow disk takes its time
 JOB_END_S = 10.0
+VERSION_S = 10.0
 POLL_S = 0.05
 
 # whatever the VM has come to have: a kept one may have been saved, for instance
@@ -283,12 +286,29 @@ class Domain:
         directory = own if is_unprivileged(uri) else Path("/run/libvirt/qemu")
         return directory / f"{self.name}.pid"
 
+    async def qemu_version(self, uri: str) -> tuple[int, ...] | None:
+        """The version of the QEMU that the VM runs in, which may be older than the one that is installed now; None
+        where it cannot be told.
+        """
+        pid = self.qemu_pid(uri)
+        try:
+            done = await blocking.run(VERSION_S, [f"/proc/{pid}/exe", "--version"])  # also where it was replaced
+        except (OSError, trio.TooSlowError):
+            return None
+        return _version(done.stdout)
+
     def qemu_pid(self, uri: str) -> int | None:
         """The process id of its QEMU, None where it cannot be told."""
         try:
             return int(self.pid_file(uri).read_text())
         except (OSError, ValueError):
             return None
+
+
+def _version(said: bytes) -> tuple[int, ...] | None:
+    """The version in what `qemu-system-... --version` prints."""
+    found = re.search(rb"version (\d+)\.(\d+)\.(\d+)", said)
+    return tuple(map(int, found.groups())) if found else None
 
 
 def qemu_user(domain_xml: str) -> User:

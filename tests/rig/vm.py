@@ -37,6 +37,7 @@ class Disk:
     size: int = 32 * MIB
     ext4: bool = False
     fill: Callable[[Path], None] | None = None  # writes into the raw image before the VM is started
+    iothread: bool = False  # a thread of its own serves it
 
 
 @dataclass
@@ -228,6 +229,7 @@ def _domain(
 <domain type='{guest.domain_type()}'>
   <name>{escape(vm.name)}</name>
   <memory unit='MiB'>{256 if efi else 128}</memory>
+  <iothreads>{int(any(disk.iothread for disk in vm.disks))}</iothreads>
   <os{" firmware='efi'" if efi else ""}>
     <type arch='x86_64'{" machine='q35'" if efi else ""}>hvm</type>
     {boot}
@@ -258,10 +260,12 @@ def _disk_xml(directory: Path, disk: Disk, stack: contextlib.ExitStack) -> str:
     if disk.kind == "block":
         path = loop_device(path, stack)
     form = "raw" if disk.kind in ("raw", "block") else "qcow2"
+    thread = " iothread='1'" if disk.iothread else ""
     attribute = "dev" if disk.kind == "block" else "file"
     return (
-        f"<disk type='{'block' if disk.kind == 'block' else 'file'}' device='disk'><driver name='qemu' type='{form}'/>"
-        f"<source {attribute}={quoteattr(str(path))}/><target dev='{disk.name}' bus='virtio'/></disk>"
+        f"<disk type='{'block' if disk.kind == 'block' else 'file'}' device='disk'>"
+        f"<driver name='qemu' type='{form}'{thread}/><source {attribute}={quoteattr(str(path))}/>"
+        f"<target dev='{disk.name}' bus='virtio'/></disk>"
     )
 
 
