@@ -25,7 +25,7 @@ exit codes:
   7  the host or the guest lacks something: /dev/fuse, an iSCSI target, the guest agent; doctor has found a problem
   8  something could not be undone; the record is kept for another `snapmount delete`
   9  the scratch VM was started, but what --wait-for waits for has not come
-  130  interrupted before the view was ready; all was undone
+  130  interrupted, by Ctrl-C or SIGTERM; what the command had begun to make was undone
 """
 
 

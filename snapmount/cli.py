@@ -7,9 +7,9 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from . import logs, notify
 from .arguments import parse
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .core.iscsi import Session
     from .records import Record
     from .state import Store
-
-T = TypeVar("T")
 
 
 class _CannotPrintError(Exception):
@@ -84,18 +82,6 @@ def _print_json(document: object) -> None:
     _print(json.dumps(document, indent=2) + "\n")
 
 
-def _awaited(function: Callable[..., Awaitable[T]], *args: object) -> T:
-    """What the function returns; of the errors of a nursery, the one to report is raised."""
-    import trio
-
-    from .errors import first_cause
-
-    try:
-        return trio.run(function, *args)
-    except BaseException as error:
-        raise first_cause(error) from None
-
-
 # -- commands ----------------------------------------------------------------------------------------------------------
 # The modules behind a command are imported when it runs: `list` needs neither libvirt nor FUSE.
 
@@ -140,7 +126,7 @@ def _revive(word: str, store: Store, verbose: bool) -> None:
 
 
 def _boot(arguments: argparse.Namespace) -> int:
-    from . import boot, present, requesting
+    from . import boot, interruptible, present, requesting
 
     if arguments.console and not shutil.which("virsh"):
         raise MissingError("virsh is missing, which --console needs", "sudo apt-get install libvirt-clients")
@@ -154,7 +140,7 @@ def _boot(arguments: argparse.Namespace) -> int:
         )
     record = record or _take_to_boot(arguments, store)
     try:
-        vm = _awaited(boot.run, request, record, store)
+        vm = interruptible.run(boot.run, request, record, store)
     except BaseException:
         if is_taken_now:
             _end_unless_used(store, record)
@@ -194,7 +180,7 @@ def _end_unless_used(store: Store, record: Record) -> None:
 
 
 def _attach(arguments: argparse.Namespace) -> int:
-    from . import attaching, present
+    from . import attaching, interruptible, present
 
     store = _store()
     _revive(arguments.snapshot, store, arguments.verbose)
@@ -203,7 +189,7 @@ def _attach(arguments: argparse.Namespace) -> int:
         take = names.command("snapmount", arguments.snapshot, "MOUNTPOINT")
         raise NotFoundError(f"there is no snapshot {arguments.snapshot!r} to attach", f"{take}   (to take one first)")
     request = attaching.AttachRequest(arguments.helper, tuple(arguments.disk), arguments.bus)
-    made = _awaited(attaching.attach, request, record, store)
+    made = interruptible.run(attaching.attach, request, record, store)
     if arguments.json:
         _print_json({"snapshot": record.id, "attachments": [each.document() for each in made]})
     else:
@@ -212,11 +198,11 @@ def _attach(arguments: argparse.Namespace) -> int:
 
 
 def _detach(arguments: argparse.Namespace) -> int:
-    from . import attaching
+    from . import attaching, interruptible
 
     store = _store()
     record = store.find(arguments.snapshot)
-    _awaited(attaching.detach, record, store, arguments.helper, arguments.disk, arguments.wait_timeout)
+    interruptible.run(attaching.detach, record, store, arguments.helper, arguments.disk, arguments.wait_timeout)
     return 0
 
 
@@ -331,9 +317,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _end(store: Store, record: Record, force: bool) -> None:
-    from . import ending
+    from . import ending, interruptible
 
-    _awaited(ending.end, store, record, force)
+    interruptible.run(ending.end, store, record, force)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -69,7 +69,7 @@ class NotBootedError(SnapmountError):
 
 
 class InterruptedByUserError(SnapmountError):
-    """Ctrl-C or SIGTERM before the view was ready; all has been undone."""
+    """Ctrl-C or SIGTERM; what had been begun has been undone."""
 
     exit_code = 130
 

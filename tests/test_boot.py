@@ -358,11 +358,15 @@ def test_sigterm_to_the_server_ends_its_scratch_vms(writer: vm.VM) -> None:
     assert gone(told)
 
 
-def test_ctrl_c_while_waiting_leaves_nothing(writer: vm.VM) -> None:
-    with subprocess.Popen([SNAPMOUNT, "boot", "--wait-for", "never said", writer.name]) as booting:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_waiting_leaves_nothing(writer: vm.VM, number: signal.Signals) -> None:
+    """Ctrl-C, or timeout(1) in a script."""
+    command = [SNAPMOUNT, "boot", "--wait-for", "never said", writer.name]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as booting:
         wait_for(running, "the copy runs", vm.BOOT_S)
-        booting.send_signal(signal.SIGINT)
-        assert booting.wait(vm.BOOT_S) == 130
+        booting.send_signal(number)
+        _, complaint = booting.communicate(timeout=vm.BOOT_S)
+    assert (booting.returncode, complaint) == (130, "snapmount: interrupted\n")
     assert traces.found() == []
 
 
