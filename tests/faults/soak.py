@@ -23,7 +23,8 @@ from ..rig import libvirtd, prefix, traces, vm
 from ..rig.command import snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 from .scene import VIEWS, Scene
-from .stories import FAULTS, Fault
+from .stories import FAULTS
+from .stories.fault import Fault
 
 DISKS = (vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2"))
 GUEST_SEED = 11
