@@ -116,16 +116,7 @@ def test_what_a_copy_writes_reaches_neither_the_view_nor_the_original(writer: vm
     scratch.keeps_writing(1000)
     assert sha256(*files) == before
     snapmount("delete", "--force", writer.name)
-    writer.virsh("suspend", writer.name)
-    try:
-        raw = [writer.directory / "copy.vda", writer.directory / "copy.vdb"]
-        for origin, copy in zip(("vda.img", "vdb.qcow2"), raw, strict=True):
-            subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", writer.directory / origin, copy], check=True)
-        assert prefix.prove(SEED, [copy.read_bytes() for copy in raw]) > 0
-    finally:
-        writer.virsh("resume", writer.name)
-        for copy in raw:
-            copy.unlink(missing_ok=True)
+    assert prefix.prove(SEED, writer.read_disks()) > 0
 
 
 def test_a_snapshot_that_is_published_only_boots_too(writer: vm.VM) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from ..rig import libiscsi, prefix, traces, vm
 from ..rig.command import SNAPMOUNT, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
+from .stage import Stage
 
 VIEWS = (("files",), ("files", "LUNs"), ("LUNs",))
 READ_TIMEOUT_S = 3
@@ -62,7 +63,7 @@ class Reader:
     def __init__(self, name: str, read: Callable[[], prefix.Piece]) -> None:
         self.pieces: list[prefix.Piece] = []
         self.refused = 0
-        self._last_refusal: OSError | None = None
+        self.last_refusal: OSError | None = None
         self.error: BaseException | None = None  # one that no reader may get
         self.name = name
         self._read = read
@@ -79,7 +80,7 @@ class Reader:
                     if error.errno not in REFUSALS:
                         raise
                     self.refused += 1
-                    self._last_refusal = error
+                    self.last_refusal = error
         except BaseException as error:
             self.error = error
 
@@ -97,7 +98,7 @@ class Reader:
         try:
             wait_for(lambda: condition() or self.error, f"the reader of the {self.name} {what}")
         except TimeoutError as error:
-            raise TimeoutError(f"{error}; it was refused last with {self._last_refusal!r}") from None
+            raise TimeoutError(f"{error}; it was refused last with {self.last_refusal!r}") from None
         self.check()
 
     def check(self) -> None:
@@ -120,13 +121,21 @@ class Reader:
 class Scene:
     """One round's guest and snapshot; the chance decides what a fault leaves open."""
 
-    guest: vm.VM
+    stage: Stage
     chance: Random
-    mountpoint: Path
     views: tuple[str, ...] = ("files",)
     taken: dict[str, Any] = field(default_factory=dict)
     readers: list[Reader] = field(default_factory=list)
     refused: int = 0  # reads, of readers that have ended
+    origin: list[prefix.Piece] = field(default_factory=list)  # the guest's own disks, at a later moment
+
+    @property
+    def guest(self) -> vm.VM:
+        return self.stage.guest
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.stage.mountpoint
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
@@ -137,9 +146,9 @@ class Scene:
             words += ["--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{libiscsi.free_port()}"]
         return [*words, self.guest.name, *([str(self.mountpoint)] if "files" in self.views else [])]
 
-    def take(self, *options: str) -> None:
+    def take(self, *options: str, **of_process: Any) -> None:
         """Take the snapshot, and let the readers begin."""
-        self.watch(snapmount(*self.take_words(*options)).stdout)
+        self.watch(snapmount(*self.take_words(*options), **of_process).stdout)
 
     def watch(self, told: str) -> None:
         """Let the readers of a snapshot begin, of which `take --json` has told."""
@@ -178,10 +187,27 @@ class Scene:
     def ends_by_itself(self) -> None:
         wait_for(lambda: not traces.found(), "the snapshot has ended by itself")
 
+    def is_given_up(self) -> None:
+        """Wait until it has been: nobody reads, and the guest goes on."""
+        self.state_becomes("gave up")
+        self.nobody_reads()
+        refusals = [reader.last_refusal for reader in self.readers if reader.name == "files"]
+        assert all(refusal and refusal.errno == errno.EIO for refusal in refusals), refusals
+        wait_for(lambda: self.guest.state() == "running", "the guest runs")
+        wait_for(lambda: not self.guest.has_job(), "the job has ended")
+
     # -- what is done to it --------------------------------------------------------------------------------------------
 
     def signal_server(self, number: signal.Signals) -> None:
         os.kill(self.taken["server"]["pid"], number)
+
+    def kill_server(self) -> None:
+        self.signal_server(signal.SIGKILL)
+        self.state_becomes("dead")
+
+    def either(self) -> bool:
+        """Heads or tails."""
+        return self.chance.random() < 0.5
 
     def a_moment(self, longest_ms: int) -> float:
         """A time of the chance's choosing, in seconds."""
@@ -213,6 +239,10 @@ class Scene:
         for reader in readers:
             reader.join()
         return [piece for reader in readers for piece in reader.pieces]
+
+    def keep_origin(self) -> None:
+        """Keep what the guest's own disks hold now: that too must be its writes, and nobody else's."""
+        self.origin = [prefix.Piece(number, 0, disk) for number, disk in enumerate(self.guest.read_disks())]
 
     def mounted_at(self) -> Path:
         """Where it is mounted; snapshots that are published only are mounted too."""

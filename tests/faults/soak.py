@@ -11,24 +11,20 @@ import argparse
 import contextlib
 import re
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
-from ..rig import libvirtd, prefix, traces, vm
+from ..rig import libvirtd, traces
 from ..rig.command import snapmount, snapmount_json
-from ..rig.libvirtd import wait_for
 from .scene import VIEWS, Scene
+from .stage import Stage
 from .stories import FAULTS
 from .stories.fault import Fault
 
-DISKS = (vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2"))
-GUEST_SEED = 11
-GONE_S = 30
+NAME_WIDTH = max(len(fault.name) for fault in FAULTS)
 
 
 @dataclass(frozen=True)
@@ -68,63 +64,48 @@ class Outcome:
         proof = f"{self.reads:5} reads are of S={self.proven}" if self.reads else "nothing was read"
         views, took_ms = "+".join(self.round.views), self.longest_write_us / 1000
         return (
-            f"{self.round.number:4}  seed {self.round.seed}  {self.round.fault.name:48}  {views:10}  {proof:28}  "
-            f"{self.refused:4} refused  longest write {took_ms:5.0f} ms  {self.seconds:5.1f} s  "
+            f"{self.round.number:4}  seed {self.round.seed}  {self.round.fault.name:{NAME_WIDTH}}  {views:10}  "
+            f"{proof:28}  {self.refused:4} refused  longest write {took_ms:5.0f} ms  {self.seconds:5.1f} s  "
             f"{'FAILED' if self.problem else 'ok'}"
         )
 
 
 class Soak:
-    """The guest that writes through all rounds; it is made anew where a fault has not spared it."""
+    """Rounds on one stage."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._stack = stack.enter_context(contextlib.ExitStack())
-        self._mountpoint = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{vm.PREFIX}-", dir="/var/tmp"))
-        )
-        self._mountpoint.chmod(0o755)
-        self._make_guest()
-
-    def _make_guest(self) -> None:
-        self._stack.close()
-        running = vm.running(f"{vm.PREFIX}-soak", DISKS, command_line=f"snapmount.seed={GUEST_SEED}")
-        self._guest = self._stack.enter_context(running)
-        self._guest.keeps_writing(100)
-        self._replay = prefix.Replay(GUEST_SEED, [disk.size for disk in DISKS])
+        self._stage = Stage(stack)
 
     def play(self, this: Round) -> Outcome:
         """Play the round.  Raises RuntimeError where the host cannot be brought back to what it was."""
-        begin, told = time.monotonic(), len(self._guest.output())
-        scene = Scene(self._guest, this.chance(), self._mountpoint, this.views)
-        pieces: list[prefix.Piece] = []
-        problem, proven = "", 0
+        begin, told = time.monotonic(), len(self._stage.guest.output())
+        scene = Scene(self._stage, this.chance(), this.views)
+        reads, problem, proven = 0, "", 0
         try:
             this.fault.story(scene)
             pieces = scene.stop_reading()
-            proven = self._replay.prove(pieces) if pieces else 0
-            self._check(this.fault)
+            reads = len(pieces)
+            proven = self._stage.replay.prove(pieces) if pieces else 0
+            self._stage.check(guest_lives=this.fault.spares_guest)
+            self._stage.replay.prove(scene.origin)
         except Exception:
             problem = f"{traceback.format_exc()}\n{_logs()}"
-        longest = max((int(us) for us in re.findall(r"longest_us=(\d+)", self._guest.output()[told:])), default=0)
+        output = self._stage.guest.output()[told:]
+        longest = max((int(us) for us in re.findall(r"longest_us=(\d+)", output)), default=0)
         if problem:
             self._clean_up(scene)
         if problem or not this.fault.spares_guest:
-            self._make_guest()
-        return Outcome(this, problem, proven, len(pieces), scene.refused, longest, time.monotonic() - begin)
-
-    def _check(self, fault: Fault) -> None:
-        """Raise AssertionError or TimeoutError where the round has left what it must not, or harmed the guest."""
-        wait_for(lambda: not traces.found(), "no trace is left", GONE_S)
-        if fault.spares_guest:
-            self._guest.keeps_writing()
-            assert self._guest.write_errors() == 0, "a write of the guest has failed"
-            assert not self._guest.has_job(), "a backup job is left"
+            self._stage.make_guest()
+        self._stage.rest()
+        return Outcome(this, problem, proven, reads, scene.refused, longest, time.monotonic() - begin)
 
     def _clean_up(self, scene: Scene) -> None:
         with contextlib.suppress(Exception):
             scene.stop_reading()
         for snapshot in snapmount_json("list"):
             snapmount("delete", "--force", snapshot["id"], check=False)
+        snapmount("recover", check=False)
+        self._stage.drop_helper()
         left = traces.found()
         if left:
             raise RuntimeError(f"the round has left what delete does not remove: {left}")
@@ -150,12 +131,12 @@ def soak(rounds: Sequence[Round], report: Callable[[Outcome], None]) -> list[Out
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """The figures of each fault, a line each, and of all."""
-    yield f"{'fault':48}  rounds  failed  with reads    reads  refused  longest write  seconds"
+    yield f"{'fault':{NAME_WIDTH}}  rounds  failed  with reads    reads  refused  longest write  seconds"
     by_fault = {fault.name: [each for each in outcomes if each.round.fault is fault] for fault in FAULTS}
     for name, of_fault in [*by_fault.items(), ("all", list(outcomes))]:
         if of_fault:
             yield (
-                f"{name:48}  {len(of_fault):6}  {sum(bool(each.problem) for each in of_fault):6}  "
+                f"{name:{NAME_WIDTH}}  {len(of_fault):6}  {sum(bool(each.problem) for each in of_fault):6}  "
                 f"{sum(bool(each.reads) for each in of_fault):10}  {sum(each.reads for each in of_fault):7}  "
                 f"{sum(each.refused for each in of_fault):7}  "
                 f"{max(each.longest_write_us for each in of_fault) / 1000:10.0f} ms  "

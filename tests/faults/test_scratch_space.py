@@ -87,22 +87,12 @@ def wait_given_up(name: str) -> str:
     return str(snapmount_json("show", name)["reason"])
 
 
-@contextlib.contextmanager
-def suspended(guest: vm.VM) -> Iterator[None]:
-    """The guest stands still: however slow this host is, it does not fill the scratch before the test looks."""
-    guest.virsh("suspend", guest.name)
-    try:
-        yield
-    finally:
-        guest.virsh("resume", guest.name)
-
-
 # -- the limit ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not Path("/usr/sbin/tgtd").exists(), reason="this host lacks tgtd: run contrib/setup --test")
 def test_at_its_limit_the_snapshot_is_given_up_and_only_the_snapshot(guest: vm.VM, mountpoint: Path) -> None:
-    with suspended(guest):
+    with guest.suspended():  # however slow this host is, it does not fill the scratch before the test looks; as below
         snapmount("--iscsi", "--target", "tgt", "--scratch-limit", "24M", guest.name, mountpoint)
         (mountpoint / "vda.raw").read_bytes()  # the kernel's page cache holds all of it now
     reason = wait_given_up(guest.name)
@@ -131,7 +121,7 @@ def test_a_limit_that_nothing_fits_into_is_an_error(guest: vm.VM, mountpoint: Pa
 
 
 def test_the_limit_holds_while_libvirtd_is_down(guest: vm.VM, mountpoint: Path) -> None:
-    with suspended(guest):
+    with guest.suspended():
         snapmount("--scratch-limit", "16M", guest.name, mountpoint)
     with libvirtd.stopped():
         wait_for(lambda: snapmount_json("show", guest.name)["state"] == "gave up", "it is given up without libvirtd")
@@ -142,7 +132,7 @@ def test_the_limit_holds_while_libvirtd_is_down(guest: vm.VM, mountpoint: Path) 
 
 
 def test_events_come_again_after_a_restart_of_libvirtd(guest: vm.VM, mountpoint: Path) -> None:
-    with suspended(guest):
+    with guest.suspended():
         taken = snapmount_json("--scratch-limit", "16M", guest.name, mountpoint)
         with libvirtd.stopped():
             pass
@@ -178,7 +168,7 @@ def test_a_guest_that_fills_the_scratch_at_full_speed_never_sees_an_error(
     guest: vm.VM, mountpoint: Path, small: Path
 ) -> None:
     with filled(small, leave=ROOM):
-        with suspended(guest):
+        with guest.suspended():
             snapmount("--scratch-dir", small, guest.name, mountpoint)
         reason = wait_given_up(guest.name)
         assert re.match(rf"scratch space ran out \([\d.]+ \w+ left on {small}, [\d.]+ \w+ used at ", reason)
@@ -190,7 +180,7 @@ def test_a_guest_that_fills_the_scratch_at_full_speed_never_sees_an_error(
 def test_a_guest_that_a_full_scratch_has_paused_is_freed_at_once(guest: vm.VM, mountpoint: Path, small: Path) -> None:
     """The server cannot act in time: it is stopped itself."""
     with filled(small, leave=ROOM):
-        with suspended(guest):
+        with guest.suspended():
             taken = snapmount_json("--scratch-dir", small, guest.name, mountpoint)
             server = contextlib.ExitStack()
             server.enter_context(stopped(taken["server"]["pid"]))
@@ -206,7 +196,7 @@ def test_when_the_server_was_killed_its_standby_gives_the_snapshot_up(
     guest: vm.VM, mountpoint: Path, small: Path
 ) -> None:
     with filled(small, leave=ROOM):
-        with suspended(guest):
+        with guest.suspended():
             taken = snapmount_json("--scratch-dir", small, guest.name, mountpoint)
             os.kill(taken["server"]["pid"], signal.SIGKILL)
         wait_for(lambda: not Path(taken["scratch"]["directory"]).exists(), "the scratch files are gone")
@@ -252,7 +242,7 @@ def test_delete_frees_a_guest_whose_snapshot_nobody_watches_any_more(
     guest: vm.VM, mountpoint: Path, small: Path
 ) -> None:
     with filled(small, leave=ROOM):
-        with suspended(guest):
+        with guest.suspended():
             kill_server_and_standby(snapmount_json("--scratch-dir", small, guest.name, mountpoint))
         with filled(small, leave=0):
             wait_for(lambda: guest.state() == "paused", "the guest is paused")
@@ -262,7 +252,7 @@ def test_delete_frees_a_guest_whose_snapshot_nobody_watches_any_more(
 
 def test_recover_frees_a_guest_where_there_is_space_again(guest: vm.VM, mountpoint: Path, small: Path) -> None:
     with filled(small, leave=ROOM):
-        with suspended(guest):
+        with guest.suspended():
             kill_server_and_standby(snapmount_json("--scratch-dir", small, guest.name, mountpoint))
         with filled(small, leave=0):
             wait_for(lambda: guest.state() == "paused", "the guest is paused")
@@ -316,7 +306,7 @@ def _stands_still(guest: vm.VM) -> bool:
 
 
 def test_a_guest_that_an_administrator_has_paused_stays_so(guest: vm.VM, mountpoint: Path, small: Path) -> None:
-    with suspended(guest), filled(small, leave=ROOM):
+    with guest.suspended(), filled(small, leave=ROOM):
         snapmount("--scratch-dir", small, guest.name, mountpoint)
         with filled(small, leave=0):
             wait_given_up(guest.name)
@@ -392,7 +382,7 @@ def test_a_block_device_that_is_full_ends_the_snapshot_and_frees_the_guest(
     guest: vm.VM, mountpoint: Path, loop: Path
 ) -> None:
     """The device is smaller than the disk, and the server cannot act in time: it is stopped."""
-    with suspended(guest):
+    with guest.suspended():
         taken = snapmount_json("--scratch-device", f"vda={loop}", "--disk", "vda", guest.name, mountpoint)
         server = contextlib.ExitStack()
         server.enter_context(stopped(taken["server"]["pid"]))

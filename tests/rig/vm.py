@@ -149,6 +149,20 @@ class VM:
         goal = self.written() + writes
         wait_for(lambda: self.written() >= goal, f"{self.name} has made {writes} more writes", BOOT_S)
 
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """The guest stands still in the block."""
+        self.virsh("suspend", self.name)
+        try:
+            yield
+        finally:
+            self.virsh("resume", self.name)
+
+    def read_disks(self) -> list[bytes]:
+        """What the disks hold at one moment, as their files tell, past QEMU."""
+        with self.suspended(), tempfile.TemporaryDirectory(dir=self.directory) as copies:
+            return [_read_image(self.directory, disk, Path(copies, disk.name)) for disk in self.disks]
+
     def state(self) -> str:
         return self.virsh("domstate", "--", self.name).strip()
 
@@ -289,6 +303,13 @@ def make_image(directory: Path, disk: Disk) -> Path:
     for overlay, backing, form in ((middle, raw, "raw"), (top, middle, "qcow2")):
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", backing, "-F", form, overlay], check=True)
     return top
+
+
+def _read_image(directory: Path, disk: Disk, copy: Path) -> bytes:
+    image = directory / (f"{disk.name}.img" if disk.kind in ("raw", "block") else f"{disk.name}.qcow2")
+    form = "raw" if image.suffix == ".img" else "qcow2"
+    subprocess.run(["qemu-img", "convert", "-U", "-f", form, "-O", "raw", image, copy], check=True)
+    return copy.read_bytes()
 
 
 def loop_device(path: Path, stack: contextlib.ExitStack) -> Path:

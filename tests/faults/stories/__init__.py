@@ -6,6 +6,7 @@ and ends the snapshot.  It leaves the proof of what was read, and that nothing i
 
 from __future__ import annotations
 
-from . import calm, hypervisor, readers, server, space
+from . import calm, helpers, hypervisor, readers, scratch_vms, server, space
 
-FAULTS = (*calm.FAULTS, *server.FAULTS, *readers.FAULTS, *space.FAULTS, *hypervisor.FAULTS)
+SUBJECTS = (calm, server, readers, space, hypervisor, scratch_vms, helpers)
+FAULTS = tuple(fault for subject in SUBJECTS for fault in subject.FAULTS)

@@ -18,8 +18,7 @@ from .fault import PAUSE_MS, TAKE_MS, Fault
 
 def the_server_is_killed(scene: Scene) -> None:
     scene.take()
-    scene.signal_server(signal.SIGKILL)
-    scene.state_becomes("dead")
+    scene.kill_server()
     scene.nobody_reads()
     scene.delete()
 
@@ -48,8 +47,7 @@ def _kill_server_and(scene: Scene, *words: str) -> None:
 
 def recover_is_killed(scene: Scene) -> None:
     scene.take()
-    scene.signal_server(signal.SIGKILL)
-    scene.state_becomes("dead")
+    scene.kill_server()
     recovering = scene.start("recover")
     time.sleep(scene.a_moment(TAKE_MS))
     recovering.kill()

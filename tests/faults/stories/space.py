@@ -1,12 +1,20 @@
-"""The files of the snapshot are taken away, or there is no space for them."""
+"""The files of the snapshot are taken away, or there is no space for them: it is the snapshot that suffers."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ...rig import traces
+from ...rig import traces, vm
+from ...rig.command import snapmount
+from ...rig.filesystems import filled
+from ...rig.libvirtd import wait_for
+from ...rig.signals import stopped
 from ..scene import Scene
 from .fault import Fault
+
+ROOM = 72 * vm.MIB  # enough to begin with, and less than the worst case
 
 
 def the_scratch_files_are_deleted_by_hand(scene: Scene) -> None:
@@ -27,18 +35,98 @@ def the_socket_is_deleted_by_hand(scene: Scene) -> None:
 
 
 def the_scratch_limit_is_reached(scene: Scene) -> None:
-    scene.guest.virsh("suspend", scene.guest.name)
-    try:
-        scene.take("--scratch-limit", "16M")
-    finally:
-        scene.guest.virsh("resume", scene.guest.name)
-    scene.state_becomes("gave up")
-    scene.nobody_reads()
+    _take(scene, "--scratch-limit", "16M")
+    scene.is_given_up()
     scene.delete()
+
+
+def the_guest_fills_the_scratch_file_system(scene: Scene) -> None:
+    with filled(scene.stage.small, leave=ROOM):
+        _take(scene, "--scratch-dir", str(scene.stage.small))
+        scene.is_given_up()
+        scene.delete()
+
+
+def somebody_else_fills_the_scratch_file_system(scene: Scene) -> None:
+    with contextlib.ExitStack() as full:
+        _take(scene, "--scratch-dir", str(scene.stage.small), then=lambda: full.enter_context(_filled(scene)))
+        scene.is_given_up()
+        scene.delete()
+
+
+def _filled(scene: Scene) -> contextlib.AbstractContextManager[None]:
+    """More or less."""
+    return filled(scene.stage.small, leave=scene.chance.choice((0, scene.chance.randrange(48 * vm.MIB))))
+
+
+def the_scratch_is_full_before_the_server_can_act(scene: Scene) -> None:
+    with contextlib.ExitStack() as full:
+        with contextlib.ExitStack() as server:
+
+            def stop_and_fill() -> None:
+                server.enter_context(stopped(scene.taken["server"]["pid"]))
+                full.enter_context(filled(scene.stage.small, leave=0))
+
+            _take(scene, "--scratch-dir", str(scene.stage.small), then=stop_and_fill)
+            _guest_is_stopped(scene)
+        scene.is_given_up()
+        scene.delete()
+
+
+def the_server_is_killed_and_delete_frees_the_guest(scene: Scene) -> None:
+    with _server_killed_and_scratch_full(scene):
+        scene.nobody_reads()
+        scene.delete()
+        assert scene.guest.state() == "running"
+
+
+def the_server_is_killed_and_recover_frees_the_guest(scene: Scene) -> None:
+    """Where there is space again the snapshot lives on, else it is given up."""
+    with contextlib.ExitStack() as full:
+        full.enter_context(_server_killed_and_scratch_full(scene))
+        if scene.either():
+            full.close()
+            snapmount("recover")
+            scene.reads_go_on()
+        else:
+            assert snapmount("recover", check=False).returncode == 5
+            scene.nobody_reads()
+        assert scene.guest.state() == "running"
+        scene.delete()
+
+
+def _take(scene: Scene, *options: str, then: Callable[[], object] = lambda: None) -> None:
+    """Take it while the guest stands still, and do something more, before it overwrites what takes scratch space."""
+    scene.stage.all_is_written()
+    with scene.guest.suspended():
+        scene.take(*options)
+        then()
+
+
+@contextlib.contextmanager
+def _server_killed_and_scratch_full(scene: Scene) -> Iterator[None]:
+    with contextlib.ExitStack() as full:
+
+        def kill_and_fill() -> None:
+            scene.kill_server()
+            full.enter_context(filled(scene.stage.small, leave=0))
+
+        _take(scene, "--scratch-dir", str(scene.stage.small), then=kill_and_fill)
+        _guest_is_stopped(scene)
+        yield
+
+
+def _guest_is_stopped(scene: Scene) -> None:
+    wait_for(lambda: scene.guest.state() == "paused", "the guest is paused")
 
 
 FAULTS = (
     Fault(the_scratch_files_are_deleted_by_hand),
     Fault(the_socket_is_deleted_by_hand),
     Fault(the_scratch_limit_is_reached),
+    Fault(the_guest_fills_the_scratch_file_system),
+    Fault(somebody_else_fills_the_scratch_file_system),
+    Fault(the_scratch_is_full_before_the_server_can_act),
+    Fault(the_server_is_killed_and_delete_frees_the_guest),
+    Fault(the_server_is_killed_and_recover_frees_the_guest),
 )
