@@ -92,6 +92,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
         _check_wait(request.wait_for, derived, record)
         vm = replace(vm, left_out=derived.left_out, notes=(*vm.notes, *derived.notes))
         _write(directory, vm, record)
+        record.server.send(tending.BELL)  # it undoes what we make, should we be killed
         try:
             store.check_active(record, "booted")  # not before: what ends the snapshot looks for the record
             user = hypervisor.qemu_user(domain_xml)

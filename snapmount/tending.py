@@ -110,7 +110,7 @@ async def watch(claim: Claim, taker: Process | None) -> None:
     Where `taker`, a command, has taken the snapshot to boot on it, return when that and the last scratch VM are gone.
     """
     bell, rung = trio.open_memory_channel[None](math.inf)
-    tended: set[str] = set()
+    tended: set[tuple[str, Process]] = set()
     async with trio.open_nursery() as nursery:
         await nursery.start(_ring_when_told, bell)
         if taker:
@@ -119,8 +119,8 @@ async def watch(claim: Claim, taker: Process | None) -> None:
         async for _ in rung:
             vms = load_all(claim.directory)
             for vm in vms:
-                if vm.uuid not in tended:
-                    tended.add(vm.uuid)
+                if (vm.uuid, vm.process) not in tended:  # first its maker, then its QEMU
+                    tended.add((vm.uuid, vm.process))
                     nursery.start_soon(_tend, claim, vm, bell)
             if taker and not vms and not unreadable(claim.directory) and not taker.runs():
                 log.info("the last scratch VM is gone")
@@ -142,14 +142,11 @@ async def _ring_when_gone(process: Process, bell: trio.MemorySendChannel[None]) 
 
 
 async def _tend(claim: Claim, vm: ScratchVm, bell: trio.MemorySendChannel[None]) -> None:
-    """Wait for the end of its maker, then of its QEMU, and remove it, unless it is kept."""
+    """Wait for the end of its maker, or of its QEMU, and remove it, unless it has that still to end, or is kept."""
     try:
         await vm.process.wait_gone()
         last = load(claim.directory, vm.uuid)
-        if last and last.process != vm.process:
-            await _tend(claim, last, bell)
-            return
-        if last and not (last.is_started and await exists(claim.record, last)):
+        if last and last.process == vm.process and not (last.is_started and await exists(claim.record, last)):
             log.info("the scratch VM %s has ended", last.name)
             await end(claim.record, claim.directory, last)
     except SnapmountError as error:

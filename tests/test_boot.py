@@ -329,14 +329,28 @@ def test_after_sigkill_of_server_and_copy_delete_needs_no_force(writer: vm.VM) -
     assert traces.found() == []
 
 
-def test_what_a_killed_boot_has_made_is_removed(writer: vm.VM, mountpoint: Path) -> None:
-    snapmount(writer.name, mountpoint)
-    vms = Path("/run/snapmount", snapmount_json("show", mountpoint)["id"], "scratch-vm")
+def test_what_a_killed_boot_has_made_is_removed_by_the_server(writer: vm.VM, mountpoint: Path) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    vms = traces.RUNTIME / taken["id"] / "scratch-vm"
     with subprocess.Popen([SNAPMOUNT, "boot", writer.name], stdout=subprocess.DEVNULL) as booting:
         wait_for(lambda: list(vms.glob("*.json")), "the record is written")
         booting.kill()
+    wait_for(lambda: running() or not list(vms.glob("*.json")), "it is undone, or runs: this host was faster")
+    runs_already = running()
+    snapmount("delete", *(["--force"] if runs_already else []), writer.name)
+    assert traces.found() == []
+
+
+def test_what_a_killed_boot_has_made_is_removed_by_delete(writer: vm.VM, mountpoint: Path) -> None:
+    """The server has died too."""
+    taken = snapmount_json(writer.name, mountpoint)
+    vms = traces.RUNTIME / taken["id"] / "scratch-vm"
+    with subprocess.Popen([SNAPMOUNT, "boot", writer.name], stdout=subprocess.DEVNULL) as booting:
+        wait_for(lambda: list(vms.glob("*.json")), "the record is written")
+        os.kill(taken["server"]["pid"], signal.SIGKILL)
+        booting.kill()
     [record] = vms.glob("*.json")
-    runs_already = json.loads(record.read_text())["is_started"]  # where this host was faster than the test
+    runs_already = json.loads(record.read_text())["is_started"]
     snapmount("delete", *(["--force"] if runs_already else []), writer.name)
     assert traces.found() == []
 
