@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ..rig import traces, vm
+from ..rig import filesystems, libiscsi, traces, vm
 from ..rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 
@@ -24,11 +24,8 @@ pytestmark = pytest.mark.vm
 @pytest.fixture
 def small_runtime(writer: vm.VM) -> Iterator[Path]:
     """A runtime directory on a file system of 64 KiB."""
-    traces.RUNTIME.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "snapmount-test", traces.RUNTIME], check=True)
-    yield traces.RUNTIME
-    subprocess.run(["umount", "-l", traces.RUNTIME], check=True)
-    traces.RUNTIME.rmdir()
+    with filesystems.small_at(traces.RUNTIME, 64):
+        yield traces.RUNTIME
 
 
 def fill_up(directory: Path) -> Path:
@@ -59,17 +56,33 @@ def test_a_full_runtime_directory_is_told_and_delete_works_all_the_same(
     assert not writer.has_job()
 
 
+@pytest.mark.skipif(not Path("/usr/sbin/tgtd").exists(), reason="this host lacks tgtd: run contrib/setup --test")
+@pytest.mark.parametrize("server", ["lives", "is dead"])
+def test_a_full_runtime_directory_keeps_no_luns_from_being_withdrawn(
+    writer: vm.VM, small_runtime: Path, server: str
+) -> None:
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{libiscsi.free_port()}", writer.name)
+    fill = fill_up(small_runtime)
+    if server == "is dead":
+        os.kill(taken["server"]["pid"], signal.SIGKILL)
+        wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    snapmount("delete", writer.name)
+    assert os.listdir(small_runtime) == [fill.name]
+    assert list(traces.tgtds()) == []
+    assert not traces.SCRATCH.exists()
+    assert not writer.has_job()
+
+
 def test_a_read_only_runtime_directory_is_told_and_nothing_is_forgotten(
     writer: vm.VM, mountpoint: Path, small_runtime: Path
 ) -> None:
     taken = snapmount_json(writer.name, mountpoint)
     os.kill(taken["server"]["pid"], signal.SIGKILL)
     wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
-    subprocess.run(["mount", "-o", "remount,ro", small_runtime], check=True)
-    assert "Read-only file system" in refused("delete", writer.name, code=8)
-    assert snapmount_json("list")[0]["id"] == taken["id"]
-    assert "Read-only file system" in refused(writer.name, mountpoint, code=4)
-    subprocess.run(["mount", "-o", "remount,rw", small_runtime], check=True)
+    with filesystems.read_only(small_runtime):
+        assert "Read-only file system" in refused("delete", writer.name, code=8)
+        assert snapmount_json("list")[0]["id"] == taken["id"]
+        assert "Read-only file system" in refused(writer.name, mountpoint, code=4)
     assert f"snapshot {taken['id']} could not be re-attached" in snapmount("recover").stdout
     assert os.listdir(small_runtime) == []
     assert not traces.SCRATCH.exists()

@@ -37,6 +37,28 @@ def mounted(mib: int, kind: str = "ext4") -> Iterator[Path]:
         yield mountpoint
 
 
+@contextlib.contextmanager
+def small_at(directory: Path, kib: int) -> Iterator[None]:
+    """A directory that is a file system of that many KiB, in memory."""
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "snapmount-test", directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
+        directory.rmdir()
+
+
+@contextlib.contextmanager
+def read_only(mountpoint: Path) -> Iterator[None]:
+    """Nothing can be written there in the block; nobody may have a file open to write to it."""
+    subprocess.run(["mount", "-o", "remount,ro", mountpoint], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", mountpoint], check=True)
+
+
 def free_bytes(directory: Path) -> int:
     """What an ordinary user may still write there."""
     status = os.statvfs(directory)

@@ -14,11 +14,13 @@ import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 from ... import jsonfiles
 from ...core.iscsi import Credentials, Lun, Portal, Session, Target
 from ...core.names import command
 from ...errors import LeftoverError, MissingError, StateError, UnreachableError
+from ...locks import cannot_write
 from ...processes import Process
 from . import portals
 from .tgtadm import SOCKET_PATH_MAX, Direction, Mode, Op, RefusedError, Tgtd
@@ -99,14 +101,18 @@ def withdraw(directory: Path, target: Target) -> None:
     """
     daemon = _recorded(directory) or _found(directory)
     if daemon:
-        _record(directory, daemon)
+        with contextlib.suppress(StateError):  # where nothing can be written, it has to be killed all the same
+            _record(directory, daemon)
         if not daemon.kill(DEATH_S):
             raise LeftoverError(
                 f"tgtd (pid {daemon.pid}) hangs in a call to the mount, and holds {target.iqn} until that ends",
                 command("snapmount", "delete", directory.name),
             )
     for path in directory.glob("tgtd*"):
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise LeftoverError(f"{path} cannot be removed: {error.strerror}") from error
 
 
 def by_hand(directory: Path, target: Target) -> list[list[str]]:
@@ -127,7 +133,7 @@ def _start(directory: Path) -> int:
     if len(os.fsencode(_socket(directory))) > SOCKET_PATH_MAX:
         raise StateError(f"the path of tgtd's socket is too long: {_socket(directory)}")
     tgtd = shutil.which("tgtd", path=_SYSTEM_PATH) or "tgtd"
-    with open(_log(directory), "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
+    with _opened_log(directory) as log:
         process = subprocess.Popen(
             [tgtd, "--foreground", "--control-port", str(_CONTROL_PORT), "--iscsi", "portal=127.0.0.1:0"],
             env={_SOCKET_VARIABLE: _socket_prefix(directory), "PATH": os.defpath, "LC_ALL": "C"},
@@ -148,6 +154,14 @@ def _start(directory: Path) -> int:
     return process.pid
 
 
+def _opened_log(directory: Path) -> IO[bytes]:
+    """Raises StateError."""
+    try:
+        return open(_log(directory), "wb", opener=lambda path, flags: os.open(path, flags, 0o600))
+    except OSError as error:
+        raise cannot_write(directory, error) from error
+
+
 def _answers(tgtd: Tgtd) -> bool:
     try:
         tgtd.ask(Mode.PORTAL, Op.SHOW)
@@ -157,8 +171,11 @@ def _answers(tgtd: Tgtd) -> bool:
 
 
 def _record(directory: Path, daemon: Process) -> None:
-    """Note our tgtd: of one that was killed, but hangs, the environment can no longer be read."""
-    jsonfiles.write(_record_path(directory), asdict(daemon))
+    """Note our tgtd: of one that was killed, but hangs, the environment can no longer be read.  Raises StateError."""
+    try:
+        jsonfiles.write(_record_path(directory), asdict(daemon))
+    except OSError as error:
+        raise cannot_write(directory, error) from error
 
 
 def _recorded(directory: Path) -> Process | None:
