@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -300,3 +302,21 @@ def test_an_option_must_be_written_in_full() -> None:
     """An abbreviation's value could be taken for the verb."""
     with pytest.raises(UsageError, match="unrecognized arguments: --scratch"):
         arguments.parse(["--scratch", "list", "vm1", "/mnt"])
+
+
+def test_ctrl_c_while_the_command_loads_its_modules_ends_it_without_a_traceback() -> None:
+    interrupting = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "snapmount.arguments":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever has started us may have it ignored
+sys.meta_path.insert(0, Finder())
+from snapmount.__main__ import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", interrupting], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
