@@ -21,7 +21,7 @@ from ..rig import libvirtd, traces
 from ..rig.command import snapmount, snapmount_json
 from .scene import VIEWS, Scene
 from .stage import Stage
-from .stories import FAULTS
+from .stories import FAULTS, SUBJECTS
 from .stories.fault import Fault
 
 NAME_WIDTH = max(len(fault.name) for fault in FAULTS)
@@ -38,13 +38,24 @@ class Round:
 
     @classmethod
     def of(cls, seed: int, number: int) -> Round:
-        """The round of that number, from 1 on: in each len(FAULTS) rounds every fault comes once."""
+        """The round of that number, from 1 on: in each len(FAULTS) rounds every fault comes once, and in some of them
+        each subject as often as it should.
+        """
         turn, place = divmod(number - 1, len(FAULTS))
-        faults = Random(f"{seed}: turn {turn}").sample(FAULTS, len(FAULTS))
+        faults = _spread(Random(f"{seed}: turn {turn}"))
         return cls(number, seed, faults[place], Random(f"{seed}: views of round {number}").choice(VIEWS))
 
     def chance(self) -> Random:
         return Random(f"{self.seed}: round {self.number}")
+
+
+def _spread(chance: Random) -> list[Fault]:
+    """All faults in an order of chance, those of each subject spread evenly."""
+    places = {}
+    for subject in SUBJECTS:
+        for number, fault in enumerate(chance.sample(subject.FAULTS, len(subject.FAULTS))):
+            places[fault] = (number + chance.random()) / len(subject.FAULTS)
+    return sorted(places, key=places.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -93,13 +104,13 @@ class Soak:
         output = self._stage.guest.output()[told:]
         longest = max((int(us) for us in re.findall(r"longest_us=(\d+)", output)), default=0)
         if problem:
-            self._clean_up(scene)
+            self._clean_up(scene, problem)
         if problem or not this.fault.spares_guest:
             self._stage.make_guest()
         self._stage.rest()
         return Outcome(this, problem, proven, reads, scene.refused, longest, time.monotonic() - begin)
 
-    def _clean_up(self, scene: Scene) -> None:
+    def _clean_up(self, scene: Scene, problem: str) -> None:
         with contextlib.suppress(Exception):
             scene.stop_reading()
         for snapshot in snapmount_json("list"):
@@ -108,7 +119,7 @@ class Soak:
         self._stage.drop_helper()
         left = traces.found()
         if left:
-            raise RuntimeError(f"the round has left what delete does not remove: {left}")
+            raise RuntimeError(f"the round has left what delete does not remove: {left}\n{problem}")
 
 
 def _logs() -> str:

@@ -8,14 +8,13 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..rig import traces, vm
+from ..rig import power, traces, vm
 from ..rig.command import snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 
@@ -63,41 +62,11 @@ def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None 
     journal(directory).write_text(json.dumps(document | (changes or {})))
 
 
-def of_another_boot(path: Path) -> None:
-    """Change the boot id in a record, as if it had been written before a reboot."""
-    own = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    text = path.read_text()
-    assert own in text
-    path.write_text(text.replace(own, own[::-1]))
-
-
-def reboot(guest: vm.VM, taken: dict[str, Any], *, keeps_runtime: bool) -> None:
-    """What a power cut leaves of a snapshot: its files on disk, and no process, no mount, and nothing in /run."""
-    os.kill(taken["server"]["pid"], signal.SIGKILL)
-    os.kill(guest.qemu_pid(), signal.SIGKILL)
-    wait_for(lambda: guest.state() == "shut off", "libvirt has noticed")
-    for scratch_vm in taken["scratch_vms"]:
-        guest.virsh("destroy", scratch_vm["name"])
-    for line in Path("/proc/mounts").read_text().splitlines():
-        if line.startswith(f"snapmount:{guest.name}:"):
-            subprocess.run(["umount", "-l", line.split()[1]], check=True)
-    runtime = traces.RUNTIME / taken["id"]
-    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
-    if keeps_runtime:
-        of_another_boot(runtime / "record.json")
-    else:
-        shutil.rmtree(traces.RUNTIME)
-    scratch = Path(taken["scratch"]["directory"])
-    scratch.mkdir(exist_ok=True)  # libvirt has removed the files, which a power cut would have left
-    (scratch / "vda.qcow2").write_bytes(b"QFI\xfb")
-    of_another_boot(journal(scratch))
-
-
 def test_scratch_and_overlays_of_a_snapshot_from_before_a_reboot_are_removed(own_vm: vm.VM, mountpoint: Path) -> None:
     snapmount(own_vm.name, mountpoint)
     booted = snapmount_json("boot", "--keep", own_vm.name)
     (taken,) = snapmount_json("list")
-    reboot(own_vm, taken, keeps_runtime=False)
+    power.cut(own_vm, keeps_runtime=False)
     assert snapmount_json("list") == []
     assert Path(booted["overlay_directory"]).exists()
     own_vm.start()
@@ -117,8 +86,8 @@ def test_scratch_and_overlays_of_a_snapshot_from_before_a_reboot_are_removed(own
 
 def test_a_runtime_record_from_before_a_reboot_is_cleaned_up(own_vm: vm.VM, mountpoint: Path) -> None:
     """Where the runtime directory is not on a tmpfs: no process is taken for the server of then."""
-    taken = snapmount_json(own_vm.name, mountpoint)
-    reboot(own_vm, taken, keeps_runtime=True)
+    snapmount(own_vm.name, mountpoint)
+    power.cut(own_vm, keeps_runtime=True)
     assert "removed: the host has been restarted" in snapmount("recover").stdout
     assert traces.found() == []
 

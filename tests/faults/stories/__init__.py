@@ -6,7 +6,7 @@ and ends the snapshot.  It leaves the proof of what was read, and that nothing i
 
 from __future__ import annotations
 
-from . import calm, helpers, hypervisor, readers, scratch_vms, server, space
+from . import calm, helpers, host, hypervisor, readers, scratch_vms, server, space
 
-SUBJECTS = (calm, server, readers, space, hypervisor, scratch_vms, helpers)
+SUBJECTS = (calm, server, readers, space, hypervisor, scratch_vms, helpers, host)
 FAULTS = tuple(fault for subject in SUBJECTS for fault in subject.FAULTS)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
 
-from ...rig import traces
+from ...rig import power, traces
 from ...rig.command import snapmount, snapmount_json
 from ...rig.libvirtd import wait_for
 from ...rig.signals import stopped
@@ -110,7 +109,7 @@ def the_server_is_killed_while_it_takes(scene: Scene) -> None:
     taking = scene.start(*scene.take_words())
     wait_for(lambda: scene.state() or taking.poll() is not None, "there is a record")
     time.sleep(scene.a_moment(TAKE_MS))
-    for pid in _servers():
+    for pid in power.servers():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     code, _, complaint = scene.ended(taking)
@@ -118,11 +117,6 @@ def the_server_is_killed_while_it_takes(scene: Scene) -> None:
     if scene.state():
         scene.state_becomes("dead")
         scene.delete()
-
-
-def _servers() -> list[int]:
-    """The processes that serve snapshots, by their records."""
-    return [json.loads(record.read_text())["server"]["pid"] for record in traces.RUNTIME.glob("*/record.json")]
 
 
 def two_take_at_once(scene: Scene) -> None:
