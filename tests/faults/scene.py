@@ -207,6 +207,11 @@ class Scene:
         self.signal_server(signal.SIGKILL)
         self.state_becomes("dead")
 
+    def kill_server_and_standby(self) -> None:
+        """Nobody watches over it any more."""
+        os.kill(self.taken["server"]["standby_pid"], signal.SIGKILL)
+        self.kill_server()
+
     def either(self) -> bool:
         """Heads or tails."""
         return self.chance.random() < 0.5

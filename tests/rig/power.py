@@ -21,7 +21,7 @@ def cut(guest: vm.VM, *, keeps_runtime: bool, processes: Iterable[int] = ()) -> 
     `processes` are killed too: commands that are under way.
     """
     scratch_vms = [Path(path).stem for path in Path("/run/libvirt/qemu").glob(f"{guest.name}-scratch-*.pid")]
-    for pid in [*processes, *servers(), *traces.tgtds(), guest.qemu_pid()]:
+    for pid in [*processes, *_standbys(), *servers(), *traces.tgtds(), guest.qemu_pid()]:
         _kill(pid)
     wait_for(lambda: guest.state() == "shut off", "libvirt has noticed")
     for name in scratch_vms:
@@ -42,6 +42,11 @@ def cut(guest: vm.VM, *, keeps_runtime: bool, processes: Iterable[int] = ()) -> 
 def servers() -> list[int]:
     """The processes that serve snapshots, by their records."""
     return [json.loads(record.read_text())["server"]["pid"] for record in traces.RUNTIME.glob("*/record.json")]
+
+
+def _standbys() -> list[int]:
+    records = (json.loads(record.read_text()) for record in traces.RUNTIME.glob("*/record.json"))
+    return [record["standby"]["pid"] for record in records if record["standby"]]
 
 
 def children(pid: int) -> list[int]:

@@ -73,17 +73,33 @@ def the_scratch_is_full_before_the_server_can_act(scene: Scene) -> None:
         scene.delete()
 
 
-def the_server_is_killed_and_delete_frees_the_guest(scene: Scene) -> None:
-    with _server_killed_and_scratch_full(scene):
+def the_server_is_killed_and_its_standby_gives_the_snapshot_up(scene: Scene) -> None:
+    with contextlib.ExitStack() as full:
+
+        def kill_and_fill() -> None:
+            scene.kill_server()
+            full.enter_context(_filled(scene))
+
+        _take(scene, "--scratch-dir", str(scene.stage.small), then=kill_and_fill)
+        wait_for(lambda: not Path(scene.taken["scratch"]["directory"]).exists(), "the scratch files are gone")
+        wait_for(lambda: scene.guest.state() == "running", "the guest runs")
+        assert not scene.guest.has_job()
+        assert scene.state() == "dead"
+        scene.nobody_reads()
+        scene.delete()
+
+
+def the_server_and_its_standby_are_killed_and_delete_frees_the_guest(scene: Scene) -> None:
+    with _killed_and_scratch_full(scene):
         scene.nobody_reads()
         scene.delete()
         assert scene.guest.state() == "running"
 
 
-def the_server_is_killed_and_recover_frees_the_guest(scene: Scene) -> None:
+def the_server_and_its_standby_are_killed_and_recover_frees_the_guest(scene: Scene) -> None:
     """Where there is space again the snapshot lives on, else it is given up."""
     with contextlib.ExitStack() as full:
-        full.enter_context(_server_killed_and_scratch_full(scene))
+        full.enter_context(_killed_and_scratch_full(scene))
         if scene.either():
             full.close()
             snapmount("recover")
@@ -104,11 +120,11 @@ def _take(scene: Scene, *options: str, then: Callable[[], object] = lambda: None
 
 
 @contextlib.contextmanager
-def _server_killed_and_scratch_full(scene: Scene) -> Iterator[None]:
+def _killed_and_scratch_full(scene: Scene) -> Iterator[None]:
     with contextlib.ExitStack() as full:
 
         def kill_and_fill() -> None:
-            scene.kill_server()
+            scene.kill_server_and_standby()
             full.enter_context(filled(scene.stage.small, leave=0))
 
         _take(scene, "--scratch-dir", str(scene.stage.small), then=kill_and_fill)
@@ -127,6 +143,7 @@ FAULTS = (
     Fault(the_guest_fills_the_scratch_file_system),
     Fault(somebody_else_fills_the_scratch_file_system),
     Fault(the_scratch_is_full_before_the_server_can_act),
-    Fault(the_server_is_killed_and_delete_frees_the_guest),
-    Fault(the_server_is_killed_and_recover_frees_the_guest),
+    Fault(the_server_is_killed_and_its_standby_gives_the_snapshot_up),
+    Fault(the_server_and_its_standby_are_killed_and_delete_frees_the_guest),
+    Fault(the_server_and_its_standby_are_killed_and_recover_frees_the_guest),
 )
