@@ -168,6 +168,7 @@ def _wish(request: BootRequest, record: Record, vm: ScratchVm) -> Wish:
         nvram=vm.nvram,
         has_nvram=snapshot.nvram is not None,
         console_log=vm.console_log,
+        snapshot=snapshot.id,
         network=request.network,
         memory_kib=request.memory_kib,
         vcpus=request.vcpus,

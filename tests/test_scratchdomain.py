@@ -134,6 +134,7 @@ WISH = Wish(
     disks=DISKS,
     nvram="/overlays/nvram.fd",
     console_log="/overlays/console.log",
+    snapshot="84b8ec7e",
 )
 
 
@@ -158,7 +159,8 @@ def test_it_is_a_vm_of_its_own() -> None:
     assert text(domain, "sysinfo/system/entry[@name='uuid']") == WISH.uuid, "libvirt insists on that"
     assert text(domain, "sysinfo/system/entry[@name='manufacturer']") == "me"
     assert text(domain, "genid") == "", "the guest learns that it is a copy"
-    for gone in ("title", "metadata", "cputune", "numatune", "memoryBacking", "resource", "seclabel"):
+    assert [each.tag for each in domain.findall("metadata/*")] == [f"{{{scratchdomain.METADATA_URI}}}scratch-vm"]
+    for gone in ("title", "cputune", "numatune", "memoryBacking", "resource", "seclabel"):
         assert domain.find(gone) is None, gone
 
 

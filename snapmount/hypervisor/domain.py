@@ -17,7 +17,7 @@ import libvirt
 import trio
 
 from .. import blocking
-from ..core import domainxml, names
+from ..core import domainxml, names, scratchdomain
 from ..core.user import User
 from ..errors import MissingError, NotFoundError, StateError, UnreachableError
 from .calls import call, explained
@@ -70,6 +70,19 @@ class Domain:
         """The number that libvirt has given to this run of the VM; -1 where it is shut off."""
         with explained(f"{self.name}: read the state"):
             return await call("read the id", self._handle.ID)
+
+    async def scratch_vm_of(self) -> str | None:
+        """The snapshot whose scratch VM it is, by the mark that core/scratchdomain.py makes; None for any other VM, and
+        for one that has ended.  Raises UnreachableError.
+        """
+        element, uri = libvirt.VIR_DOMAIN_METADATA_ELEMENT, scratchdomain.METADATA_URI
+        try:
+            mark = await call("read the metadata", self._handle.metadata, element, uri)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, *_ENDED):
+                return None
+            raise UnreachableError(f"{self.name}: read the metadata: {error}") from error
+        return scratchdomain.marked(mark)
 
     async def why_shut_off(self) -> str | None:
         """'was shut down', 'was destroyed' and so on; None where it runs."""

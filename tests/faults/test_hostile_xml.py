@@ -22,7 +22,7 @@ from ..test_scratchdomain import DOMAIN
 
 MIB = 1 << 20
 BOUNDED = settings(deadline=None, derandomize=True, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-WISH = Wish("x", "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11", "y", KVM, {"vda": Source("/o", "/f")}, "/nvram", "/log")
+WISH = Wish("x", "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11", "y", KVM, {"vda": Source("/o", "/f")}, "/nvram", "/log", "1")
 
 LAUGHS = "".join(f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(9))
 BILLION_LAUGHS = f'<!DOCTYPE domain [<!ENTITY a0 "ha">{LAUGHS}]><domain><name>&a9;</name></domain>'
