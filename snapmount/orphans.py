@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import hypervisor, journal, mounts
+from . import hypervisor, journal, mounts, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError
 from .exclusion import exclusive
@@ -74,6 +74,8 @@ async def _sweep(entry: Entry) -> Orphan:
         await mounts.unmount(entry.mount_source)
         _check_ours(entry)
         _remove(entry)
+        if entry.scratch_vm:
+            await tending.remove_tpm(entry.connect, entry.scratch_vm)
         journal.forget(entry.directory)
     except SnapmountError as error:
         return Orphan(entry.directory, error.message, False, error.remedy)
@@ -91,7 +93,7 @@ async def _check_unused(entry: Entry) -> None:
                 f"the backup job of snapshot {entry.snapshot} runs on {domain.name}, though it has no runtime record",
                 names.command(*virsh, "domjobabort", domain.name) + " && snapmount recover",
             )
-        scratch_vm = entry.scratch_vm and await connection.domain_by_uuid(entry.scratch_vm)
+        scratch_vm = entry.scratch_vm and await connection.scratch_vm(entry.scratch_vm, entry.snapshot)
         if scratch_vm and await scratch_vm.is_active():
             raise LeftoverError(
                 f"the scratch VM {scratch_vm.name} runs, though its snapshot {entry.snapshot} has no runtime record",
@@ -125,8 +127,6 @@ def _remove(entry: Entry) -> None:
         for device in entry.devices:
             devices.wipe(device, entry.snapshot)
         directories.remove(Path(entry.directory))
-        if entry.scratch_vm:
-            directories.remove(hypervisor.tpm_directory(entry.connect, entry.scratch_vm))
         directories.remove_view(directories.view(entry.snapshot))
         _remove_socket(entry)
     except OSError as error:

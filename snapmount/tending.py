@@ -15,8 +15,8 @@ from pathlib import Path
 
 import trio
 
-from . import hypervisor, journal
-from .errors import LeftoverError, SnapmountError
+from . import blocking, hypervisor, journal
+from .errors import LeftoverError, SnapmountError, UnreachableError
 from .processes import Process
 from .records import Record
 from .scratch import directories
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 BELL = signal.SIGURG  # "look at the scratch VMs": a signal that does no harm to a process that does not expect it
 MAKER_S = 10.0
+REMOVE_S = 10.0
+KEPT_S = 5.0  # how often to look for one that is kept and shut off
 
 
 async def exists(record: Record, vm: ScratchVm) -> bool:
@@ -34,7 +36,7 @@ async def exists(record: Record, vm: ScratchVm) -> bool:
     if vm.process.runs() or not vm.is_kept:
         return vm.process.runs()
     async with hypervisor.connected(record.connect) as connection:
-        return await connection.domain_by_uuid(vm.uuid) is not None
+        return await connection.scratch_vm(vm.uuid, record.id) is not None
 
 
 async def end(record: Record, directory: Path, vm: ScratchVm) -> None:
@@ -44,21 +46,40 @@ async def end(record: Record, directory: Path, vm: ScratchVm) -> None:
         vm = load(directory, vm.uuid) or vm
     if vm.is_kept or not vm.is_started or vm.process.runs():
         log.info("destroying the scratch VM %s", vm.name)
-        async with hypervisor.connected(record.connect) as connection:
-            domain = await connection.domain_by_uuid(vm.uuid)
-            if domain:
-                await domain.remove()
-    _remove(Path(vm.overlays), hypervisor.tpm_directory(record.connect, vm.uuid))
+        await _destroy(record, vm.uuid)
+    await _remove(vm.overlays)
+    await remove_tpm(record.connect, vm.uuid)
     forget(directory, vm)
     journal.forget(vm.overlays)
 
 
-def _remove(overlays: Path, tpm: Path) -> None:
+async def _destroy(record: Record, uuid: str) -> None:
+    """Raises UnreachableError."""
+    async with hypervisor.connected(record.connect) as connection:
+        domain = await connection.scratch_vm(uuid, record.id)
+        if domain:
+            await domain.remove()
+
+
+async def remove_tpm(connect: str, uuid: str) -> None:
+    """Remove the emulated TPM that libvirt has left of a scratch VM, as it does after a restart of the host; that of
+    another VM stays.  Raises LeftoverError or UnreachableError.
+    """
+    directory = hypervisor.tpm_directory(connect, uuid)
+    if not directory.exists():
+        return
+    async with hypervisor.connected(connect) as connection:
+        if await connection.domain_by_uuid(uuid) is None:
+            await _remove(str(directory))
+
+
+async def _remove(directory: str) -> None:
     """Raises LeftoverError."""
-    log.info("removing %s", overlays)
+    log.info("removing %s", directory)
     try:
-        directories.remove(overlays)
-        directories.remove(tpm)
+        await blocking.call(REMOVE_S, directories.remove, Path(directory))
+    except trio.TooSlowError:
+        raise LeftoverError(f"{directory} was not removed within {REMOVE_S:g} s") from None
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
 
@@ -76,13 +97,11 @@ async def _end_unknown(record: Record, directory: Path, uuid: str) -> None:
     """End a scratch VM whose record cannot be read: its uuid is known, and the journal tells where its overlays are.
     Raises as end() does.
     """
-    async with hypervisor.connected(record.connect) as connection:
-        domain = await connection.domain_by_uuid(uuid)
-        if domain:
-            await domain.remove()
+    await _destroy(record, uuid)
     for entry in journal.load_all()[0]:
         if (entry.snapshot, entry.scratch_vm) == (record.id, uuid):
-            _remove(Path(entry.directory), hypervisor.tpm_directory(record.connect, uuid))
+            await _remove(entry.directory)
+            await remove_tpm(record.connect, uuid)
             journal.forget(entry.directory)
     forget_unreadable(directory, uuid)
 
@@ -98,7 +117,7 @@ async def stop_all(record: Record, directory: Path, tell: Callable[[str], None])
             tell(f"the scratch VM {vm.name} has been ended: {why}")
         elif vm.state == "running":
             async with hypervisor.connected(record.connect) as connection:
-                domain = await connection.domain_by_uuid(vm.uuid)
+                domain = await connection.scratch_vm(vm.uuid, record.id)
                 if domain:
                     await domain.stop()
             tell(f"the scratch VM {vm.name} has been stopped: {why}; it can be started again")
@@ -142,13 +161,25 @@ async def _ring_when_gone(process: Process, bell: trio.MemorySendChannel[None]) 
 
 
 async def _tend(claim: Claim, vm: ScratchVm, bell: trio.MemorySendChannel[None]) -> None:
-    """Wait for the end of its maker, or of its QEMU, and remove it, unless it has that still to end, or is kept."""
+    """Wait for the end of its maker, or of its QEMU, and remove it, unless it has that still to end; one that is kept,
+    when it is undefined.
+    """
     try:
         await vm.process.wait_gone()
         last = load(claim.directory, vm.uuid)
-        if last and last.process == vm.process and not (last.is_started and await exists(claim.record, last)):
+        while last and last.process == vm.process and last.is_started and await _is_still_there(claim.record, last):
+            await trio.sleep(KEPT_S)
+            last = load(claim.directory, vm.uuid)
+        if last and last.process == vm.process:
             log.info("the scratch VM %s has ended", last.name)
             await end(claim.record, claim.directory, last)
     except SnapmountError as error:
         log.error("the scratch VM %s: %s", vm.name, error.message)  # teardown tries again, and tells
     bell.send_nowait(None)
+
+
+async def _is_still_there(record: Record, vm: ScratchVm) -> bool:
+    try:
+        return await exists(record, vm)
+    except UnreachableError:
+        return True  # nobody can tell

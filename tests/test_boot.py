@@ -12,8 +12,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+
+from snapmount import tending
+from snapmount.processes import Process
+from snapmount.scratchvm import ScratchVm
+from snapmount.state import Store
 
 from .rig import guest, libiscsi, prefix, rootdisk, traces, vm
 from .rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
@@ -391,11 +397,32 @@ def test_a_kept_copy_stays_until_it_is_deleted_by_force(writer: vm.VM) -> None:
     assert traces.found() == []
 
 
-def test_a_kept_copy_that_is_undefined_needs_no_force(writer: vm.VM) -> None:
+def test_a_kept_copy_ends_when_it_is_undefined(writer: vm.VM) -> None:
     scratch, told = boot("--keep", writer.name)
     scratch.virsh("destroy", scratch.name)
-    scratch.virsh("undefine", scratch.name)
     wait_for(lambda: snapmount_json("list")[0]["scratch_vms"][0]["state"] == "shut off", "it is shut off")
-    snapmount("delete", writer.name)
+    scratch.virsh("undefine", scratch.name)
+    wait_for(lambda: not traces.found(), "it is gone, and the snapshot that was taken for it")
     assert gone(told)
-    assert traces.found() == []
+
+
+async def test_a_vm_that_is_not_ours_is_never_ended(writer: vm.VM, mountpoint: Path) -> None:
+    """A record that names another VM's uuid is not believed: only libvirt tells whose a VM is."""
+    snapshot = snapmount_json(writer.name, mountpoint)["id"]
+    store = Store.of_user()
+    record = store.load(snapshot)
+    assert record
+    for uuid in (writer.uuid(), str(UUID(int=7))):
+        mistaken = ScratchVm(
+            name=writer.name,
+            uuid=uuid,
+            accelerator="qemu",
+            overlays=str(mountpoint.with_name(f"snapmount-{snapshot}-vm-{uuid[:8]}")),
+            is_kept=True,
+            process=Process(1 << 22, 1, "another boot"),
+            is_started=True,
+        )
+        await tending.end(record, store.path(snapshot), mistaken)
+    assert writer.state() == "running"
+    writer.keeps_writing()
+    snapmount("delete", writer.name)

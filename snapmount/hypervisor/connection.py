@@ -99,6 +99,13 @@ class Hypervisor:
                 return None
             raise UnreachableError(f"{uuid}: {error}") from error
 
+    async def scratch_vm(self, uuid: str, snapshot_id: str) -> Domain | None:
+        """The scratch VM of that uuid on that snapshot; None where libvirt knows none, and for any other VM, which is
+        not snapmount's to end.  Raises UnreachableError.
+        """
+        domain = await self.domain_by_uuid(uuid)
+        return domain if domain and await domain.scratch_vm_of() == snapshot_id else None
+
     async def block_disks(self) -> dict[str, str]:
         """The paths of all VMs' disks that are block devices, with what each is: 'the disk vda of vm1'."""
         with explained("list the VMs"):
