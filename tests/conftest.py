@@ -14,12 +14,11 @@ import pytest
 
 from snapmount import mounts
 
-from .rig import libvirtd, stock_kernel, traces, vm
+from .rig import checks, libvirtd, stock_kernel, traces, vm
 from .rig.command import snapmount, snapmount_json
 
 SEED = 7
-LIO_CHECKS = Path(__file__).parent / "lio_checks.py"
-LIO_S = 900.0
+CHECKS_S = 1100.0
 CDROM = "<disk type='file' device='cdrom'><target dev='sda' bus='ide'/></disk>"
 
 
@@ -39,27 +38,35 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """LIO's checks come last: the VM that runs them has had the whole session for it then."""
-    items.sort(key=is_lio_check)
+    """Checks come last: the VM that runs them has had the whole session for it then."""
+    items.sort(key=is_check)
 
 
-def is_lio_check(item: pytest.Item) -> bool:
+def is_check(item: pytest.Item) -> bool:
     return isinstance(item, pytest.Function) and item.originalname == "test_under_a_stock_kernel"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def lio_vm(request: pytest.FixtureRequest) -> Iterator[stock_kernel.Machine | str]:
-    """The VM in which those of LIO's checks run that are selected, or why there is none.
+def stock_vm(request: pytest.FixtureRequest) -> Iterator[stock_kernel.Machine | str]:
+    """The VM in which those checks run that are selected, or why there is none.
 
     It runs beside the other tests from the first one on: alone it would take minutes, most of them on one processor.
     """
-    selected = [item.callspec.params["check"] for item in request.session.items if is_lio_check(item)]  # type: ignore[attr-defined]
+    selected = [item.callspec.params["check"] for item in request.session.items if is_check(item)]  # type: ignore[attr-defined]
     why = stock_kernel.lacking() if selected else "no check is selected"
     if why:
         yield why
         return
-    with stock_kernel.testing([f"{LIO_CHECKS}::{name}" for name in selected], LIO_S) as machine:
+    with stock_kernel.testing([check.selector for check in selected], CHECKS_S) as machine:
         yield machine
+
+
+@pytest.fixture(scope="session")
+def report(stock_vm: stock_kernel.Machine | str) -> checks.Report:
+    """Reports a check's outcome as that of the test; waits for the VM, which runs them all."""
+    if isinstance(stock_vm, str):
+        pytest.skip(stock_vm)
+    return checks.Report(stock_vm)
 
 
 @pytest.fixture(scope="session")

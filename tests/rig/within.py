@@ -16,7 +16,8 @@ import pytest
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when != "call" and report.passed:
         return
-    name = report.nodeid.rpartition("::")[2]
+    module, _, test = report.nodeid.rpartition("::")
+    name = f"{Path(module).name}::{test}"
     document = {"name": name, "outcome": report.outcome, "text": report.longreprtext}
     if report.skipped and isinstance(report.longrepr, tuple):
         document["text"] = report.longrepr[2]
