@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from snapmount.core.domainxml import UNCONFINABLE
 from snapmount.core.plan import LeftOut
 from snapmount.core.snapshot import Disk, Nvram, Snapshot
 
@@ -19,6 +20,7 @@ xml_text = st.text(
         codec="utf-8", exclude_categories=["Cc"], include_characters="\t\n\r\x85", exclude_characters="\ufffe\uffff"
     )
 )
+confinable_text = xml_text.filter(lambda text: not UNCONFINABLE.intersection(text))  # what AppArmor's profiles can name
 # What os.fsdecode() makes of the bytes of a file name (PEP 383)
 file_names = st.text() | st.binary().map(lambda name: name.decode("utf-8", "surrogateescape"))
 disk_names = st.from_regex(r"[A-Za-z0-9_]{1,64}", fullmatch=True)

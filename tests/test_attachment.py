@@ -21,7 +21,7 @@ from snapmount.core import attachment, domainxml
 from snapmount.errors import SnapmountError, StateError
 from snapmount.processes import Process
 
-from .strategies import PROPERTY, disk_names, xml_text
+from .strategies import PROPERTY, confinable_text, disk_names
 
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 DEAD = Process(1, 1, "")  # not the first process, which was started before that
@@ -103,7 +103,7 @@ def disk_xml(file: str, bus: str = "virtio") -> str:
 
 
 @PROPERTY
-@given(xml_text, st.sampled_from(BUSES))
+@given(confinable_text, st.sampled_from(BUSES))
 def test_the_disk_is_raw_read_only_and_relabelled_by_nobody(file: str, bus: str) -> None:
     disk = ElementTree.fromstring(disk_xml(file, bus))
     source, driver = disk.find("source"), disk.find("driver")
@@ -114,6 +114,15 @@ def test_the_disk_is_raw_read_only_and_relabelled_by_nobody(file: str, bus: str)
     labels = [(label.get("model"), label.get("relabel")) for label in source.findall("seclabel")]
     assert labels == [("dac", "no"), ("apparmor", "no")]
     assert source.get("file") == file
+
+
+@pytest.mark.parametrize("path", ["/mnt/a[b]/vda.raw", "/mnt/{a,b}/vda.raw", "/mnt/a\\b/vda.raw", '/mnt/"a"/vda.raw'])
+def test_a_path_that_a_profile_of_apparmor_would_misunderstand_is_refused(path: str) -> None:
+    with pytest.raises(StateError, match="libvirt cannot let a VM's AppArmor profile read it") as caught:
+        disk_xml(path)
+    assert caught.value.remedy == "a snapshot with another MOUNTPOINT"
+    unconfined = attachment.disk_xml("<domain/>", path, alias="a", serial="s", bus="virtio", target="vdb")
+    assert ElementTree.fromstring(unconfined).find("source").get("file") == path  # type: ignore[union-attr]
 
 
 def test_the_device_is_found_by_its_alias() -> None:

@@ -10,10 +10,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from ..errors import SnapmountError
+from ..errors import SnapmountError, StateError
+from . import names
 
 XML_MAX = 4 << 20
 DEPTH_MAX = 256
+# virt-aa-helper writes a path as it is into a profile, where these have a meaning (apparmor.d(5), "Globbing").  So have
+# * and ?, but what they match includes the path itself.
+UNCONFINABLE = frozenset('[]{}\\"')
 
 
 @dataclass(frozen=True)
@@ -166,13 +170,26 @@ def label_models(domain: ElementTree.Element) -> list[str]:
     return [label.get("model", "") for label in domain.findall("seclabel") if label.get("type") != "none"]
 
 
-def add_unlabelled_source(parent: ElementTree.Element, file: str, models: Iterable[str]) -> None:
+def add_unlabelled_source(parent: ElementTree.Element, file: str, models: Collection[str]) -> None:
     """Add a `<source>`, a file of the view, which no security driver shall relabel: it is read-only, and QEMU's user's
     already.  (AppArmor's driver labels nothing: it lets the VM's profile read the file all the same.)
+
+    Raises StateError where AppArmor's driver cannot do so.
     """
+    if "apparmor" in models:
+        _check_confinable(file)
     source = ElementTree.SubElement(parent, "source", file=file)
     for model in models:
         ElementTree.SubElement(source, "seclabel", model=model, relabel="no")
+
+
+def _check_confinable(file: str) -> None:
+    found = "".join(sorted(UNCONFINABLE.intersection(file)))
+    if found:
+        raise StateError(
+            f"{names.printable(file)} has {found} in its path: libvirt cannot let a VM's AppArmor profile read it",
+            "a snapshot with another MOUNTPOINT",
+        )
 
 
 def has_device(domain_xml: str, alias: str) -> bool:
