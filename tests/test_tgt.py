@@ -6,6 +6,7 @@ Driven as the server drives it, through the helper process; the initiators are l
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -32,6 +33,7 @@ from snapmount.errors import LeftoverError, MissingError, SnapmountError, StateE
 from snapmount.publish import iscsi
 from snapmount.publish.iscsi import tgt
 
+from .rig import filesystems
 from .rig.libiscsi import (
     ALSO_ME,
     ME,
@@ -284,6 +286,22 @@ def test_no_secret_can_be_seen_on_the_host(directory: Path, target: Target, file
     assert CREDENTIALS.secret.encode() not in shown
     assert b"proof" not in shown
     assert b"--control-port" in shown
+
+
+@pytest.mark.parametrize("pages", range(5))
+def test_a_full_runtime_directory_is_told_and_leaves_nothing(
+    directory: Path, target: Target, files: list[str], pages: int
+) -> None:
+    """Whatever it is that finds no room: the log, the record, or tgtd, which says nothing then."""
+    full = directory / "full"
+    with filesystems.small_at(full, 64), filesystems.filled(full, leave=pages * 4096):
+        try:
+            ask(iscsi.publish, "tgt", full, target, files, CREDENTIALS)
+        except StateError as error:
+            assert os.strerror(errno.ENOSPC) in error.message  # noqa: PT017  # with room enough there is none
+        withdraw(full, target)
+        assert not list(full.glob("tgtd*"))
+        assert tgtds(full) == []
 
 
 def test_tgtd_stands_on_its_own(view: Published) -> None:

@@ -7,6 +7,7 @@ found, and a tgtd of the system is never taken for ours.  All that tgtd keeps di
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -214,7 +215,10 @@ def _log(directory: Path) -> Path:
 
 def _last_words(directory: Path) -> str:
     """The last lines that tgtd has written: in the foreground it has no other log."""
-    return " / ".join(_log(directory).read_text(errors="replace").splitlines()[-3:]) or "it has not said why"
+    said = " / ".join(_log(directory).read_text(errors="replace").splitlines()[-3:])
+    if not said and not os.statvfs(directory).f_bavail:  # it could not even say so
+        return f"{directory}: {os.strerror(errno.ENOSPC)}"
+    return said or "it has not said why"
 
 
 # -- what it shows -----------------------------------------------------------------------------------------------------
