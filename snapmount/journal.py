@@ -2,7 +2,8 @@
 
 Runtime records are gone after a reboot, scratch files are not.  So for each directory `snapmount-...`, wherever it is,
 a file of the same name with `.json` lies in the default parent of scratch directories: written before the directory is
-made, and removed when it is gone.  What no file here names is not ours to remove.
+made, and removed when it is gone.  What no file here names is not ours to remove, and neither is what it says another
+host has made: file servers may show this directory to several.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 from . import jsonfiles
 from .core import names
 from .errors import LeftoverError, SpaceError, StateError
+from .hosts import Host
 from .processes import boot_id
 from .records import Record
 from .scratch import directories
 from .scratchvm import ScratchVm
 from .state import Store
 
-VERSION = 1
+VERSION = 2
 NAME = re.compile(r"snapmount-([0-9a-f]{8})(-vm-[0-9a-f]{8})?")
 
 
@@ -40,6 +42,7 @@ class Entry:
     mount_source: str
     socket: str
     boot_id: str
+    host: Host  # that made it
     devices: tuple[str, ...] = ()  # block devices that are scratch too
     scratch_vm: str | None = None  # uuid of the scratch VM whose overlays are there
 
@@ -50,6 +53,7 @@ class Entry:
         if fields.pop("version") != VERSION:
             raise ValueError("it was written by another version of snapmount")
         fields["devices"] = tuple(fields["devices"])
+        fields["host"] = Host(**fields["host"])
         entry = cls(**fields)
         match = NAME.fullmatch(Path(entry.directory).name)
         is_plain = os.path.isabs(entry.directory) and os.path.normpath(entry.directory) == entry.directory
@@ -79,6 +83,7 @@ def write(record: Record, store: Store, directory: str, owner_uid: int, vm: Scra
         mount_source=record.mount_source,
         socket=record.socket,
         boot_id=boot_id(),
+        host=Host.this(),
         devices=() if vm else tuple(device for _, device in record.terms.devices),
         scratch_vm=vm.uuid if vm else None,
     )

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from . import hypervisor, journal, mounts, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError
 from .exclusion import exclusive
+from .hosts import Host
 from .journal import Entry
 from .processes import boot_id
 from .scratch import devices, directories
@@ -41,14 +42,18 @@ class Orphan:
         return {"path": self.path, "removed": self.is_removed, "why": self.why, "remedy": self.remedy}
 
 
-async def sweep(store: Store) -> list[Orphan]:
-    """Remove all orphans; what has been done, and what not.  Raises StateError where somebody else does not let us."""
+async def sweep(store: Store, tell: Callable[[str], None]) -> list[Orphan]:
+    """Remove all orphans of this host; what has been done, and what not.  What is another host's is told of and left.
+    Raises StateError where somebody else does not let us.
+    """
     found: list[Orphan] = []
     async with exclusive(store):
         found += _sweep_unwritten(store)
         entries, broken = journal.load_all()
         for entry in entries:
-            if not _has_record(entry):
+            if entry.host != Host.this():
+                tell(_of_another_host(entry))
+            elif not _has_record(entry):
                 found.append(await _sweep(entry))
         found += _unknown()
     return found + [Orphan(str(path), error.message, False) for path, error in broken.items()]
@@ -61,6 +66,12 @@ def _sweep_unwritten(store: Store) -> Iterator[Orphan]:
         if not (path / "record.json").exists() and not store.is_served(snapshot_id):
             shutil.rmtree(path, ignore_errors=True)
             yield Orphan(str(path), "who was to write a record there has died", not path.exists())
+
+
+def _of_another_host(entry: Entry) -> str:
+    whose = f"snapshot {entry.snapshot} of {entry.vm_name} on the host {entry.host.name}"
+    by_hand = names.command("rm", "-r", entry.directory, str(journal.path(entry.directory)))
+    return f"{entry.directory} is left to {whose}; where there is no such host any more: {by_hand}"
 
 
 def _has_record(entry: Entry) -> bool:

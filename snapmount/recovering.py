@@ -116,7 +116,7 @@ def recover_all(words: Sequence[str], store: Store, verbose: bool, tell: Tell) -
             done.errors.append(error)
     if not words:
         try:
-            done.orphans += trio.run(orphans.sweep, store)
+            done.orphans += trio.run(orphans.sweep, store, tell)
         except* SnapmountError as group:
             done.errors.append(first_cause(group))  # type: ignore[arg-type]
         done.errors += [

@@ -24,6 +24,7 @@ from .core import names
 from .core.iscsi import Credentials
 from .core.snapshot import dump
 from .errors import LeftoverError, NotFoundError, SnapmountError, StateError
+from .hosts import Host
 from .records import Record, State
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,15 @@ class Store:
 
     @classmethod
     def of_user(cls) -> Store:
-        """The calling user's: /run/snapmount for root, $XDG_RUNTIME_DIR/snapmount or ~/.cache/snapmount for others."""
+        """The calling user's: /run/snapmount for root, for others $XDG_RUNTIME_DIR/snapmount or, since homes may be
+        shared, ~/.cache/snapmount-HOST.
+        """
         if os.geteuid() == 0:
             return cls(Path("/run/snapmount"))
         runtime = os.environ.get("XDG_RUNTIME_DIR")
-        return cls((Path(runtime) if runtime else Path.home() / ".cache") / "snapmount")
+        if runtime:
+            return cls(Path(runtime) / "snapmount")
+        return cls(Path.home() / ".cache" / f"snapmount-{Host.this().id}")
 
     def path(self, snapshot_id: str) -> Path:
         """The directory of a snapshot's record."""

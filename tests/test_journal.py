@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from snapmount import journal
 from snapmount.errors import SpaceError, StateError
+from snapmount.hosts import Host
 from snapmount.journal import Entry
 from snapmount.records import Record
 from snapmount.scratch import directories
@@ -53,6 +55,7 @@ def test_what_was_written_is_read_and_is_private_and_gone_when_it_is_forgotten(p
         str(store.directory),
     )
     assert entry.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert entry.host == Host.this()
     assert [path.name for path in parent.iterdir()] == [f"snapmount-{ID}.json"]
     assert journal.path(entry.directory).stat().st_mode & 0o777 == 0o600
     journal.forget(entry.directory)
@@ -99,7 +102,8 @@ def test_any_other_json_is_refused(document: Any) -> None:
 @PROPERTY
 @given(st.text() | st.sampled_from(["/", "/etc", f"/x/snapmount-{ID}/..", f"/x/../snapmount-{ID}", f"snapmount-{ID}"]))
 def test_only_a_directory_that_is_named_as_ours_can_be_meant(directory: str) -> None:
-    document = {"version": 1, "directory": directory, "owner_uid": 0, "snapshot": ID, "devices": []}
+    document = {"version": journal.VERSION, "directory": directory, "owner_uid": 0, "snapshot": ID, "devices": []}
+    document["host"] = asdict(Host.this())
     rest = ("runtime", "vm_name", "vm_uuid", "connect", "mount_source", "socket", "boot_id")
     with contextlib.suppress(ValueError):
         entry = Entry.from_json(json.loads(json.dumps(document | dict.fromkeys(rest, ""))))

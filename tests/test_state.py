@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from snapmount.core.snapshot import Disk, Snapshot, dump
 from snapmount.errors import NotFoundError, StateError
 from snapmount.exclusion import exclusive
+from snapmount.hosts import Host
 from snapmount.processes import Process, is_stopped
 from snapmount.records import VERSION, Record, State
 from snapmount.state import Claim, Store
@@ -537,8 +538,8 @@ def test_root_s_records_are_in_run_and_a_user_s_in_the_user_s_runtime_directory(
     assert Store.of_user().directory == expected
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    expected = Path("/run/snapmount") if os.geteuid() == 0 else tmp_path / ".cache" / "snapmount"
-    assert Store.of_user().directory == expected
+    expected = Path("/run/snapmount") if os.geteuid() == 0 else tmp_path / ".cache" / f"snapmount-{Host.this().id}"
+    assert Store.of_user().directory == expected, "homes may be shared by hosts"
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

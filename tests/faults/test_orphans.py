@@ -9,10 +9,14 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from snapmount.hosts import Host
+from snapmount.journal import VERSION
 
 from ..rig import power, traces, vm
 from ..rig.command import snapmount, snapmount_json
@@ -45,7 +49,7 @@ def journal(directory: Path) -> Path:
 def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None = None) -> None:
     """As snapmount writes it before it makes the directory."""
     document = {
-        "version": 1,
+        "version": VERSION,
         "directory": str(directory),
         "owner_uid": 0,
         "runtime": str(traces.RUNTIME),
@@ -56,6 +60,7 @@ def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None 
         "mount_source": f"snapmount:{guest.name}:{ID}",
         "socket": f"/var/lib/libvirt/qemu/domain-0-{guest.name}/snapmount-{ID}.sock",
         "boot_id": "of another boot",
+        "host": asdict(Host.this()),
         "devices": [],
         "scratch_vm": None,
     }

@@ -1,0 +1,60 @@
+"""What `recover` removes without a runtime record is this host's own, and lies where it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapmount import journal, orphans
+from snapmount.orphans import Orphan
+from snapmount.state import Store
+
+from .test_journal import parent  # noqa: F401
+from .test_state import ID, a_record
+
+pytestmark = pytest.mark.usefixtures("parent")
+
+
+def left(tmp_path: Path, change: Callable[[Any], object] = lambda _: None) -> Path:
+    """The scratch directory of a snapshot whose runtime record has gone; its entry in the journal is changed."""
+    directory = tmp_path / f"snapmount-{ID}"
+    journal.write(a_record(), Store(tmp_path / "run"), str(directory), os.geteuid())
+    document = json.loads(entry_of(directory).read_text())
+    change(document)
+    entry_of(directory).write_text(json.dumps(document))
+    directory.mkdir(mode=0o700)
+    (directory / "vda.qcow2").write_bytes(b"QFI\xfb")
+    return directory
+
+
+def entry_of(directory: Path) -> Path:
+    return journal.path(str(directory))
+
+
+async def swept(tmp_path: Path) -> tuple[list[Orphan], list[str]]:
+    """What is found, and what is told."""
+    told: list[str] = []
+    return await orphans.sweep(Store(tmp_path / "run"), told.append), told
+
+
+async def test_what_another_host_has_made_is_told_of_and_left(tmp_path: Path) -> None:
+    """It may be in use there: the directory, and the journal, are on a file server."""
+    scratch = left(tmp_path, lambda entry: entry.update(host={"id": "0123456789abcdef", "name": "far-away"}))
+    found, told = await swept(tmp_path)
+    assert found == [], "which is no error"
+    assert f"{scratch} is left to snapshot {ID} of vm1 on the host far-away" in told[0]
+    assert (scratch / "vda.qcow2").exists()
+    assert entry_of(scratch).exists()
+
+
+async def test_what_a_version_that_knew_no_hosts_has_made_is_named_and_left(tmp_path: Path) -> None:
+    scratch = left(tmp_path, lambda entry: (entry.pop("host"), entry.update(version=1)))
+    ((orphan,), _) = await swept(tmp_path)
+    assert (orphan.path, orphan.is_removed) == (str(entry_of(scratch)), False)
+    assert "it was written by another version of snapmount" in orphan.why
+    assert (scratch / "vda.qcow2").exists()
