@@ -96,7 +96,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
         try:
             store.check_active(record, "booted")  # not before: what ends the snapshot looks for the record
             user = hypervisor.qemu_user(domain_xml)
-            journal.write(record, store, vm.overlays, user.uid, vm)
+            await journal.write(record, store, vm.overlays, user.uid, vm)
             await _make_files(record, vm, user)
             domain = await connection.start(derived.xml, persistent=request.is_kept)
             vm = _started(vm, domain, record)

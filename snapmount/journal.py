@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import jsonfiles
+import trio
+
+from . import blocking, jsonfiles
 from .core import names
 from .errors import LeftoverError, SpaceError, StateError
 from .hosts import Host
@@ -25,6 +27,7 @@ from .scratchvm import ScratchVm
 from .state import Store
 
 VERSION = 2
+WRITE_S = 30.0  # a disk may have much else to write first
 NAME = re.compile(r"snapmount-([0-9a-f]{8})(-vm-[0-9a-f]{8})?")
 
 
@@ -69,8 +72,8 @@ def path(directory: str) -> Path:
     return directories.default_parent() / f"{Path(directory).name}.json"
 
 
-def write(record: Record, store: Store, directory: str, owner_uid: int, vm: ScratchVm | None = None) -> None:
-    """Write down that this directory is about to be made for the snapshot.  Raises SpaceError."""
+async def write(record: Record, store: Store, directory: str, owner_uid: int, vm: ScratchVm | None = None) -> None:
+    """Write down, on the disk, that this directory is about to be made for the snapshot.  Raises SpaceError."""
     snapshot = record.snapshot
     entry = Entry(
         directory=directory,
@@ -87,13 +90,23 @@ def write(record: Record, store: Store, directory: str, owner_uid: int, vm: Scra
         devices=() if vm else tuple(device for _, device in record.terms.devices),
         scratch_vm=vm.uuid if vm else None,
     )
-    file = path(directory)
+    what = f"{path(directory)}, which tells whose {directory} is,"
+    try:
+        await blocking.call(WRITE_S, _write, entry)
+    except trio.TooSlowError:
+        raise SpaceError(f"{what} has not been written within {WRITE_S:g} s") from None
+    except OSError as error:
+        raise SpaceError(f"{what} cannot be written: {error.strerror}") from error
+
+
+def _write(entry: Entry) -> None:
+    file = path(entry.directory)
     try:
         directories.make_parent(file.parent)
-        jsonfiles.write(file, {"version": VERSION, **asdict(entry)})
-    except OSError as error:
+        jsonfiles.write(file, {"version": VERSION, **asdict(entry)}, lasts=True)
+    except OSError:
         directories.remove_parent(file.parent)
-        raise SpaceError(f"{file}, which tells whose {directory} is, cannot be written: {error.strerror}") from error
+        raise
 
 
 def load_all() -> tuple[list[Entry], dict[Path, StateError]]:

@@ -52,23 +52,40 @@ def _bytes_of(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def write(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the document, mode 0600, atomically.  Raises OSError."""
-    write_bytes(path, dump(document))
+def write(path: Path, document: Mapping[str, Any], *, lasts: bool = False) -> None:
+    """Write the document, mode 0600, atomically; with `lasts` it is on the disk then.  Raises OSError."""
+    write_bytes(path, dump(document), lasts=lasts)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write the file, mode 0600, atomically.  Raises OSError."""
+def write_bytes(path: Path, content: bytes, *, lasts: bool = False) -> None:
+    """The same for any content."""
     new = path.with_name(f"{path.name}.new")
     try:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as f:
             f.write(content)
+            if lasts:  # before it has the name: else a power cut may leave an empty file of that name
+                f.flush()
+                os.fsync(f.fileno())
         new.replace(path)
+        if lasts:
+            _sync(path.parent)
     except OSError:
         with contextlib.suppress(OSError):
             new.unlink()
         raise
+
+
+def _sync(directory: Path) -> None:
+    """Have the directory's names on the disk; where its file system cannot do that (EINVAL), they come there later."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 class Kept(Protocol):

@@ -56,7 +56,12 @@ async def sweep(store: Store, tell: Callable[[str], None]) -> list[Orphan]:
             elif not _has_record(entry):
                 found.append(await _sweep(entry))
         found += _unknown()
-    return found + [Orphan(str(path), error.message, False) for path, error in broken.items()]
+    return found + [Orphan(str(path), error.message, False, _by_hand(path)) for path, error in broken.items()]
+
+
+def _by_hand(broken: Path) -> str:
+    """What to do with a file of the journal that tells nothing."""
+    return f"{names.command('rm', str(broken))}   (after a look for the directory {broken.stem}, which it is for)"
 
 
 def _sweep_unwritten(store: Store) -> Iterator[Orphan]:

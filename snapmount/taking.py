@@ -76,7 +76,7 @@ def _check_alone(record: Record, store: Store) -> None:
 async def _make(request: Request, planned: planning.Plan, claim: Claim) -> None:
     """Make the scratch directory and start the job: the point in time."""
     domain, record = planned.domain, planned.record
-    journal.write(record, claim.store, record.scratch, planned.user.uid)
+    await journal.write(record, claim.store, record.scratch, planned.user.uid)
     await directories.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
     await files.make(record, planned.user)
     if record.is_hidden:

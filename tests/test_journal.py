@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,9 +44,13 @@ def directory_of(record: Record) -> str:
     return f"/somewhere/snapmount-{record.id}"
 
 
+def write(record: Record, store: Store, owner_uid: int) -> None:
+    trio.run(journal.write, record, store, directory_of(record), owner_uid)
+
+
 def test_what_was_written_is_read_and_is_private_and_gone_when_it_is_forgotten(parent: Path, store: Store) -> None:
     record = a_record()
-    journal.write(record, store, directory_of(record), 64055)
+    write(record, store, 64055)
     ((entry,), broken) = journal.load_all()
     assert broken == {}
     assert (entry.directory, entry.snapshot, entry.owner_uid) == (directory_of(record), ID, 64055)
@@ -66,7 +71,7 @@ def test_what_was_written_is_read_and_is_private_and_gone_when_it_is_forgotten(p
 def test_a_broken_entry_hides_no_other(parent: Path, store: Store) -> None:
     record, other = a_record(), a_record(a_snapshot(OTHER_ID))
     for each in (record, other):
-        journal.write(each, store, directory_of(each), 0)
+        write(each, store, 0)
     path = journal.path(directory_of(record))
     path.write_bytes(path.read_bytes()[:50])
     entries, broken = journal.load_all()
@@ -76,7 +81,7 @@ def test_a_broken_entry_hides_no_other(parent: Path, store: Store) -> None:
 
 def test_an_entry_under_the_name_of_another_is_refused(parent: Path, store: Store) -> None:
     record = a_record()
-    journal.write(record, store, directory_of(record), 0)
+    write(record, store, 0)
     own = journal.path(directory_of(record))
     own.rename(own.with_name(f"snapmount-{OTHER_ID}.json"))
     entries, broken = journal.load_all()
@@ -88,8 +93,24 @@ def test_where_it_cannot_be_written_nothing_is_left(parent: Path, store: Store) 
     parent.mkdir()
     (parent / f"snapmount-{ID}.json").mkdir()
     with pytest.raises(SpaceError, match=f"tells whose {directory_of(a_record())} is, cannot be written"):
-        journal.write(a_record(), store, directory_of(a_record()), 0)
+        write(a_record(), store, 0)
     assert os.listdir(parent) == [f"snapmount-{ID}.json"]
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name_and_so_is_the_name_then(
+    parent: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut leaves an empty file, and scratch files that nobody owns."""
+    synced: list[tuple[str, bool]] = []
+    fsync, entry = os.fsync, journal.path(directory_of(a_record()))
+
+    def note(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), entry.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write(a_record(), store, 0)
+    assert synced == [(f"{entry}.new", False), (str(entry.parent), True)]
 
 
 @PROPERTY

@@ -20,16 +20,20 @@ from .test_state import ID, a_record
 pytestmark = pytest.mark.usefixtures("parent")
 
 
-def left(tmp_path: Path, change: Callable[[Any], object] = lambda _: None) -> Path:
+async def left(tmp_path: Path, change: Callable[[Any], object] = lambda _: None) -> Path:
     """The scratch directory of a snapshot whose runtime record has gone; its entry in the journal is changed."""
     directory = tmp_path / f"snapmount-{ID}"
-    journal.write(a_record(), Store(tmp_path / "run"), str(directory), os.geteuid())
+    await journal.write(a_record(), Store(tmp_path / "run"), str(directory), os.geteuid())
+    _lay_out(directory, change)
+    return directory
+
+
+def _lay_out(directory: Path, change: Callable[[Any], object]) -> None:
     document = json.loads(entry_of(directory).read_text())
     change(document)
     entry_of(directory).write_text(json.dumps(document))
     directory.mkdir(mode=0o700)
     (directory / "vda.qcow2").write_bytes(b"QFI\xfb")
-    return directory
 
 
 def entry_of(directory: Path) -> Path:
@@ -44,7 +48,7 @@ async def swept(tmp_path: Path) -> tuple[list[Orphan], list[str]]:
 
 async def test_what_another_host_has_made_is_told_of_and_left(tmp_path: Path) -> None:
     """It may be in use there: the directory, and the journal, are on a file server."""
-    scratch = left(tmp_path, lambda entry: entry.update(host={"id": "0123456789abcdef", "name": "far-away"}))
+    scratch = await left(tmp_path, lambda entry: entry.update(host={"id": "0123456789abcdef", "name": "far-away"}))
     found, told = await swept(tmp_path)
     assert found == [], "which is no error"
     assert f"{scratch} is left to snapshot {ID} of vm1 on the host far-away" in told[0]
@@ -53,8 +57,18 @@ async def test_what_another_host_has_made_is_told_of_and_left(tmp_path: Path) ->
 
 
 async def test_what_a_version_that_knew_no_hosts_has_made_is_named_and_left(tmp_path: Path) -> None:
-    scratch = left(tmp_path, lambda entry: (entry.pop("host"), entry.update(version=1)))
+    scratch = await left(tmp_path, lambda entry: (entry.pop("host"), entry.update(version=1)))
     ((orphan,), _) = await swept(tmp_path)
     assert (orphan.path, orphan.is_removed) == (str(entry_of(scratch)), False)
     assert "it was written by another version of snapmount" in orphan.why
     assert (scratch / "vda.qcow2").exists()
+
+
+async def test_an_entry_that_tells_nothing_comes_with_what_to_do(tmp_path: Path) -> None:
+    """As a power cut leaves it where the disk has lost what was written."""
+    entry = entry_of(await left(tmp_path))
+    entry.write_bytes(b"")
+    ((orphan,), _) = await swept(tmp_path)
+    assert (orphan.path, orphan.is_removed) == (str(entry), False)
+    assert orphan.remedy
+    assert orphan.remedy.startswith(f"rm {entry}   (")
