@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from . import blocking, jsonfiles
+from . import blocking, jsonfiles, mounts
 from .core import names
 from .errors import LeftoverError, SpaceError, StateError
 from .hosts import Host
@@ -36,6 +36,7 @@ class Entry:
     """A directory, and the snapshot it belongs to."""
 
     directory: str  # its name is NAME
+    mount: str  # the mountpoint of its file system, which may not be mounted yet after a restart
     owner_uid: int  # QEMU's user, whose it is
     runtime: str  # directory of the runtime records
     snapshot: str  # id
@@ -74,39 +75,48 @@ def path(directory: str) -> Path:
 
 async def write(record: Record, store: Store, directory: str, owner_uid: int, vm: ScratchVm | None = None) -> None:
     """Write down, on the disk, that this directory is about to be made for the snapshot.  Raises SpaceError."""
-    snapshot = record.snapshot
-    entry = Entry(
-        directory=directory,
-        owner_uid=owner_uid,
-        runtime=str(store.directory),
-        snapshot=snapshot.id,
-        vm_name=snapshot.vm_name,
-        vm_uuid=snapshot.vm_uuid,
-        connect=record.connect,
-        mount_source=record.mount_source,
-        socket=record.socket,
-        boot_id=boot_id(),
-        host=Host.this(),
-        devices=() if vm else tuple(device for _, device in record.terms.devices),
-        scratch_vm=vm.uuid if vm else None,
-    )
     what = f"{path(directory)}, which tells whose {directory} is,"
     try:
-        await blocking.call(WRITE_S, _write, entry)
+        await blocking.call(WRITE_S, _write, record, store, directory, owner_uid, vm)
     except trio.TooSlowError:
         raise SpaceError(f"{what} has not been written within {WRITE_S:g} s") from None
     except OSError as error:
         raise SpaceError(f"{what} cannot be written: {error.strerror}") from error
 
 
-def _write(entry: Entry) -> None:
-    file = path(entry.directory)
+def _write(record: Record, store: Store, directory: str, owner_uid: int, vm: ScratchVm | None) -> None:
+    snapshot = record.snapshot
+    file = path(directory)
     try:
         directories.make_parent(file.parent)
+        entry = Entry(
+            directory=directory,
+            mount=mount_of(directory),
+            owner_uid=owner_uid,
+            runtime=str(store.directory),
+            snapshot=snapshot.id,
+            vm_name=snapshot.vm_name,
+            vm_uuid=snapshot.vm_uuid,
+            connect=record.connect,
+            mount_source=record.mount_source,
+            socket=record.socket,
+            boot_id=boot_id(),
+            host=Host.this(),
+            devices=() if vm else tuple(device for _, device in record.terms.devices),
+            scratch_vm=vm.uuid if vm else None,
+        )
         jsonfiles.write(file, {"version": VERSION, **asdict(entry)}, lasts=True)
     except OSError:
         directories.remove_parent(file.parent)
         raise
+
+
+def mount_of(directory: str) -> str:
+    """Where the file system is mounted that the directory lies on, or would.  May block, as that does.  Raises
+    OSError.
+    """
+    mount = mounts.holding(os.path.realpath(os.path.dirname(directory)), mounts.current())
+    return mount.path if mount else "/"
 
 
 def load_all() -> tuple[list[Entry], dict[Path, StateError]]:

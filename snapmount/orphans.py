@@ -13,9 +13,11 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from . import hypervisor, journal, mounts, tending
+import trio
+
+from . import blocking, hypervisor, journal, mounts, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError
 from .exclusion import exclusive
@@ -26,6 +28,9 @@ from .scratch import devices, directories
 from .state import Store
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DISK_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -85,18 +90,52 @@ def _has_record(entry: Entry) -> bool:
 
 
 async def _sweep(entry: Entry) -> Orphan:
+    since = "the host was restarted" if entry.boot_id != boot_id() else "its runtime record has gone"
+    whose = f"of snapshot {entry.snapshot} of {entry.vm_name}, before {since}"
     try:
+        is_there = await _on_disk(_is_there, entry)
         await _check_unused(entry)
         await mounts.unmount(entry.mount_source)
-        _check_ours(entry)
-        _remove(entry)
         if entry.scratch_vm:
             await tending.remove_tpm(entry.connect, entry.scratch_vm)
-        journal.forget(entry.directory)
+        await _on_disk(_clear, entry)
     except SnapmountError as error:
         return Orphan(entry.directory, error.message, False, error.remedy)
-    since = "the host was restarted" if entry.boot_id != boot_id() else "its runtime record has gone"
-    return Orphan(entry.directory, f"of snapshot {entry.snapshot} of {entry.vm_name}, before {since}", True)
+    if not is_there:
+        return Orphan(str(journal.path(entry.directory)), f"{whose}; {entry.directory} had gone already", True)
+    return Orphan(entry.directory, whose, True)
+
+
+async def _on_disk(function: Callable[[Entry], T], entry: Entry) -> T:
+    """What looks at files, or removes them, which may lie on a file server that does not answer."""
+    try:
+        return await blocking.call(DISK_S, function, entry)
+    except trio.TooSlowError:
+        raise LeftoverError(f"{entry.directory}: its file system did not answer within {DISK_S:g} s") from None
+
+
+def _is_there(entry: Entry) -> bool:
+    """Whether the directory is there.  Raises LeftoverError where it, or a device that is scratch too, cannot be there
+    yet: what forgets them too early leaves them to nobody.
+    """
+    for_ever = f"where it never comes back: {names.command('rm', str(journal.path(entry.directory)))}"
+    for device in entry.devices:
+        if not os.path.exists(device):
+            remedy = f"snapmount recover   (when {device} is there again; {for_ever})"
+            raise LeftoverError(f"the scratch device {device} is not there", remedy)
+    if os.path.lexists(entry.directory):
+        return True
+    if journal.mount_of(entry.directory) != entry.mount:
+        remedy = f"{names.command('mount', entry.mount)} && snapmount recover   ({for_ever})"
+        raise LeftoverError(f"{entry.directory} is out of sight: {entry.mount} is not mounted", remedy)
+    return False
+
+
+def _clear(entry: Entry) -> None:
+    """Remove what is there, and forget it.  Raises LeftoverError."""
+    _check_ours(entry)
+    _remove(entry)
+    journal.forget(entry.directory)
 
 
 async def _check_unused(entry: Entry) -> None:

@@ -61,6 +61,7 @@ def test_what_was_written_is_read_and_is_private_and_gone_when_it_is_forgotten(p
     )
     assert entry.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert entry.host == Host.this()
+    assert entry.mount == "/"
     assert [path.name for path in parent.iterdir()] == [f"snapmount-{ID}.json"]
     assert journal.path(entry.directory).stat().st_mode & 0o777 == 0o600
     journal.forget(entry.directory)
@@ -125,7 +126,7 @@ def test_any_other_json_is_refused(document: Any) -> None:
 def test_only_a_directory_that_is_named_as_ours_can_be_meant(directory: str) -> None:
     document = {"version": journal.VERSION, "directory": directory, "owner_uid": 0, "snapshot": ID, "devices": []}
     document["host"] = asdict(Host.this())
-    rest = ("runtime", "vm_name", "vm_uuid", "connect", "mount_source", "socket", "boot_id")
+    rest = ("mount", "runtime", "vm_name", "vm_uuid", "connect", "mount_source", "socket", "boot_id")
     with contextlib.suppress(ValueError):
         entry = Entry.from_json(json.loads(json.dumps(document | dict.fromkeys(rest, ""))))
         assert Path(entry.directory).name == f"snapmount-{ID}"

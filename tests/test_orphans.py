@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from snapmount import journal, orphans
+from snapmount.journal import Entry
 from snapmount.orphans import Orphan
 from snapmount.state import Store
 
@@ -72,3 +74,40 @@ async def test_an_entry_that_tells_nothing_comes_with_what_to_do(tmp_path: Path)
     assert (orphan.path, orphan.is_removed) == (str(entry), False)
     assert orphan.remedy
     assert orphan.remedy.startswith(f"rm {entry}   (")
+
+
+async def test_what_was_made_on_a_file_system_that_is_not_mounted_yet_is_not_forgotten(tmp_path: Path) -> None:
+    """After a restart of the host it appears later, and would have no owner then."""
+    elsewhere = tmp_path / "a disk"
+    scratch = await left(tmp_path, lambda entry: entry.update(mount=str(elsewhere)))
+    shutil.rmtree(scratch)
+    ((orphan,), _) = await swept(tmp_path)
+    assert (orphan.path, orphan.is_removed) == (str(scratch), False)
+    assert f"{elsewhere} is not mounted" in orphan.why
+    assert orphan.remedy
+    assert orphan.remedy.startswith(f"mount '{elsewhere}' && snapmount recover")
+    assert entry_of(scratch).exists()
+
+
+async def test_what_has_scratch_on_a_device_that_is_not_there_yet_is_not_forgotten(tmp_path: Path) -> None:
+    device = str(tmp_path / "volume")
+    scratch = await left(tmp_path, lambda entry: entry.update(devices=[device]))
+    ((orphan,), _) = await swept(tmp_path)
+    assert (orphan.is_removed, orphan.why) == (False, f"the scratch device {device} is not there")
+    assert scratch.exists()
+    assert entry_of(scratch).exists()
+
+
+async def test_what_was_not_there_is_not_said_to_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orphans, "_check_unused", _is_unused)
+    scratch = await left(tmp_path)
+    entry = entry_of(scratch)
+    shutil.rmtree(scratch)
+    ((orphan,), _) = await swept(tmp_path)
+    assert (orphan.path, orphan.is_removed) == (str(entry), True)
+    assert orphan.why.endswith(f"{scratch} had gone already")
+    assert not entry.exists()
+
+
+async def _is_unused(entry: Entry) -> None:
+    """libvirt knows of nobody who uses it."""

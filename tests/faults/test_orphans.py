@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from snapmount.hosts import Host
-from snapmount.journal import VERSION
+from snapmount.journal import VERSION, mount_of
 
 from ..rig import power, traces, vm
 from ..rig.command import snapmount, snapmount_json
@@ -51,6 +51,7 @@ def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None 
     document = {
         "version": VERSION,
         "directory": str(directory),
+        "mount": mount_of(str(directory)),
         "owner_uid": 0,
         "runtime": str(traces.RUNTIME),
         "snapshot": ID,
