@@ -289,6 +289,8 @@ def _recover(arguments: argparse.Namespace) -> int:
 
 
 def _umount(arguments: argparse.Namespace) -> int:
+    from . import mounts
+
     store = _store()
     path = os.path.realpath(arguments.mountpoint)
     records, _ = store.load_all()
@@ -296,6 +298,8 @@ def _umount(arguments: argparse.Namespace) -> int:
         if record.mountpoint == path:
             _end(store, record, arguments.force)
             return 0
+    if any((mount.path, mount.fstype) == (path, "fuse.snapmount") for mount in mounts.current()):
+        raise NotFoundError(f"the snapshot mounted at {path} has no runtime record any more", mounts.by_hand(path))
     raise NotFoundError(f"no snapshot is mounted at {arguments.mountpoint}", "snapmount list")
 
 

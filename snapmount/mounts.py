@@ -136,6 +136,11 @@ async def cover(path: str, view: str) -> None:
             raise StateError(f"{path} cannot be mounted: {done.stderr.decode(errors='replace').strip()}")
 
 
+def by_hand(path: str) -> str:
+    """The command by which the user takes away what is mounted there."""
+    return names.command(*(["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]), path)
+
+
 async def unmount(source: str) -> None:
     """Take away every mount of that source, also a dead or a busy one; none is fine.
 

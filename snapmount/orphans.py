@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DISK_S = 30.0
+ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ async def _sweep(entry: Entry) -> Orphan:
     whose = f"of snapshot {entry.snapshot} of {entry.vm_name}, before {since}"
     try:
         is_there = await _on_disk(_is_there, entry)
+        await _check_not_served(entry)
         await _check_unused(entry)
         await mounts.unmount(entry.mount_source)
         if entry.scratch_vm:
@@ -136,6 +138,26 @@ def _clear(entry: Entry) -> None:
     _check_ours(entry)
     _remove(entry)
     journal.forget(entry.directory)
+
+
+async def _check_not_served(entry: Entry) -> None:
+    """Raise LeftoverError where a process serves the snapshot, as it does on where somebody has removed its runtime
+    record (a user's runtime directory goes with the last session: pam_systemd(8)).
+    """
+    for mount in mounts.current():
+        if not mounts.is_mounted(mount.path, entry.mount_source):
+            continue
+        try:
+            await blocking.call(ANSWER_S, os.statvfs, mount.path)
+            how = "is served"
+        except trio.TooSlowError:
+            how = "may be served"
+        except OSError:  # ENOTCONN: its server is dead
+            continue
+        raise LeftoverError(
+            f"snapshot {entry.snapshot} of {entry.vm_name} {how} at {mount.path}, though its runtime record has gone",
+            f"{mounts.by_hand(mount.path)}   (which ends it)",
+        )
 
 
 async def _check_unused(entry: Entry) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from snapmount import journal, orphans
+from snapmount import journal, mounts, orphans
 from snapmount.journal import Entry
 from snapmount.orphans import Orphan
 from snapmount.state import Store
@@ -111,3 +112,38 @@ async def test_what_was_not_there_is_not_said_to_be_removed(tmp_path: Path, monk
 
 async def _is_unused(entry: Entry) -> None:
     """libvirt knows of nobody who uses it."""
+
+
+def mounted(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Let the snapshot's view be mounted there."""
+    real = mounts.current
+    monkeypatch.setattr(
+        mounts, "current", lambda: [*real(), mounts.Mount(str(path), "fuse.snapmount", a_record().mount_source)]
+    )
+
+
+async def test_what_a_process_serves_on_is_left_with_the_way_to_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has removed its runtime record."""
+    mounted(monkeypatch, tmp_path)
+    scratch = await left(tmp_path)
+    ((orphan,), _) = await swept(tmp_path)
+    assert orphan.why == f"snapshot {ID} of vm1 is served at {tmp_path}, though its runtime record has gone"
+    assert orphan.remedy
+    assert f"umount {tmp_path}" in orphan.remedy or f"fusermount3 -u {tmp_path}" in orphan.remedy
+    assert scratch.exists()
+
+
+async def test_a_view_that_does_not_answer_may_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted(monkeypatch, tmp_path)
+    scratch = await left(tmp_path)
+    hangs = threading.Event()
+    monkeypatch.setattr(orphans, "ANSWER_S", 0.01)
+    monkeypatch.setattr(os, "statvfs", lambda _: hangs.wait())
+    try:
+        ((orphan,), _) = await swept(tmp_path)
+    finally:
+        hangs.set()
+    assert f"may be served at {tmp_path}" in orphan.why
+    assert scratch.exists()

@@ -116,6 +116,22 @@ def test_an_orphan_whose_job_still_runs_is_left_until_that_is_ended(writer: vm.V
     assert os.listdir(mountpoint) == [], "its dead mount is gone too"
 
 
+def test_a_snapshot_that_is_served_without_a_record_is_left_with_the_command_that_ends_it(
+    writer: vm.VM, mountpoint: Path
+) -> None:
+    """Its server lives, and QEMU keeps the point in time."""
+    snapmount(writer.name, mountpoint)
+    shutil.rmtree(traces.RUNTIME)
+    done = snapmount("recover", check=False)
+    assert done.returncode == 8
+    assert f"of {writer.name} is served at {mountpoint}, though its runtime record has gone" in done.stderr
+    assert f"try: umount {mountpoint}   (" in done.stderr
+    assert f"try: umount {mountpoint}" in snapmount("umount", mountpoint, check=False).stderr
+    assert len((mountpoint / "vda.raw").read_bytes()) > 0
+    subprocess.run(["umount", mountpoint], check=True)
+    wait_for(lambda: traces.found() == [], "it has ended")
+
+
 def test_what_was_made_before_its_record_is_removed(writer: vm.VM) -> None:
     (traces.RUNTIME / ID).mkdir(parents=True)
     assert f"removed {traces.RUNTIME / ID}" in snapmount("recover").stdout
