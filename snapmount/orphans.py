@@ -220,10 +220,15 @@ def _remove_socket(entry: Entry) -> None:
 
 
 def _unknown() -> Iterator[Orphan]:
-    """What looks like ours, but no journal names it."""
-    parent = directories.default_parent()
+    """What looks like ours, but no journal names it.
+
+    Others take and end snapshots meanwhile: what is there has been named before it was made, and is named until it has
+    gone.
+    """
+    there = sorted(directories.default_parent().glob("snapmount-*"))
     known = {Path(entry.directory).name for entry in journal.load_all()[0]}
-    for path in sorted(parent.glob("snapmount-*")):
-        if journal.NAME.fullmatch(path.name) and path.name not in known and not path.is_symlink():
+    for path in there:
+        is_named = path.name in known or path.is_symlink() or not path.exists()
+        if journal.NAME.fullmatch(path.name) and not is_named:
             remedy = names.command("rm", "-r", str(path))
             yield Orphan(str(path), "nothing tells whose it is; another version of snapmount made it?", False, remedy)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import pytest
 from snapmount import journal, mounts, orphans
 from snapmount.journal import Entry
 from snapmount.orphans import Orphan
+from snapmount.scratch import directories
 from snapmount.state import Store
 
 from .test_journal import parent  # noqa: F401
-from .test_state import ID, a_record
+from .test_state import ID, OTHER_ID, a_record
 
 pytestmark = pytest.mark.usefixtures("parent")
 
@@ -147,3 +148,27 @@ async def test_a_view_that_does_not_answer_may_be_served(tmp_path: Path, monkeyp
         hangs.set()
     assert f"may be served at {tmp_path}" in orphan.why
     assert scratch.exists()
+
+
+def test_a_snapshot_that_is_taken_or_ended_meanwhile_is_not_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if each came just after one look and before the next."""
+    taken, ended = (directories.default_parent() / f"snapmount-{each}" for each in (ID, OTHER_ID))
+    load_all, glob = journal.load_all, Path.glob
+
+    def take_after(*args: Any) -> Any:
+        entries = load_all(*args)
+        taken.mkdir(parents=True, exist_ok=True)
+        return entries
+
+    def end_after(path: Path, pattern: str) -> Iterator[Path]:
+        found = list(glob(path, pattern))
+        if pattern == "snapmount-*":
+            ended.rmdir()
+        return iter(found)
+
+    ended.mkdir(parents=True)
+    monkeypatch.setattr(journal, "load_all", take_after)
+    monkeypatch.setattr(Path, "glob", end_after)
+    assert [*orphans._unknown()] == []
