@@ -19,9 +19,9 @@ from .core.iscsi import Credentials, Session
 from .core.plan import LeftOut
 from .core.snapshot import Disk, Nvram, format_time
 from .core.space import rate
-from .errors import SpaceError, StateError
+from .errors import StateError
 from .records import Record, State
-from .scratch import directories
+from .scratch import glances
 from .scratch.measuring import Figures
 from .scratchvm import ScratchVm
 from .state import Store
@@ -70,10 +70,11 @@ class Shown:
         return Figures.load(self.store.path(self.record.id)) if is_watched else None
 
     @property
-    def _scratch_bytes(self) -> int:
-        """What it uses of scratch space; only its server can tell of block devices."""
-        figures = self._figures
-        return figures.used_bytes if figures else directories.used_bytes(Path(self.record.scratch))
+    def _scratch_bytes(self) -> int | None:
+        """What it uses of scratch space; None where that cannot be told: of block devices only its server can."""
+        if figures := self._figures:
+            return figures.used_bytes
+        return None if self.record.terms.devices else glances.used_bytes(Path(self.record.scratch))
 
     def document(self) -> dict[str, Any]:
         """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
@@ -99,7 +100,7 @@ class Shown:
                 "reserved": record.terms.is_reserved,
                 "limit_bytes": record.terms.limit_bytes,
                 "used_bytes": self._scratch_bytes,
-                "free_bytes": _free_bytes(record),
+                "free_bytes": glances.free_bytes(Path(record.scratch).parent),
                 "growth_bytes_per_s": figures and round(figures.bytes_per_s),
                 "left_s": figures and figures.left_s and round(figures.left_s, 1),
             },
@@ -139,7 +140,7 @@ class Shown:
             _age(record),
             "-" if record.is_hidden else record.mountpoint,
             luns.summary(record.publication, self.sessions) if record.publication else "-",
-            units.size(self._scratch_bytes),
+            _size(self._scratch_bytes),
             *_growth(self._figures),
             _status(record, self.store.state(record)),
         )
@@ -183,7 +184,7 @@ class Shown:
 
     def _scratch_facts(self, scratch_space: dict[str, Any]) -> list[tuple[str, str]]:
         terms, figures, free = self.record.terms, self._figures, scratch_space["free_bytes"]
-        used = f"{units.size(scratch_space['used_bytes'])} used"
+        used = f"{_size(scratch_space['used_bytes'], 'an unknown amount')} used"
         used += f" of at most {units.size(terms.limit_bytes)}" if terms.limit_bytes else ""
         used += ", reserved" if terms.is_reserved else ""
         growing = [f"growing {rate(figures.bytes_per_s)}"] if figures else []
@@ -236,11 +237,8 @@ def _growth(figures: Figures | None) -> tuple[str, str]:
     return rate(figures.bytes_per_s), units.duration(figures.left_s) if figures.left_s is not None else "-"
 
 
-def _free_bytes(record: Record) -> int | None:
-    try:
-        return directories.free_bytes(Path(record.scratch).parent)
-    except SpaceError:
-        return None
+def _size(length: int | None, unknown: str = "-") -> str:
+    return unknown if length is None else units.size(length)
 
 
 def _status(record: Record, state: State) -> str:
@@ -264,7 +262,7 @@ def _when(record: Record) -> str:
 
 
 def _overlay_size(vm: ScratchVm) -> str:
-    return units.size(directories.used_bytes(Path(vm.overlays)))
+    return _size(glances.used_bytes(Path(vm.overlays)))
 
 
 def booted(vm: ScratchVm, record: Record) -> str:

@@ -15,7 +15,7 @@ from .core import names
 from .core.plan import LeftOut
 from .errors import StateError
 from .processes import Process
-from .scratch import directories
+from .scratch import glances
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ScratchVm:
             "accelerator": "kvm" if self.accelerator == "kvm" else "tcg",
             "kept": self.is_kept,
             "overlay_directory": self.overlays,
-            "overlay_bytes": directories.used_bytes(Path(self.overlays)),
+            "overlay_bytes": glances.used_bytes(Path(self.overlays)),
             "console_log": self.console_log,
             "left_out": [asdict(each) for each in self.left_out],
             "notes": list(self.notes),
