@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
-from . import attaching, attachments, hypervisor, mounts, nbd, tending, watching
+from . import attaching, attachments, blocking, hypervisor, mounts, nbd, tending, watching
 from .core import names
 from .errors import NotFoundError, StateError, UnreachableError
 from .processes import boot_id
@@ -19,6 +19,8 @@ from .state import Claim, Store
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
+
+CHECK_S = 10.0
 
 
 @asynccontextmanager
@@ -102,6 +104,14 @@ async def _connect(stack: AsyncExitStack, held: Held) -> str | None:
     return None
 
 
+async def _check_mountpoint(path: str) -> None:
+    """Raises StateError or NotFoundError."""
+    try:
+        await blocking.call(CHECK_S, mounts.check_mountpoint, path)
+    except trio.TooSlowError:
+        raise StateError(f"{path}: its file system did not answer within {CHECK_S:g} s") from None
+
+
 async def _prepare(claim: Claim, reporter: Reporter) -> None:
     """Free the dead view from its users, and see that the new one can be mounted.
 
@@ -109,7 +119,7 @@ async def _prepare(claim: Claim, reporter: Reporter) -> None:
     """
     record = claim.record
     if not mounts.is_mounted(record.mountpoint, record.mount_source):
-        await trio.to_thread.run_sync(mounts.check_mountpoint, record.mountpoint)
+        await _check_mountpoint(record.mountpoint)
     await tending.stop_all(record, claim.directory, reporter.warn)
     for attached in attachments.current(claim.directory):
         reporter.warn(f"{attached.disk} is detached from {attached.vm_name}: it has died with the snapshot's server")

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import trio
 
-from . import attaching, byhand, journal, mounts, tending
+from . import attaching, blocking, byhand, journal, mounts, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError, StateError
 from .publish import iscsi
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 FREE_S = 25.0
 DEADLINE_S = 50.0  # with that
+REMOVE_S = 20.0  # on a file server that does not answer
 STANDBY_S = 2.0  # nothing keeps it from ending
 
 
@@ -48,10 +49,10 @@ async def tear_down(claim: Claim) -> None:
             job_has_ended = True
             if record.standby:
                 await record.standby.end(f"the standby of the server of snapshot {record.id}", STANDBY_S)
-        log.info("removing %s", record.scratch)
-        _remove_files(record)
+            log.info("removing %s", record.scratch)
+            await _on_disk(_remove_files, record)
         claim.forget()
-        journal.forget(record.scratch)
+        await _on_disk(_forget, record)
     except SnapmountError as error:
         claim.note(State.LEFTOVER, error.message)
         again = names.command("snapmount", "delete", record.id)
@@ -94,12 +95,23 @@ async def withdraw(claim: Claim) -> None:
             claim.update(publication=None)
 
 
-def _remove_files(record: Record) -> None:
+async def _on_disk(remove: Callable[[Record], None], record: Record) -> None:
+    """What removes files, which may lie on a file server that does not answer.  Raises LeftoverError."""
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(record.socket)
-        if record.is_hidden:
-            directories.remove_view(Path(record.mountpoint))
-        files.remove(record)
+        await blocking.call(REMOVE_S, remove, record)
+    except trio.TooSlowError:
+        raise LeftoverError(f"{record.scratch} has not been removed within {REMOVE_S:g} s") from None
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
+
+
+def _remove_files(record: Record) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(record.socket)
+    if record.is_hidden:
+        directories.remove_view(Path(record.mountpoint))
+    files.remove(record)
+
+
+def _forget(record: Record) -> None:
+    journal.forget(record.scratch)

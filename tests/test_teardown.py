@@ -1,0 +1,56 @@
+"""The end of a snapshot comes, or is an error that says what is left: it does not hang where a file system does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from snapmount import adopting, mounts, teardown
+from snapmount.errors import LeftoverError, StateError
+from snapmount.records import Record, State
+from snapmount.scratch import files
+from snapmount.sources import pull
+from snapmount.state import Store
+
+from .test_state import a_record, store  # noqa: F401
+
+
+@pytest.fixture
+def hang() -> Iterator[threading.Event]:
+    """What waits for it hangs until the end of the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+async def test_scratch_files_that_cannot_be_removed_for_a_hung_file_system_are_left_over(
+    store: Store,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hang: threading.Event,
+) -> None:
+    async def end(record: Record) -> None:
+        """The job has ended."""
+
+    monkeypatch.setattr(pull, "end", end)
+    monkeypatch.setattr(files, "remove", lambda _: hang.wait())
+    monkeypatch.setattr(teardown, "REMOVE_S", 0.05)
+    record = replace(a_record(), scratch=str(tmp_path / "scratch"), socket=str(tmp_path / "socket"))
+    claim = store.claim(record)
+    with pytest.raises(LeftoverError, match=f"{record.scratch} has not been removed within 0.05 s") as caught:
+        await teardown.tear_down(claim)
+    assert f"rm -rf {record.scratch}" in caught.value.message
+    assert claim.record.state is State.LEFTOVER
+
+
+async def test_a_mountpoint_that_hangs_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, hang: threading.Event
+) -> None:
+    monkeypatch.setattr(mounts, "check_mountpoint", lambda _: hang.wait())
+    monkeypatch.setattr(adopting, "CHECK_S", 0.05)
+    with pytest.raises(StateError, match="^/mnt/snap: its file system did not answer within"):
+        await adopting._check_mountpoint("/mnt/snap")
