@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -13,8 +12,9 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, hypervisor, journal, scratchvm, tending
-from .core import scratchdomain, units
+from . import blocking, bootcheck, hypervisor, journal, scratchvm, tending
+from .bootcheck import WaitFor
+from .core import scratchdomain
 from .core.scratchdevices import ISOLATED, NONE, Source
 from .core.scratchdomain import Derived, Wish
 from .core.user import User
@@ -29,31 +29,6 @@ log = logging.getLogger(__name__)
 
 KVM_DEVICE = "/dev/kvm"
 HOST_S = 30.0
-POLL_S = 0.1
-CONSOLE_BYTES = units.MIB  # of the end of the console's log that a pattern is looked for in
-
-
-@dataclass(frozen=True)
-class WaitFor:
-    """What tells that the guest has booted: one of these."""
-
-    seconds: float | None = None  # it still runs after that time
-    pattern: re.Pattern[bytes] | None = None  # it has written this to its console
-    agent: bool = False  # its agent answers
-
-    @classmethod
-    def parse(cls, text: str) -> WaitFor:
-        """'agent', a span of time such as '90s' or '2m', else a regular expression.  Raises UsageError."""
-        if text == "agent":
-            return cls(agent=True)
-        try:
-            return cls(seconds=units.parse_duration(text))
-        except ValueError:
-            pass
-        try:
-            return cls(pattern=re.compile(text.encode("utf-8", "surrogateescape"), re.MULTILINE))
-        except re.error as error:
-            raise UsageError(f"{text!r} is no regular expression: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -103,7 +78,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
             _write(directory, vm, record)
             record.server.send(tending.BELL)
             if request.wait_for:
-                await _wait(request, request.wait_for, vm, domain)
+                await bootcheck.wait(request.wait_for, request.wait_timeout_s, vm, domain)
         except NotBootedError:
             raise
         except BaseException:
@@ -230,54 +205,3 @@ async def _undo(record: Record, directory: Path, vm: ScratchVm) -> None:
         await tending.end(record, directory, vm)
     except SnapmountError as error:
         log.warning("%s; `snapmount delete --force %s` tries again", error.message, record.id)
-
-
-# -- whether it has booted ---------------------------------------------------------------------------------------------
-
-
-async def _wait(request: BootRequest, wait_for: WaitFor, vm: ScratchVm, domain: hypervisor.Domain) -> None:
-    """Return when what is waited for has come.  Raises NotBootedError."""
-    problem = f"{vm.name} has ended before it was there"
-    async with trio.open_nursery() as nursery:
-
-        async def come() -> None:
-            nonlocal problem
-            problem = await _come(request, wait_for, vm, domain)
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(come)
-        await vm.process.wait_gone()
-        nursery.cancel_scope.cancel()
-    if problem:
-        raise NotBootedError(problem, f"less {vm.console_log}" if vm.process.runs() else None)
-
-
-async def _come(request: BootRequest, wait_for: WaitFor, vm: ScratchVm, domain: hypervisor.Domain) -> str:
-    """Return when it has come, '' or that it has not."""
-    if wait_for.seconds is not None:
-        await trio.sleep(wait_for.seconds)
-        return ""
-    with trio.move_on_after(request.wait_timeout_s):
-        while not await _is_there(wait_for, vm, domain):
-            await trio.sleep(POLL_S)
-        return ""
-    what = "its guest agent has not answered" if wait_for.agent else "its console has not shown what was waited for"
-    return f"{vm.name}: {what} within {units.duration(request.wait_timeout_s)}; it still runs"
-
-
-async def _is_there(wait_for: WaitFor, vm: ScratchVm, domain: hypervisor.Domain) -> bool:
-    if wait_for.agent:
-        return await domain.agent_answers()
-    assert wait_for.pattern
-    return wait_for.pattern.search(await trio.to_thread.run_sync(_end_of, vm.console_log)) is not None
-
-
-def _end_of(path: str) -> bytes:
-    """The end of the console's log, with what virtlogd(8) has moved away before it."""
-    written = b""
-    for part in (f"{path}.0", path):
-        try:
-            written += Path(part).read_bytes()[-CONSOLE_BYTES:]
-        except OSError:
-            pass
-    return written[-CONSOLE_BYTES:]

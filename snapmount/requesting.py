@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from . import hypervisor
-from .boot import BootRequest, WaitFor, check_name
+from .boot import BootRequest, check_name
+from .bootcheck import WaitFor
 from .core import iscsi, names
 from .core.space import Terms
 from .errors import UsageError

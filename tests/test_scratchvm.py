@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount import scratchvm
-from snapmount.boot import WaitFor, check_name
+from snapmount.boot import check_name
+from snapmount.bootcheck import WaitFor
 from snapmount.core.plan import LeftOut
 from snapmount.errors import StateError, UsageError
 from snapmount.processes import Process

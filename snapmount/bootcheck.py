@@ -1,0 +1,88 @@
+"""Tells whether the guest of a scratch VM has booted: by its agent, by what it writes to its console, or by time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from . import hypervisor
+from .core import units
+from .errors import NotBootedError, UsageError
+from .scratchvm import ScratchVm
+
+POLL_S = 0.1
+CONSOLE_BYTES = units.MIB  # of the end of the console's log that a pattern is looked for in
+
+
+@dataclass(frozen=True)
+class WaitFor:
+    """What tells that the guest has booted: one of these."""
+
+    seconds: float | None = None  # it still runs after that time
+    pattern: re.Pattern[bytes] | None = None  # it has written this to its console
+    agent: bool = False  # its agent answers
+
+    @classmethod
+    def parse(cls, text: str) -> WaitFor:
+        """'agent', a span of time such as '90s' or '2m', else a regular expression.  Raises UsageError."""
+        if text == "agent":
+            return cls(agent=True)
+        try:
+            return cls(seconds=units.parse_duration(text))
+        except ValueError:
+            pass
+        try:
+            return cls(pattern=re.compile(text.encode("utf-8", "surrogateescape"), re.MULTILINE))
+        except re.error as error:
+            raise UsageError(f"{text!r} is no regular expression: {error}") from None
+
+
+async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, domain: hypervisor.Domain) -> None:
+    """Return when what is waited for has come.  Raises NotBootedError."""
+    problem = f"{vm.name} has ended before it was there"
+    async with trio.open_nursery() as nursery:
+
+        async def come() -> None:
+            nonlocal problem
+            problem = await _come(wait_for, timeout_s, vm, domain)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(come)
+        await vm.process.wait_gone()
+        nursery.cancel_scope.cancel()
+    if problem:
+        raise NotBootedError(problem, f"less {vm.console_log}" if vm.process.runs() else None)
+
+
+async def _come(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, domain: hypervisor.Domain) -> str:
+    """Return when it has come, '' or that it has not."""
+    if wait_for.seconds is not None:
+        await trio.sleep(wait_for.seconds)
+        return ""
+    with trio.move_on_after(timeout_s):
+        while not await _is_there(wait_for, vm, domain):
+            await trio.sleep(POLL_S)
+        return ""
+    what = "its guest agent has not answered" if wait_for.agent else "its console has not shown what was waited for"
+    return f"{vm.name}: {what} within {units.duration(timeout_s)}; it still runs"
+
+
+async def _is_there(wait_for: WaitFor, vm: ScratchVm, domain: hypervisor.Domain) -> bool:
+    if wait_for.agent:
+        return await domain.agent_answers()
+    assert wait_for.pattern
+    return wait_for.pattern.search(await trio.to_thread.run_sync(_end_of, vm.console_log)) is not None
+
+
+def _end_of(path: str) -> bytes:
+    """The end of the console's log, with what virtlogd(8) has moved away before it."""
+    written = b""
+    for part in (f"{path}.0", path):
+        try:
+            written += Path(part).read_bytes()[-CONSOLE_BYTES:]
+        except OSError:
+            pass
+    return written[-CONSOLE_BYTES:]
