@@ -15,6 +15,8 @@ from .scratchvm import ScratchVm
 
 POLL_S = 0.1
 CONSOLE_BYTES = units.MIB  # of the end of the console's log that a pattern is looked for in
+_LIKE_A_TIME = re.compile(r"[0-9.]+ ?([smhdw]|sec|seconds?|min|minutes?|hours?|days?)?")
+EXAMPLE = "--wait-for agent, --wait-for 2m, or --wait-for 'login: $'"
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,25 @@ class WaitFor:
 
     @classmethod
     def parse(cls, text: str) -> WaitFor:
-        """'agent', a span of time such as '90s' or '2m', else a regular expression.  Raises UsageError."""
+        """'agent', a span of time such as '90s' or '2m', else a regular expression.  Raises UsageError, also for what
+        would be there at once.
+        """
+        if not text.strip():
+            raise UsageError("--wait-for is empty", EXAMPLE)
         if text == "agent":
             return cls(agent=True)
         try:
             return cls(seconds=units.parse_duration(text))
-        except ValueError:
-            pass
+        except ValueError as error:
+            if _LIKE_A_TIME.fullmatch(text):
+                raise UsageError(f"--wait-for: {error}", EXAMPLE) from None
         try:
-            return cls(pattern=re.compile(text.encode("utf-8", "surrogateescape"), re.MULTILINE))
+            pattern = re.compile(text.encode("utf-8", "surrogateescape"), re.MULTILINE)
         except re.error as error:
             raise UsageError(f"{text!r} is no regular expression: {error}") from None
+        if pattern.search(b""):
+            raise UsageError(f"{text!r} matches a console on which nothing has been written too", EXAMPLE)
+        return cls(pattern=pattern)
 
 
 async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, domain: hypervisor.Domain) -> None:
@@ -74,15 +84,15 @@ async def _is_there(wait_for: WaitFor, vm: ScratchVm, domain: hypervisor.Domain)
     if wait_for.agent:
         return await domain.agent_answers()
     assert wait_for.pattern
-    return wait_for.pattern.search(await trio.to_thread.run_sync(_end_of, vm.console_log)) is not None
+    return wait_for.pattern.search(await trio.to_thread.run_sync(end_of, vm.console_log)) is not None
 
 
-def _end_of(path: str) -> bytes:
-    """The end of the console's log, with what virtlogd(8) has moved away before it."""
+def end_of(path: str) -> bytes:
+    """The end of the console's log, with what virtlogd(8) has moved away before it; lines end with LF."""
     written = b""
     for part in (f"{path}.0", path):
         try:
             written += Path(part).read_bytes()[-CONSOLE_BYTES:]
         except OSError:
             pass
-    return written[-CONSOLE_BYTES:]
+    return re.sub(rb"\r+\n", b"\n", written[-CONSOLE_BYTES:])

@@ -45,13 +45,13 @@ def boot(arguments: argparse.Namespace) -> BootRequest:
     """The scratch VM that `boot` asks for.  Raises UsageError."""
     names.check_utf_8(arguments.overlay_dir or "", "the overlay directory")
     return BootRequest(
-        name=arguments.name and check_name(arguments.name),
+        name=None if arguments.name is None else check_name(arguments.name),
         memory_kib=arguments.memory,
         vcpus=arguments.vcpus,
         network=arguments.network,
         overlay_dir=arguments.overlay_dir and os.path.abspath(arguments.overlay_dir),
         is_kept=arguments.keep,
-        wait_for=WaitFor.parse(arguments.wait_for) if arguments.wait_for else None,
+        wait_for=None if arguments.wait_for is None else WaitFor.parse(arguments.wait_for),
         wait_timeout_s=arguments.wait_timeout,
     )
 

@@ -118,7 +118,7 @@ def test_what_a_copy_writes_reaches_neither_the_view_nor_the_original(writer: vm
     snapmount(writer.name, mountpoint)
     files = [mountpoint / "vda.raw", mountpoint / "vdb.raw"]
     before = sha256(*files)
-    scratch, _ = boot("--wait-for", UP, writer.name)
+    scratch, _ = boot("--wait-for", f"^{UP}$", writer.name)
     scratch.keeps_writing(1000)
     assert sha256(*files) == before
     snapmount("delete", "--force", writer.name)
@@ -276,7 +276,9 @@ def test_a_snapshot_with_a_scratch_vm_is_deleted_by_force_only(writer: vm.VM, mo
         (["--overlay-dir", "/no/such/directory"], 5, "the overlay directory /no/such/directory does not exist"),
         (["--overlay-dir", "/proc"], 5, "the overlay directory /proc is not writable"),
         (["--name", "a/b"], 2, "cannot be the name of a VM"),
+        (["--name", ""], 2, "'' cannot be the name of a VM"),
         (["--wait-for", "("], 2, "is no regular expression"),
+        (["--wait-for", ""], 2, "--wait-for is empty"),
         (["--vcpus", "0"], 2, "0 is not a number from 1 to 4096"),
         (["--memory", "lots"], 2, "'lots' is no size such as 512M or 2G"),
         (["--memory", "9999T"], 4, "the VM cannot be started"),

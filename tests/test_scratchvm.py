@@ -1,4 +1,4 @@
-"""Records of scratch VMs, what tells that one has booted, and processes that are not ours."""
+"""Records of scratch VMs, their names, and processes that are not ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from snapmount import scratchvm
 from snapmount.boot import check_name
-from snapmount.bootcheck import WaitFor
 from snapmount.core.plan import LeftOut
 from snapmount.errors import StateError, UsageError
 from snapmount.processes import Process
@@ -119,22 +118,7 @@ def test_one_that_is_kept_runs_again_where_a_process_has_its_uuid(tmp_path: Path
     assert vm.state == "shut off"
 
 
-# -- what tells that it has booted -------------------------------------------------------------------------------------
-
-
-def test_what_to_wait_for_is_the_agent_a_time_or_a_pattern() -> None:
-    assert WaitFor.parse("agent").agent
-    assert WaitFor.parse("90s").seconds == 90
-    assert WaitFor.parse("5").seconds == 5
-    pattern = WaitFor.parse("^vm1 login:").pattern
-    assert pattern
-    assert pattern.search(b"booting\r\nvm1 login: ")
-    assert not pattern.search(b"no vm1 login: ")
-
-
-def test_a_broken_pattern_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"'\(' is no regular expression"):
-        WaitFor.parse("(")
+# -- names -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "..", "a\nb", "a\x1b[2J"])
