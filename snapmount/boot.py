@@ -78,7 +78,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
             _write(directory, vm, record)
             record.server.send(tending.BELL)
             if request.wait_for:
-                await bootcheck.wait(request.wait_for, request.wait_timeout_s, vm, domain)
+                await bootcheck.wait(request.wait_for, request.wait_timeout_s, vm, record.connect)
         except NotBootedError:
             raise
         except BaseException:

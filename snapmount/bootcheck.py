@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import trio
 
 from . import hypervisor
 from .core import units
-from .errors import NotBootedError, UsageError
+from .errors import NotBootedError, UnreachableError, UsageError
 from .scratchvm import ScratchVm
 
 POLL_S = 0.1
@@ -50,14 +51,14 @@ class WaitFor:
         return cls(pattern=pattern)
 
 
-async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, domain: hypervisor.Domain) -> None:
+async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str) -> None:
     """Return when what is waited for has come.  Raises NotBootedError."""
     problem = f"{vm.name} has ended before it was there"
     async with trio.open_nursery() as nursery:
 
         async def come() -> None:
             nonlocal problem
-            problem = await _come(wait_for, timeout_s, vm, domain)
+            problem = await _come(wait_for, timeout_s, vm, uri)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(come)
@@ -67,24 +68,37 @@ async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, domain: hyper
         raise NotBootedError(problem, f"less {vm.console_log}" if vm.process.runs() else None)
 
 
-async def _come(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, domain: hypervisor.Domain) -> str:
+async def _come(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str) -> str:
     """Return when it has come, '' or that it has not."""
     if wait_for.seconds is not None:
         await trio.sleep(wait_for.seconds)
         return ""
     with trio.move_on_after(timeout_s):
-        while not await _is_there(wait_for, vm, domain):
-            await trio.sleep(POLL_S)
+        if wait_for.pattern:
+            await _shown(wait_for.pattern, vm.console_log)
+        else:
+            await _agent_answers(uri, vm.uuid)
         return ""
     what = "its guest agent has not answered" if wait_for.agent else "its console has not shown what was waited for"
     return f"{vm.name}: {what} within {units.duration(timeout_s)}; it still runs"
 
 
-async def _is_there(wait_for: WaitFor, vm: ScratchVm, domain: hypervisor.Domain) -> bool:
-    if wait_for.agent:
-        return await domain.agent_answers()
-    assert wait_for.pattern
-    return wait_for.pattern.search(await trio.to_thread.run_sync(end_of, vm.console_log)) is not None
+async def _shown(pattern: re.Pattern[bytes], path: str) -> None:
+    """Return when the console has shown it."""
+    while not pattern.search(await trio.to_thread.run_sync(end_of, path)):
+        await trio.sleep(POLL_S)
+
+
+async def _agent_answers(uri: str, uuid: str) -> None:
+    """Return when the guest agent answers; libvirt may be restarted meanwhile."""
+    while True:
+        with contextlib.suppress(UnreachableError):
+            async with hypervisor.connected(uri) as connection:
+                while domain := await connection.domain_by_uuid(uuid):
+                    if await domain.agent_answers():
+                        return
+                    await trio.sleep(POLL_S)
+        await trio.sleep(POLL_S)
 
 
 def end_of(path: str) -> bytes:

@@ -21,7 +21,7 @@ from snapmount.processes import Process
 from snapmount.scratchvm import ScratchVm
 from snapmount.state import Store
 
-from .rig import guest, libiscsi, prefix, rootdisk, traces, vm
+from .rig import guest, libiscsi, libvirtd, prefix, rootdisk, traces, vm
 from .rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from .rig.libvirtd import wait_for
 
@@ -36,6 +36,19 @@ def rooted(clean: None) -> Iterator[vm.VM]:
     disks = [vm.Disk("vda", "qcow2", fill=rootdisk.fill)]
     with vm.running(f"{vm.PREFIX}-root", disks, command_line="snapmount.root=vda") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def shared_agent_vm(libvirt: None) -> Iterator[vm.VM]:
+    """A VM whose guest agent answers."""
+    with vm.running(f"{vm.PREFIX}-agent", [vm.Disk("vda")], agent=True) as running:
+        yield running
+
+
+@pytest.fixture
+def agent_vm(shared_agent_vm: vm.VM, clean: None) -> vm.VM:
+    """The shared one, which runs on."""
+    return shared_agent_vm
 
 
 def boot(*words: str | Path) -> tuple[vm.VM, dict[str, Any]]:
@@ -192,12 +205,11 @@ def test_a_snapshot_is_taken_where_there_is_none_and_ends_with_its_last_scratch_
     assert not writer.has_job()
 
 
-def test_a_copy_that_its_guest_shuts_down_is_gone_too(clean: None) -> None:
-    with vm.running(f"{vm.PREFIX}-agent", [vm.Disk("vda")], agent=True) as original:
-        scratch, _ = boot("--wait-for", "agent", original.name)
-        scratch.virsh("shutdown", "--mode", "agent", scratch.name)
-        wait_for(lambda: not traces.found(), "nothing is left", vm.BOOT_S)
-        original.agent_answers()
+def test_a_copy_that_its_guest_shuts_down_is_gone_too(agent_vm: vm.VM) -> None:
+    scratch, _ = boot("--wait-for", "agent", agent_vm.name)
+    scratch.virsh("shutdown", "--mode", "agent", scratch.name)
+    wait_for(lambda: not traces.found(), "nothing is left", vm.BOOT_S)
+    agent_vm.agent_answers()
 
 
 def test_its_console_can_be_connected_to(writer: vm.VM) -> None:
@@ -237,6 +249,19 @@ def test_a_copy_that_ends_before_it_is_there_is_told_and_leaves_nothing(writer: 
         said = booting.communicate(timeout=vm.BOOT_S)[1]
     assert booting.returncode == 9
     assert "snapmount-test-scratch-2 has ended before it was there" in said
+    assert traces.found() == []
+
+
+def test_the_agent_is_waited_for_over_a_restart_of_libvirtd(agent_vm: vm.VM) -> None:
+    with subprocess.Popen([SNAPMOUNT, "boot", "--wait-for", "agent", agent_vm.name]) as booting:
+        wait_for(running, "the copy runs", vm.BOOT_S)
+        [scratch] = running()
+        agent_vm.virsh("suspend", scratch)
+        with libvirtd.stopped():
+            pass
+        agent_vm.virsh("resume", scratch)
+        assert booting.wait(vm.BOOT_S) == 0
+    snapmount("delete", "--force", agent_vm.name)
     assert traces.found() == []
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from typing import Any
 
+import libvirt
 import pytest
 
 from snapmount import hypervisor
 from snapmount.core import scratchdomain
-from snapmount.errors import NotFoundError
+from snapmount.errors import NotFoundError, UnreachableError
+from snapmount.hypervisor import Domain
+from snapmount.hypervisor import domain as domain_module
 
 from .test_scratchdomain import WISH
 
@@ -32,3 +37,46 @@ async def test_a_scratch_vm_is_known_by_its_mark() -> None:
         for each in (scratch, original):
             await each.stop()
         assert await scratch.scratch_vm_of() is None, "it has ended"
+
+
+# -- the guest agent ---------------------------------------------------------------------------------------------------
+
+
+class AVm:
+    """A VM of a libvirt that does what those of the tests cannot be made to: `asked` is asked for the guest's time."""
+
+    def __init__(self, asked: Any, is_alive: bool = True) -> None:
+        self.getTime = asked
+        self.isAlive = lambda: is_alive
+
+    def name(self) -> str:
+        return "vm1"
+
+    def UUIDString(self) -> str:  # noqa: N802  # libvirt's name
+        return "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11"
+
+    def connect(self) -> AVm:
+        return self
+
+
+def refuse() -> None:
+    raise libvirt.libvirtError("client socket is closed")
+
+
+async def test_an_agent_that_has_got_stuck_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has answered libvirt's guest-sync, and nothing since: libvirt waits for ever."""
+    monkeypatch.setattr(domain_module, "AGENT_S", 0.05)
+    ended = threading.Event()
+    try:
+        assert not await Domain(AVm(ended.wait)).agent_answers()
+    finally:
+        ended.set()
+
+
+async def test_an_agent_that_is_not_there_does_not_answer() -> None:
+    assert not await Domain(AVm(refuse)).agent_answers()
+
+
+async def test_a_closed_connection_says_nothing_of_the_agent() -> None:
+    with pytest.raises(UnreachableError, match="vm1: the connection to libvirt is closed: client socket is closed"):
+        await Domain(AVm(refuse, is_alive=False)).agent_answers()

@@ -27,6 +27,7 @@ BEGIN_S = 120.0  # making scratch files on a slow disk takes its time
 JOB_END_S = 10.0
 VERSION_S = 10.0
 POLL_S = 0.05
+AGENT_S = 30.0
 
 # whatever the VM has come to have: a kept one may have been saved, for instance
 _UNDEFINE = (
@@ -228,10 +229,20 @@ class Domain:
             ) from error
 
     async def agent_answers(self) -> bool:
-        """Whether the guest agent does."""
+        """Whether the guest agent does, within a time that is enough for one that is there.
+
+        Raises UnreachableError where the connection is closed, since libvirt was restarted for instance: one that is
+        made anew can tell.
+        """
         try:
-            await call("ask the guest agent for its time", self._handle.getTime)
-        except libvirt.libvirtError:
+            await call("ask the guest agent for its time", self._handle.getTime, deadline_s=AGENT_S)
+        except UnreachableError:
+            return False  # libvirt waits for ever for an agent that was there and has got stuck
+        except libvirt.libvirtError as error:
+            with explained(f"{self.name}: ask whether libvirt is there"):
+                is_connected = await call("ask whether libvirt is there", self._handle.connect().isAlive)
+            if not is_connected:
+                raise UnreachableError(f"{self.name}: the connection to libvirt is closed: {error}") from error
             return False
         return True
 
