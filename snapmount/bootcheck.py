@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import stat
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
-from . import hypervisor
-from .core import units
+from . import blocking, hypervisor
+from .core import names, units
 from .errors import NotBootedError, UnreachableError, UsageError
 from .scratchvm import ScratchVm
 
 POLL_S = 0.1
+LOOK_S = 10.0
+SETTLE_S = 0.2  # for what virtlogd(8) has still to write
+LAST_LINES = 6
+LINE_MAX = 200  # characters
 CONSOLE_BYTES = units.MIB  # of the end of the console's log that a pattern is looked for in
 _LIKE_A_TIME = re.compile(r"[0-9.]+ ?([smhdw]|sec|seconds?|min|minutes?|hours?|days?)?")
 EXAMPLE = "--wait-for agent, --wait-for 2m, or --wait-for 'login: $'"
@@ -52,41 +57,47 @@ class WaitFor:
 
 
 async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str) -> None:
-    """Return when what is waited for has come.  Raises NotBootedError."""
+    """Return when what is waited for has come.  Raises NotBootedError, with the last lines of the console."""
     problem = f"{vm.name} has ended before it was there"
-    async with trio.open_nursery() as nursery:
+    with contextlib.closing(Console(vm.console_log)) as console:
+        async with trio.open_nursery() as nursery:
 
-        async def come() -> None:
-            nonlocal problem
-            problem = await _come(wait_for, timeout_s, vm, uri)
+            async def come() -> None:
+                nonlocal problem
+                problem = await _come(wait_for, timeout_s, vm, uri, console)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(come)
+            nursery.start_soon(console.follow)
+            await vm.process.wait_gone()
             nursery.cancel_scope.cancel()
-
-        nursery.start_soon(come)
-        await vm.process.wait_gone()
-        nursery.cancel_scope.cancel()
-    if problem:
-        raise NotBootedError(problem, f"less {vm.console_log}" if vm.process.runs() else None)
+        if problem:
+            await trio.sleep(SETTLE_S)
+            await console.look()
+            raise NotBootedError(problem, _remedy(vm), [f"console: {line}" for line in console.last_lines()])
 
 
-async def _come(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str) -> str:
+def _remedy(vm: ScratchVm) -> str:
+    if vm.process.runs() or vm.is_kept:
+        return names.command("less", vm.console_log)
+    return "--keep, which keeps its overlays and the log of its console"
+
+
+async def _come(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str, console: Console) -> str:
     """Return when it has come, '' or that it has not."""
     if wait_for.seconds is not None:
         await trio.sleep(wait_for.seconds)
-        return ""
+        why = await _why_paused(uri, vm.uuid)
+        return why and f"{vm.name}: {why}"
     with trio.move_on_after(timeout_s):
         if wait_for.pattern:
-            await _shown(wait_for.pattern, vm.console_log)
+            await console.shows(wait_for.pattern)
         else:
             await _agent_answers(uri, vm.uuid)
         return ""
     what = "its guest agent has not answered" if wait_for.agent else "its console has not shown what was waited for"
-    return f"{vm.name}: {what} within {units.duration(timeout_s)}; it still runs"
-
-
-async def _shown(pattern: re.Pattern[bytes], path: str) -> None:
-    """Return when the console has shown it."""
-    while not pattern.search(await trio.to_thread.run_sync(end_of, path)):
-        await trio.sleep(POLL_S)
+    how = await _why_paused(uri, vm.uuid) or "it still runs"
+    return f"{vm.name}: {what} within {units.duration(timeout_s)}; {how}"
 
 
 async def _agent_answers(uri: str, uuid: str) -> None:
@@ -101,12 +112,80 @@ async def _agent_answers(uri: str, uuid: str) -> None:
         await trio.sleep(POLL_S)
 
 
-def end_of(path: str) -> bytes:
-    """The end of the console's log, with what virtlogd(8) has moved away before it; lines end with LF."""
-    written = b""
-    for part in (f"{path}.0", path):
+async def _why_paused(uri: str, uuid: str) -> str:
+    """That it is paused, and why; '' where it is not, or where nobody tells."""
+    with contextlib.suppress(UnreachableError):
+        async with hypervisor.connected(uri) as connection:
+            domain = await connection.domain_by_uuid(uuid)
+            return (domain and await domain.why_paused()) or ""
+    return ""
+
+
+class Console:
+    """The end of what a VM has written to its console, by the log that virtlogd(8) keeps of it.
+
+    Its file is held open, since it goes with the VM's overlays; and so is the one before it, which virtlogd has moved
+    away when it had become too long.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._files: list[int] = []  # descriptors, the older one first
+        self._seen: list[tuple[int, int]] = []  # inode number and length of each
+        self.text = b""  # lines end with LF
+
+    def close(self) -> None:
+        for descriptor in self._files:
+            os.close(descriptor)
+        self._files = []
+
+    async def follow(self) -> None:
+        """Look at it from time to time."""
+        while True:
+            await self.look()
+            await trio.sleep(POLL_S)
+
+    async def shows(self, pattern: re.Pattern[bytes]) -> None:
+        """Return when it shows this; somebody must follow it."""
+        while not pattern.search(self.text):
+            await trio.sleep(POLL_S)
+
+    async def look(self) -> None:
+        """Read what has been written by now; a file system that does not answer holds nobody up."""
+        with contextlib.suppress(OSError, trio.TooSlowError):
+            await blocking.call(LOOK_S, self.read)
+
+    def last_lines(self) -> list[str]:
+        """The last ones that hold anything, without the sequences that steer a terminal (ECMA-48)."""
+        plain = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|[ -/]*[0-~])", "", self.text.decode("utf-8", "replace"))
+        lines = [line.strip() for line in plain.split("\n")]
+        return [line[:LINE_MAX] for line in lines if line][-LAST_LINES:]
+
+    def read(self) -> None:
+        """Read what has been written by now.  Blocks.  Raises OSError."""
+        self._open()
+        now = [(status.st_ino, status.st_size) for status in map(os.fstat, self._files)]
+        if now != self._seen:
+            written = b"".join(_end_of(file, size) for file, (_, size) in zip(self._files, now, strict=True))
+            self.text = re.sub(rb"\r+\n", b"\n", written[-CONSOLE_BYTES:])
+            self._seen = now
+
+    def _open(self) -> None:
+        """Open the file that is there now, unless it is open.  It lies in a directory of QEMU's user: no link is
+        followed, and nothing but a file is read.
+        """
         try:
-            written += Path(part).read_bytes()[-CONSOLE_BYTES:]
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
-            pass
-    return re.sub(rb"\r+\n", b"\n", written[-CONSOLE_BYTES:])
+            return  # not there yet, or no more
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or any(os.path.samestat(status, os.fstat(each)) for each in self._files):
+            os.close(descriptor)
+            return
+        for older in self._files[:-1]:
+            os.close(older)
+        self._files = [*self._files[-1:], descriptor]
+
+
+def _end_of(descriptor: int, length: int) -> bytes:
+    return os.pread(descriptor, CONSOLE_BYTES, max(0, length - CONSOLE_BYTES))

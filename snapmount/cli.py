@@ -58,6 +58,8 @@ def _run(argv: list[str]) -> int:
 
 def _complain(error: SnapmountError) -> None:
     _say(logging.ERROR, f"snapmount: {names.printable(error.message)}")
+    for line in error.evidence:
+        _say(logging.ERROR, f"  {names.printable(line)}")
     if error.remedy:
         _say(logging.ERROR, f"  try: {names.printable(error.remedy)}")
 

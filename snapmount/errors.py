@@ -6,11 +6,14 @@ code of the command line.  Anything else that is raised is a bug.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class SnapmountError(Exception):
     """An error to show as `snapmount: MESSAGE` and `  try: REMEDY`, without a traceback."""
 
     exit_code = 1
+    evidence: Sequence[str] = ()  # lines to show below the message
 
     def __init__(self, message: str, remedy: str | None = None) -> None:
         super().__init__(message)
@@ -66,6 +69,10 @@ class NotBootedError(SnapmountError):
     """A scratch VM was started, but what was waited for has not come."""
 
     exit_code = 9
+
+    def __init__(self, message: str, remedy: str | None = None, evidence: Sequence[str] = ()) -> None:
+        super().__init__(message, remedy)
+        self.evidence = evidence
 
 
 class InterruptedByUserError(SnapmountError):

@@ -237,18 +237,37 @@ def test_a_boot_that_does_not_come_has_an_exit_code_and_the_copy_can_be_looked_a
     assert "its console has not shown what was waited for within 1s; it still runs" in said
     [[scratch]] = [each["scratch_vms"] for each in snapmount_json("list")]
     assert scratch["state"] == "running"
+    assert f"try: less {scratch['console_log']}" in said
     snapmount("delete", "--force", writer.name)
     assert traces.found() == []
 
 
-def test_a_copy_that_ends_before_it_is_there_is_told_and_leaves_nothing(writer: vm.VM) -> None:
+def test_a_copy_that_is_paused_is_not_told_to_run(writer: vm.VM) -> None:
+    command = [SNAPMOUNT, "boot", "--wait-for", "never said", "--wait-timeout", "5s", writer.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as booting:
+        wait_for(running, "the copy runs", vm.BOOT_S)
+        writer.virsh("suspend", running()[0])
+        said = booting.communicate(timeout=vm.BOOT_S)[1]
+    assert booting.returncode == 9
+    assert "its console has not shown what was waited for within 5s; it is paused, by somebody" in said
+    snapmount("delete", "--force", writer.name)
+    assert traces.found() == []
+
+
+def test_a_copy_that_ends_before_it_is_there_is_told_with_its_last_words_and_leaves_nothing(writer: vm.VM) -> None:
     command = [SNAPMOUNT, "boot", "--name", "snapmount-test-scratch-2", "--wait-for", "never said", writer.name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as booting:
         wait_for(running, "the copy runs", vm.BOOT_S)
-        writer.virsh("destroy", "snapmount-test-scratch-2")
+        [[told]] = [each["scratch_vms"] for each in snapmount_json("list")]
+        scratch = vm.VM(told["name"], Path(told["overlay_directory"]))
+        wait_for(lambda: UP in scratch.output(), "it has booted", vm.BOOT_S)
+        scratch.virsh("destroy", scratch.name)
         said = booting.communicate(timeout=vm.BOOT_S)[1]
     assert booting.returncode == 9
-    assert "snapmount-test-scratch-2 has ended before it was there" in said
+    first, *lines = said.splitlines()
+    assert first == "snapmount: snapmount-test-scratch-2 has ended before it was there"
+    assert f"  console: {UP}" in lines or any(line.startswith("  console: seq=") for line in lines)
+    assert lines[-1].startswith("  try: --keep, ")
     assert traces.found() == []
 
 

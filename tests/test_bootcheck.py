@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from snapmount import bootcheck
-from snapmount.bootcheck import WaitFor
+from snapmount.bootcheck import Console, WaitFor
 from snapmount.errors import UsageError
 
 
@@ -45,12 +48,67 @@ def test_a_pattern_that_an_empty_console_matches_is_refused(text: str) -> None:
         WaitFor.parse(text)
 
 
-def test_a_line_ends_where_the_guest_s_terminal_has_ended_it(tmp_path: Path) -> None:
+# -- the console -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "console.log"
+
+
+@pytest.fixture
+def console(log: Path) -> Iterator[Console]:
+    with contextlib.closing(Console(str(log))) as console:
+        yield console
+
+
+def test_a_line_ends_where_the_guest_s_terminal_has_ended_it(log: Path, console: Console) -> None:
     """A terminal writes CR LF for the end of a line, and CR CR LF where two are in a row."""
-    log = tmp_path / "console.log"
+    console.read()
+    assert console.text == b"", "there is no log yet"
     log.write_bytes(b"booting\r\nguest is up\r\r\nvm1 login: ")
-    written = bootcheck.end_of(str(log))
+    console.read()
     for text in ("^booting$", "^guest is up$", "login: $"):
         pattern = WaitFor.parse(text).pattern
         assert pattern
-        assert pattern.search(written)
+        assert pattern.search(console.text)
+
+
+def test_what_is_written_before_and_after_the_log_was_removed_is_told(log: Path, console: Console) -> None:
+    with log.open("wb", buffering=0) as virtlogd:
+        virtlogd.write(b"booting\n")
+        console.read()
+        log.unlink()
+        virtlogd.write(b"Kernel panic\n")
+    console.read()
+    assert console.last_lines() == ["booting", "Kernel panic"]
+
+
+def test_a_log_that_was_moved_away_still_counts(log: Path, console: Console) -> None:
+    for number in range(3):
+        log.write_bytes(b"log %d\n" % number)
+        console.read()
+        log.rename(log.with_suffix(".log.0"))
+    assert console.text == b"log 1\nlog 2\n"
+
+
+def test_only_the_end_of_a_long_log_is_read(log: Path, console: Console) -> None:
+    log.write_bytes(b"first\n" + bytes(2 * bootcheck.CONSOLE_BYTES) + b"\nlast\n")
+    console.read()
+    assert len(console.text) == bootcheck.CONSOLE_BYTES
+    assert console.last_lines()[-1] == "last"
+
+
+def test_the_last_lines_are_plain_and_short(log: Path, console: Console) -> None:
+    log.write_bytes(b"x\n" * 99 + b"\x1b[0;1;31mFailed\x1b[0m to \x1b(Bmount\r\n\r\n  \n" + b"y" * 999)
+    console.read()
+    assert console.last_lines() == ["x"] * 4 + ["Failed to mount", "y" * bootcheck.LINE_MAX]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda log: log.symlink_to("/etc/passwd")], ids=["fifo", "link"])
+def test_what_qemu_could_put_there_in_its_place_is_not_read(
+    log: Path, console: Console, make: Callable[[Path], None]
+) -> None:
+    make(log)
+    console.read()
+    assert console.text == b""

@@ -48,6 +48,11 @@ _WHY_SHUT_OFF = {
     libvirt.VIR_DOMAIN_SHUTOFF_FAILED: "failed to start",
 }
 
+_WHY_PAUSED = {
+    libvirt.VIR_DOMAIN_PAUSED_USER: ", by somebody",
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: ": a disk has had an I/O error",
+}
+
 
 class Domain:
     """A VM."""
@@ -245,6 +250,16 @@ class Domain:
                 raise UnreachableError(f"{self.name}: the connection to libvirt is closed: {error}") from error
             return False
         return True
+
+    async def why_paused(self) -> str | None:
+        """'it is paused', and why where that is known; None where it is not.  Raises UnreachableError."""
+        if await self.lacks_space():
+            return "it is paused: there is no space for what it writes"
+        with explained(f"{self.name}: read the state"):
+            state, reason = await call("read the state", self._handle.state)
+        if state != libvirt.VIR_DOMAIN_PAUSED:
+            return None
+        return "it is paused" + _WHY_PAUSED.get(reason, "")
 
     async def has_device(self, alias: str) -> bool:
         """Whether the running VM has the device of that alias, also one that its guest shall let go of.
