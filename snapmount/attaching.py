@@ -16,10 +16,9 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, hypervisor, locks
+from . import blocking, hypervisor, locks, views
 from .attachments import SHELF, Attachment
 from .core import attachment, names
-from .core.user import User
 from .errors import NotFoundError, SnapmountError, StateError
 from .processes import Process
 from .records import Record
@@ -55,7 +54,8 @@ async def attach(request: AttachRequest, record: Record, store: Store) -> list[A
         helper = await connection.domain(request.helper)
         qemu = await _check_helper(record, helper)
         xml = await helper.xml()
-        await _check_readable(record, helper.name, qemu, hypervisor.qemu_user(xml))
+        await views.check(record, hypervisor.qemu_user(xml), f"QEMU of {helper.name}")
+        await _check_visible(record, helper.name, qemu)
         if not attachment.has_controller(xml, request.bus):
             raise StateError(
                 f"{helper.name} has no {request.bus} controller", "--bus virtio, or add a controller to it"
@@ -208,20 +208,13 @@ async def _check_helper(record: Record, helper: hypervisor.Domain) -> Process:
         raise StateError(f"the QEMU process of {helper.name} cannot be found") from None
 
 
-async def _check_readable(record: Record, name: str, qemu: Process, user: User) -> None:
-    """Raise StateError where the helper's QEMU does not see the view, or may not read it."""
+async def _check_visible(record: Record, name: str, qemu: Process) -> None:
+    """Raise StateError where the helper's QEMU does not see the view."""
     mountpoint = Path(record.mountpoint)
-    file = mountpoint / record.snapshot.disks[0].file
     try:
         is_visible = await blocking.call(CHECK_S, directories.visible_to, qemu.pid, mountpoint)
-        done = await blocking.run(CHECK_S, ["test", "-r", str(file)], **directories.as_user(user))
     except trio.TooSlowError:
         raise StateError(f"{mountpoint} did not answer within {CHECK_S:g} s") from None
-    if done.returncode:
-        raise StateError(
-            f"QEMU of {name}, which runs as uid {user.uid}, cannot read {file}",
-            "a snapshot with a MOUNTPOINT that it can reach, or with none (--iscsi)",
-        )
     if not is_visible:
         raise StateError(
             f"QEMU of {name} (process {qemu.pid}) does not see {mountpoint}: it lives in a mount namespace of its own, "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, bootcheck, hypervisor, journal, scratchvm, tending
+from . import blocking, bootcheck, hypervisor, journal, scratchvm, tending, views
 from .bootcheck import WaitFor
 from .core import scratchdomain
 from .core.scratchdevices import ISOLATED, NONE, Source
@@ -61,6 +61,8 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
     directory = store.path(record.id)
     store.check_active(record, "booted")
     domain_xml = await _definition(record)
+    user = hypervisor.qemu_user(domain_xml)
+    await views.check(record, user, "QEMU")
     async with hypervisor.connected(record.connect) as connection:
         vm = await _plan(request, record, connection, scratchdomain.accelerator(domain_xml))
         derived = scratchdomain.derive(domain_xml, _wish(request, record, vm))
@@ -70,7 +72,6 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
         record.server.send(tending.BELL)  # it undoes what we make, should we be killed
         try:
             store.check_active(record, "booted")  # not before: what ends the snapshot looks for the record
-            user = hypervisor.qemu_user(domain_xml)
             await journal.write(record, store, vm.overlays, user.uid, vm)
             await _make_files(record, vm, user)
             domain = await connection.start(derived.xml, persistent=request.is_kept)

@@ -176,6 +176,21 @@ def test_a_view_that_the_helper_s_qemu_does_not_see_is_refused(writer: vm.VM, he
         subprocess.run(["umount", "-l", mountpoint], check=True)
 
 
+def test_a_view_at_a_path_that_libvirt_cannot_be_told_is_refused(
+    writer: vm.VM, helper: vm.VM, mountpoint: Path
+) -> None:
+    view = mountpoint / os.fsdecode(b"\xff")
+    view.mkdir()
+    snapmount(writer.name, view)
+    for words in (["attach", writer.name, helper.name], ["boot", writer.name]):
+        said = refused(*words, code=4)
+        assert f"the mountpoint {mountpoint}/\\udcff has a name that is not UTF-8" in said
+        assert "try: a snapshot with a MOUNTPOINT that it can reach" in said
+    shown = snapmount_json("show", writer.name)
+    assert (shown["scratch_vms"], shown["attachments"]) == ([], [])
+    snapmount("delete", writer.name)
+
+
 # -- the end of the snapshot, of the helper and of the original --------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -333,6 +334,17 @@ def test_bad_input_is_refused_and_leaves_nothing(writer: vm.VM, options: list[st
     assert message in refused("boot", *options, writer.name, code=code)
     assert traces.found() == []
     assert not writer.has_job()
+
+
+def test_a_view_that_qemu_cannot_reach_is_refused_before_anything_is_made(writer: vm.VM, tmp_path: Path) -> None:
+    """It lies below a directory that root alone may enter."""
+    snapmount(writer.name, tmp_path)
+    made = sorted(traces.SCRATCH.iterdir())
+    said = refused("boot", writer.name, code=4)
+    assert re.search(rf"QEMU, which runs as uid \d+, cannot read {tmp_path}/vda.raw", said)
+    assert "try: a snapshot with a MOUNTPOINT that it can reach" in said
+    assert sorted(traces.SCRATCH.iterdir()) == made
+    snapmount("delete", writer.name)
 
 
 def test_a_snapshot_that_is_lost_is_refused(writer: vm.VM, mountpoint: Path) -> None:
