@@ -43,6 +43,7 @@ class BootRequest:
     is_kept: bool = False
     wait_for: WaitFor | None = None
     wait_timeout_s: float = 300.0
+    console: bool = False  # it shall be connected to
 
 
 def check_name(name: str) -> str:
@@ -66,8 +67,8 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
     async with hypervisor.connected(record.connect) as connection:
         vm = await _plan(request, record, connection, scratchdomain.accelerator(domain_xml))
         derived = scratchdomain.derive(domain_xml, _wish(request, record, vm))
-        _check_wait(request.wait_for, derived, record)
-        vm = replace(vm, left_out=derived.left_out, notes=(*vm.notes, *derived.notes))
+        _check_possible(request, derived, record)
+        vm = replace(vm, left_out=derived.left_out, notes=(*vm.notes, *derived.notes), has_console=derived.has_console)
         _write(directory, vm, record)
         record.server.send(tending.BELL)  # it undoes what we make, should we be killed
         try:
@@ -151,14 +152,15 @@ def _wish(request: BootRequest, record: Record, vm: ScratchVm) -> Wish:
     )
 
 
-def _check_wait(wait_for: WaitFor | None, derived: Derived, record: Record) -> None:
-    """Raise StateError where what shall be waited for can never come."""
+def _check_possible(request: BootRequest, derived: Derived, record: Record) -> None:
+    """Raise StateError where what shall be waited for can never come, or connected to is not there."""
+    wait_for, name = request.wait_for, record.snapshot.vm_name
     if wait_for and wait_for.pattern and not derived.has_console:
-        raise StateError(f"{record.snapshot.vm_name} has no serial console", "--wait-for with agent, or a span of time")
+        raise StateError(f"{name} has no serial console", "--wait-for with agent, or a span of time")
     if wait_for and wait_for.agent and not derived.has_agent_channel:
-        raise StateError(
-            f"{record.snapshot.vm_name} has no channel for a guest agent", "--wait-for with a span of time"
-        )
+        raise StateError(f"{name} has no channel for a guest agent", "--wait-for with a span of time")
+    if request.console and not derived.has_console:
+        raise StateError(f"{name} has no serial console, which --console needs", "no --console")
 
 
 def _write(directory: Path, vm: ScratchVm, record: Record) -> None:

@@ -77,7 +77,9 @@ async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str) -> 
             raise NotBootedError(problem, _remedy(vm), [f"console: {line}" for line in console.last_lines()])
 
 
-def _remedy(vm: ScratchVm) -> str:
+def _remedy(vm: ScratchVm) -> str | None:
+    if not vm.has_console:
+        return None
     if vm.process.runs() or vm.is_kept:
         return names.command("less", vm.console_log)
     return "--keep, which keeps its overlays and the log of its console"

@@ -274,8 +274,10 @@ def booted(vm: ScratchVm, record: Record) -> str:
         names.printable(f"{record.snapshot.vm_name}: scratch VM {vm.name} runs on {where}, with {how}"),
         *_left_out(vm.left_out),
         *(f"note: {names.printable(note)}" for note in vm.notes),
-        names.printable(f"its console: {names.command(*virsh, 'console', vm.name)}, logged in {vm.console_log}"),
     ]
+    if vm.has_console:
+        console = names.command(*virsh, "console", vm.name)
+        lines.append(names.printable(f"its console: {console}, logged in {vm.console_log}"))
     if vm.is_kept:
         lines.append(f"it is kept until: {names.command('snapmount', 'delete', '--force', record.id)}")
     else:

@@ -44,6 +44,8 @@ def take_to_boot(arguments: argparse.Namespace) -> Request:
 def boot(arguments: argparse.Namespace) -> BootRequest:
     """The scratch VM that `boot` asks for.  Raises UsageError."""
     names.check_utf_8(arguments.overlay_dir or "", "the overlay directory")
+    if arguments.console and not sys.stdin.isatty():
+        raise UsageError("--console needs a terminal as standard input", "no --console")
     return BootRequest(
         name=None if arguments.name is None else check_name(arguments.name),
         memory_kib=arguments.memory,
@@ -53,6 +55,7 @@ def boot(arguments: argparse.Namespace) -> BootRequest:
         is_kept=arguments.keep,
         wait_for=None if arguments.wait_for is None else WaitFor.parse(arguments.wait_for),
         wait_timeout_s=arguments.wait_timeout,
+        console=arguments.console,
     )
 
 

@@ -32,6 +32,7 @@ class ScratchVm:
     pid_file: str | None = None  # where libvirt keeps QEMU's process id, once it has been started
     left_out: tuple[LeftOut, ...] = ()  # devices of the original that it does not have
     notes: tuple[str, ...] = ()  # what else is not as in the original
+    has_console: bool = True
 
     @property
     def key(self) -> str:
@@ -39,7 +40,7 @@ class ScratchVm:
 
     @property
     def console_log(self) -> str:
-        """What the guest writes to its first console."""
+        """What the guest writes to its first console, where it has one."""
         return f"{self.overlays}/console.log"
 
     @property
@@ -61,7 +62,7 @@ class ScratchVm:
             "kept": self.is_kept,
             "overlay_directory": self.overlays,
             "overlay_bytes": glances.used_bytes(Path(self.overlays)),
-            "console_log": self.console_log,
+            "console_log": self.console_log if self.has_console else None,
             "left_out": [asdict(each) for each in self.left_out],
             "notes": list(self.notes),
         }

@@ -285,6 +285,28 @@ def test_the_agent_is_waited_for_over_a_restart_of_libvirtd(agent_vm: vm.VM) -> 
     assert traces.found() == []
 
 
+def test_a_copy_without_a_console_is_not_said_to_have_one(clean: None) -> None:
+    with vm.running(f"{vm.PREFIX}-mute", [vm.Disk("vda")], start=False) as original:
+        definition = original.directory / "domain.xml"
+        definition.write_text(re.sub("<serial.*</serial>", "", definition.read_text()))
+        original.virsh("undefine", original.name)
+        original.virsh("define", str(definition))
+        original.start(paused=True)
+        said = snapmount("boot", original.name).stdout
+        assert "console" not in said
+        [shown] = snapmount_json("list")
+        assert shown["scratch_vms"][0]["console_log"] is None
+        assert "has no serial console" in refused("boot", "--wait-for", "login:", original.name, code=4)
+        terminal = pty.openpty()[1]
+        done = subprocess.run([SNAPMOUNT, "boot", "--console", original.name], stdin=terminal, capture_output=True)
+        os.close(terminal)
+        assert done.returncode == 4
+        assert b"has no serial console, which --console needs" in done.stderr
+        assert len(running()) == 1
+        snapmount("delete", "--force", original.name)
+        assert traces.found() == []
+
+
 def test_what_cannot_come_is_not_waited_for(writer: vm.VM) -> None:
     said = refused("boot", "--wait-for", "agent", writer.name, code=4)
     assert "has no channel for a guest agent" in said
@@ -322,6 +344,7 @@ def test_a_snapshot_with_a_scratch_vm_is_deleted_by_force_only(writer: vm.VM, mo
         (["--overlay-dir", "/proc"], 5, "the overlay directory /proc is not writable"),
         (["--name", "a/b"], 2, "cannot be the name of a VM"),
         (["--name", ""], 2, "'' cannot be the name of a VM"),
+        (["--console"], 2, "--console needs a terminal"),
         (["--wait-for", "("], 2, "is no regular expression"),
         (["--wait-for", ""], 2, "--wait-for is empty"),
         (["--vcpus", "0"], 2, "0 is not a number from 1 to 4096"),

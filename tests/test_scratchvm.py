@@ -39,6 +39,7 @@ scratch_vms = st.builds(
     pid_file=st.none() | file_names,
     left_out=st.lists(st.builds(LeftOut, name=st.text(), why=st.text())).map(tuple),
     notes=st.lists(st.text()).map(tuple),
+    has_console=st.booleans(),
 )
 DEAD = Process(1, 1, "")  # not the first process, which was started before that
 
@@ -104,6 +105,11 @@ def test_the_state_is_that_of_its_process() -> None:
     assert a_vm(process=own, is_started=True).state == "running"
     assert a_vm(is_started=True).state == "ending"
     assert a_vm(is_started=True, is_kept=True).state == "shut off"
+
+
+def test_without_a_console_there_is_no_log_of_it() -> None:
+    assert a_vm().document()["console_log"] == "/overlays/console.log"
+    assert a_vm(has_console=False).document()["console_log"] is None
 
 
 def test_one_that_is_kept_runs_again_where_a_process_has_its_uuid(tmp_path: Path) -> None:
