@@ -90,7 +90,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
     return vm
 
 
-async def _on_host(what: str, function: Callable[..., None], *args: object) -> None:
+async def _on_host(what: str, function: Callable[..., object], *args: object) -> None:
     """A call that may block, on the view or on a file server that does not answer for instance."""
     try:
         await blocking.call(HOST_S, function, *args)
@@ -173,7 +173,7 @@ def _write(directory: Path, vm: ScratchVm, record: Record) -> None:
 async def _make_files(record: Record, vm: ScratchVm, user: User) -> None:
     """The directory, the overlays in it, and the copy of the firmware's variables.  Raises SpaceError, StateError."""
     directory = Path(vm.overlays)
-    directories.free_bytes(directory.parent, directories.OVERLAY)
+    await _on_host(f"look at {directory.parent}", directories.free_bytes, directory.parent, directories.OVERLAY)
     await directories.create(directory, user, None, directories.OVERLAY)
     for disk in record.snapshot.disks:
         overlay, backing = vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}"

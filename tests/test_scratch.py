@@ -119,6 +119,16 @@ async def test_a_directory_that_cannot_be_made_says_why(tmp_path: Path) -> None:
         await directories.create(Path("/proc/snapmount-3f2a91bc"), me(), None)
 
 
+async def test_a_file_system_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(directories, "CHECK_S", 0.1)
+    monkeypatch.setattr(directories, "_make", lambda *_: answered.wait())
+    told = f"the scratch directory {re.escape(str(tmp_path))} did not answer within 0.1 s"
+    with pytest.raises(SpaceError, match=told):
+        await directories.create(tmp_path / "snapmount-3f2a91bc", me(), None)
+    answered.set()
+
+
 async def test_a_qemu_that_has_ended_is_not_held_against_the_directory(tmp_path: Path) -> None:
     beyond_all_pids = 1 << 30
     await directories.create(tmp_path / "snapmount-3f2a91bc", me(), beyond_all_pids)

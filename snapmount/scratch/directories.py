@@ -92,15 +92,18 @@ async def create(directory: Path, user: User, qemu_pid: int | None, use: Use = S
     parent = directory.parent
     try:
         await blocking.call(CHECK_S, _make, directory, user)
+        problem = await _write_probe(directory, user)
+        is_visible = problem or qemu_pid is None or await blocking.call(CHECK_S, visible_to, qemu_pid, directory)
     except OSError as error:
         raise SpaceError(f"the {use.name} {parent} is not writable: {error.strerror}", use.remedy) from error
-    problem = await _write_probe(directory, user)
+    except trio.TooSlowError:
+        raise SpaceError(f"the {use.name} {parent} did not answer within {CHECK_S:g} s", use.remedy) from None
     if problem:
         raise SpaceError(
             f"the {use.name} {parent} is not writable by QEMU, which runs as uid {user.uid}: {problem}",
             use.remedy,
         )
-    if qemu_pid is not None and not await blocking.call(CHECK_S, visible_to, qemu_pid, directory):
+    if not is_visible:
         raise SpaceError(
             f"QEMU (process {qemu_pid}) does not see the {use.name} {parent}: its file system was mounted "
             "after the VM was started, and QEMU lives in a mount namespace of its own",
@@ -140,7 +143,7 @@ def as_user(user: User) -> dict[str, Any]:
 
 
 async def _write_probe(directory: Path, user: User) -> str | None:
-    """Make a file in the directory as that user; return what went wrong."""
+    """Make a file in the directory as that user; return what went wrong.  Raises OSError and trio.TooSlowError."""
     probe = directory / "probe"
     try:
         done = await blocking.run(
@@ -148,7 +151,7 @@ async def _write_probe(directory: Path, user: User) -> str | None:
         )
     except trio.TooSlowError:
         return f"writing a file took more than {CHECK_S:g} s"
-    probe.unlink(missing_ok=True)
+    await blocking.call(CHECK_S, probe.unlink, missing_ok=True)
     if done.returncode == 0:
         return None
     return done.stderr.decode(errors="replace").strip().rpartition(": ")[2] or "a file cannot be made"
