@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -179,15 +178,19 @@ async def _make_files(record: Record, vm: ScratchVm, user: User) -> None:
         overlay, backing = vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}"
         await qcow2.create(overlay, disk.size_bytes, user, backing=backing, what="the overlay")
     if record.snapshot.nvram:
-        variables = f"{record.mountpoint}/{record.snapshot.nvram.file}"
-        await _on_host(f"copy the firmware's variables {variables}", _copy, variables, vm.nvram, user)
+        await _copy(f"{record.mountpoint}/{record.snapshot.nvram.file}", vm.nvram, user)
 
 
-def _copy(source: str, target: str, user: User) -> None:
-    shutil.copyfile(source, target)
-    os.chmod(target, 0o600)
-    if user.uid != os.geteuid():
-        os.chown(target, user.uid, user.gid)
+async def _copy(variables: str, target: str, user: User) -> None:
+    """Copy the firmware's variables, as QEMU's user: the directory is that user's, who could have put a link there."""
+    command = ["dd", f"if={variables}", f"of={target}", "bs=1M", "conv=excl", "status=none"]
+    what = f"copy the firmware's variables {variables}"
+    try:
+        done = await blocking.run(HOST_S, command, **directories.as_user(user))
+    except trio.TooSlowError:
+        raise StateError(f"{what}: this did not end within {HOST_S:g} s") from None
+    if done.returncode:
+        raise StateError(f"{what}: {done.stderr.decode(errors='replace').strip()}")
 
 
 def _started(vm: ScratchVm, domain: hypervisor.Domain, record: Record) -> ScratchVm:

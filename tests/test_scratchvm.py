@@ -1,4 +1,4 @@
-"""Records of scratch VMs, their names, and processes that are not ours."""
+"""Records of scratch VMs, their names and files, and processes that are not ours."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount import scratchvm
+from snapmount import boot, scratchvm
 from snapmount.boot import check_name
 from snapmount.core.plan import LeftOut
+from snapmount.core.user import User
 from snapmount.errors import StateError, UsageError
 from snapmount.processes import Process
 from snapmount.scratchvm import ScratchVm
@@ -131,6 +132,24 @@ def test_one_that_is_kept_runs_again_where_a_process_has_its_uuid(tmp_path: Path
 def test_what_cannot_be_a_vm_s_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError):
         check_name(name)
+
+
+# -- its files ---------------------------------------------------------------------------------------------------------
+
+
+async def test_no_link_in_the_place_of_the_variables_is_followed(tmp_path: Path) -> None:
+    """The directory is that of QEMU's user, and root copies into it."""
+    variables, target, precious = (tmp_path / name for name in ("variables", "nvram.fd", "precious"))
+    variables.write_bytes(b"variables")
+    precious.write_bytes(b"precious")
+    me = User(os.geteuid(), os.getegid(), tuple(os.getgroups()))
+    await boot._copy(str(variables), str(target), me)
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"variables", 0o600)
+    target.unlink()
+    target.symlink_to(precious)
+    with pytest.raises(StateError, match="File exists"):
+        await boot._copy(str(variables), str(target), me)
+    assert precious.read_bytes() == b"precious"
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
