@@ -7,15 +7,21 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import attachments, journal, mounts, scratchvm
+import trio
+
+from . import attachments, hypervisor, journal, mounts, scratchvm
 from .core.names import command
-from .errors import SnapmountError
+from .errors import SnapmountError, UnreachableError
 from .publish import iscsi
 from .records import Record
 from .scratch import devices
+from .scratchvm import ScratchVm
 from .state import Claim
 
 log = logging.getLogger(__name__)
+
+ASK_S = 5.0
+_UNDEFINE = ("--nvram", "--managed-save", "--snapshots-metadata", "--checkpoints-metadata")  # as Domain.remove() does
 
 
 async def commands(claim: Claim, *, job_has_ended: bool) -> str:
@@ -25,7 +31,7 @@ async def commands(claim: Claim, *, job_has_ended: bool) -> str:
     """
     record = claim.record
     virsh = ("virsh", "-c", record.connect)
-    lines = [*_users(claim.directory, virsh), *await _publication(claim)]
+    lines = [*await _users(record, claim.directory, virsh), *await _publication(claim)]
     lines += [command("umount", "-l", mount.path) for mount in mounts.current() if mount.source == record.mount_source]
     if not job_has_ended:
         lines.append(command(*virsh, "domjobabort", record.snapshot.vm_name))
@@ -33,15 +39,25 @@ async def commands(claim: Claim, *, job_has_ended: bool) -> str:
     return " && ".join(lines)
 
 
-def _users(directory: Path, virsh: tuple[str, ...]) -> Iterator[str]:
+async def _users(record: Record, directory: Path, virsh: tuple[str, ...]) -> list[str]:
     """Destroy the scratch VMs, and unplug the disks that other VMs have."""
+    lines = []
     for vm in scratchvm.load_all(directory):
         if vm.is_started and vm.state == "running":
-            yield command(*virsh, "destroy", vm.uuid)
-        if vm.is_kept:
-            yield command(*virsh, "undefine", "--nvram", vm.uuid)
-    for each in attachments.current(directory):
-        yield command(*virsh, "detach-device-alias", each.vm_uuid, each.alias, "--live")
+            lines.append(command(*virsh, "destroy", vm.uuid))
+        if vm.is_kept and await _is_defined(record, vm):
+            lines.append(command(*virsh, "undefine", *_UNDEFINE, vm.uuid))
+    attached = attachments.current(directory)
+    return lines + [command(*virsh, "detach-device-alias", each.vm_uuid, each.alias, "--live") for each in attached]
+
+
+async def _is_defined(record: Record, vm: ScratchVm) -> bool:
+    """Whether libvirt will know it also when it does not run, or does not answer now."""
+    with contextlib.suppress(UnreachableError), trio.move_on_after(ASK_S):
+        async with hypervisor.connected(record.connect) as connection:
+            domain = await connection.domain_by_uuid(vm.uuid)
+            return domain is not None and await domain.is_persistent()
+    return True
 
 
 async def _publication(claim: Claim) -> list[str]:

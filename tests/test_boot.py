@@ -11,16 +11,18 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+import trio
 
-from snapmount import tending
+from snapmount import byhand, tending
 from snapmount.processes import Process
 from snapmount.scratchvm import ScratchVm
-from snapmount.state import Store
+from snapmount.state import Claim, Store
 
 from .rig import guest, libiscsi, libvirtd, prefix, rootdisk, traces, vm
 from .rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
@@ -507,3 +509,21 @@ async def test_a_vm_that_is_not_ours_is_never_ended(writer: vm.VM, mountpoint: P
     assert writer.state() == "running"
     writer.keeps_writing()
     snapmount("delete", writer.name)
+
+
+def test_a_kept_copy_is_to_be_undefined_by_hand_only_where_it_is_defined(writer: vm.VM) -> None:
+    scratch, told = boot("--keep", writer.name)
+    store = Store.of_user()
+    claim = Claim(store, store.find(writer.name), lock=-1)
+
+    def by_hand() -> list[str]:
+        return trio.run(partial(byhand.commands, claim, job_has_ended=True)).split(" && ")
+
+    virsh, uuid = "virsh -c qemu:///system", told["uuid"]
+    undefine = f"{virsh} undefine --nvram --managed-save --snapshots-metadata --checkpoints-metadata {uuid}"
+    assert by_hand()[:2] == [f"{virsh} destroy {uuid}", undefine]
+    scratch.virsh("undefine", scratch.name)
+    assert by_hand()[0] == f"{virsh} destroy {uuid}"
+    assert not any("undefine" in line for line in by_hand())
+    scratch.virsh("destroy", scratch.name)
+    wait_for(lambda: not traces.found(), "nothing is left")

@@ -251,6 +251,11 @@ class Domain:
             return False
         return True
 
+    async def is_persistent(self) -> bool:
+        """Whether it is defined, and not only runs.  Raises UnreachableError."""
+        with explained(f"{self.name}: ask whether it is defined"):
+            return bool(await call("ask whether it is defined", self._handle.isPersistent))
+
     async def why_paused(self) -> str | None:
         """'it is paused', and why where that is known; None where it is not.  Raises UnreachableError."""
         if await self.lacks_space():

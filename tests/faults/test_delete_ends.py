@@ -51,7 +51,8 @@ def test_by_hand_as_it_was_said(own_vm: vm.VM, helper: vm.VM) -> None:
     """The commands that are told undo all, where the program is not there to do it."""
     portal = f"127.0.0.1:{libiscsi.free_port()}"
     snapshot = snapmount_json("--iscsi", "--target", "tgt", "--portal", portal, own_vm.name)["id"]
-    scratch_vm = snapmount_json("boot", snapshot)["name"]
+    scratch_vms = [snapmount_json("boot", *keep, snapshot)["name"] for keep in ([], ["--keep"])]
+    own_vm.virsh("managedsave", scratch_vms[1])
     snapmount("attach", snapshot, helper.name)
     with libvirtd.stopped():
         message = refused("delete", "--force", snapshot, code=8)
@@ -63,7 +64,7 @@ def test_by_hand_as_it_was_said(own_vm: vm.VM, helper: vm.VM) -> None:
     wait_for(lambda: not own_vm.has_job(), "the job has ended")
     wait_for(lambda: helper.targets() == ["vda"], "the disks are unplugged")
     wait_for(lambda: not [each for each in traces.found() if "directory" not in each], "nothing is left")
-    assert scratch_vm not in own_vm.virsh("list", "--all", "--name")
+    assert not set(scratch_vms) & set(own_vm.virsh("list", "--all", "--name").split())
     for directory in (traces.RUNTIME, traces.SCRATCH):
         directory.rmdir()
 
