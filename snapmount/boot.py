@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 KVM_DEVICE = "/dev/kvm"
 HOST_S = 30.0
+NAME_MAX = 240  # bytes: libvirt makes names of files of it, such as NAME.xml.new and NAME-swtpm.log
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,16 @@ def check_name(name: str) -> str:
     """The name, where a VM can have it.  Raises UsageError."""
     if not name.isprintable() or not name.strip() or "/" in name or name in (".", ".."):
         raise UsageError(f"{name!r} cannot be the name of a VM")
+    length = len(name.encode())
+    if length > NAME_MAX:
+        raise UsageError(f"{name!r} is too long for the name of a VM: {length} bytes, of at most {NAME_MAX}")
     return name
+
+
+def default_name(original: str, own_uuid: str) -> str:
+    """The original's, cut where it would be too long, and four digits."""
+    suffix = f"-scratch-{own_uuid[:4]}"
+    return original.encode()[: NAME_MAX - len(suffix)].decode(errors="ignore") + suffix
 
 
 async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
@@ -112,7 +122,9 @@ async def _plan(
 ) -> ScratchVm:
     """Decide; make nothing yet."""
     own = str(uuid.uuid4())
-    name = request.name or f"{record.snapshot.vm_name}-scratch-{own[:4]}"
+    while await connection.domain_by_uuid(own):  # what is undone would be that VM
+        own = str(uuid.uuid4())
+    name = request.name or default_name(record.snapshot.vm_name, own)
     await connection.check_name_is_free(name)
     if request.network not in (NONE, ISOLATED):
         await connection.check_network(request.network)

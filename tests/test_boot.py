@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ import pytest
 import trio
 
 from snapmount import byhand, tending
+from snapmount.boot import BootRequest
+from snapmount.boot import run as start_copy
 from snapmount.processes import Process
 from snapmount.scratchvm import ScratchVm
 from snapmount.state import Claim, Store
@@ -326,6 +329,20 @@ def test_a_name_that_is_taken_is_refused(writer: vm.VM) -> None:
     assert domains() == before
 
 
+async def test_a_uuid_that_libvirt_knows_is_not_taken(
+    writer: vm.VM, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapmount(writer.name, mountpoint)
+    store, of_original, another = Store.of_user(), uuid.UUID(writer.uuid()), uuid.uuid4()
+    given = iter([of_original, another])
+    monkeypatch.setattr(uuid, "uuid4", lambda: next(given))
+    scratch = await start_copy(BootRequest(), store.find(writer.name), store)
+    assert scratch.uuid == str(another)
+    snapmount("delete", "--force", writer.name)
+    assert writer.state() == "running"
+    assert uuid.UUID(writer.uuid()) == of_original
+
+
 def test_a_snapshot_with_a_scratch_vm_is_deleted_by_force_only(writer: vm.VM, mountpoint: Path) -> None:
     snapmount(writer.name, mountpoint)
     scratch, told = boot(writer.name)
@@ -519,11 +536,11 @@ def test_a_kept_copy_is_to_be_undefined_by_hand_only_where_it_is_defined(writer:
     def by_hand() -> list[str]:
         return trio.run(partial(byhand.commands, claim, job_has_ended=True)).split(" && ")
 
-    virsh, uuid = "virsh -c qemu:///system", told["uuid"]
-    undefine = f"{virsh} undefine --nvram --managed-save --snapshots-metadata --checkpoints-metadata {uuid}"
-    assert by_hand()[:2] == [f"{virsh} destroy {uuid}", undefine]
+    virsh, own = "virsh -c qemu:///system", told["uuid"]
+    undefine = f"{virsh} undefine --nvram --managed-save --snapshots-metadata --checkpoints-metadata {own}"
+    assert by_hand()[:2] == [f"{virsh} destroy {own}", undefine]
     scratch.virsh("undefine", scratch.name)
-    assert by_hand()[0] == f"{virsh} destroy {uuid}"
+    assert by_hand()[0] == f"{virsh} destroy {own}"
     assert not any("undefine" in line for line in by_hand())
     scratch.virsh("destroy", scratch.name)
     wait_for(lambda: not traces.found(), "nothing is left")

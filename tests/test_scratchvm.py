@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount import boot, scratchvm
-from snapmount.boot import check_name
+from snapmount.boot import check_name, default_name
 from snapmount.core.plan import LeftOut
 from snapmount.core.user import User
 from snapmount.errors import StateError, UsageError
@@ -132,6 +132,18 @@ def test_one_that_is_kept_runs_again_where_a_process_has_its_uuid(tmp_path: Path
 def test_what_cannot_be_a_vm_s_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError):
         check_name(name)
+
+
+def test_a_long_name_is_cut_where_a_character_begins() -> None:
+    uuid = "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11"
+    assert default_name("vm1", uuid) == "vm1-scratch-0b7d"
+    for original in ("x" * 240, "xä" * 80, "\U0001f5a5" * 62):
+        name = default_name(original, uuid)
+        assert original.startswith(name.removesuffix("-scratch-0b7d"))
+        assert 240 - 4 < len(name.encode()) <= 240
+        assert check_name(name) == name
+    with pytest.raises(UsageError, match="is too long for the name of a VM: 241 bytes, of at most 240"):
+        check_name("x" * 241)
 
 
 # -- its files ---------------------------------------------------------------------------------------------------------
