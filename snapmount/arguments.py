@@ -39,6 +39,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         _check_without_iscsi(arguments)
     if arguments.verb == "boot" and arguments.console and arguments.json:
         raise UsageError("--console and --json do not go together", "snapmount boot --help")
+    if arguments.verb == "boot" and arguments.wait_timeout is not None and arguments.wait_for is None:
+        raise UsageError("--wait-timeout needs --wait-for", "snapmount boot --help")
     return arguments
 
 
@@ -236,9 +238,7 @@ def _add_boot(verbs: Any, parents: list[_Parser]) -> None:
         metavar="agent|REGEX|TIME",
         help="return when its guest agent answers, its console shows this, or it still runs after this time",
     )
-    boot.add_argument(
-        "--wait-timeout", metavar="TIME", type=_duration, default=300.0, help="how long to wait for that (default: 5m)"
-    )
+    boot.add_argument("--wait-timeout", metavar="TIME", type=_duration, help="how long to wait for that (default: 5m)")
     boot.add_argument("--console", action="store_true", help="then connect to its console, with virsh")
     _add_scratch(boot)
     boot.set_defaults(verb="boot")

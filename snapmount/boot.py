@@ -42,7 +42,7 @@ class BootRequest:
     overlay_dir: str | None = None
     is_kept: bool = False
     wait_for: WaitFor | None = None
-    wait_timeout_s: float = 300.0
+    wait_timeout_s: float = bootcheck.WAIT_TIMEOUT_S
     console: bool = False  # it shall be connected to
 
 

@@ -15,6 +15,7 @@ from .core import names, units
 from .errors import NotBootedError, UnreachableError, UsageError
 from .scratchvm import ScratchVm
 
+WAIT_TIMEOUT_S = 300.0  # unless the user says otherwise
 POLL_S = 0.1
 LOOK_S = 10.0
 SETTLE_S = 0.2  # for what virtlogd(8) has still to write

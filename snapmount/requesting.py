@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import hypervisor
 from .boot import BootRequest, check_name
-from .bootcheck import WaitFor
+from .bootcheck import WAIT_TIMEOUT_S, WaitFor
 from .core import iscsi, names
 from .core.space import Terms
 from .errors import UsageError
@@ -54,7 +54,7 @@ def boot(arguments: argparse.Namespace) -> BootRequest:
         overlay_dir=arguments.overlay_dir and os.path.abspath(arguments.overlay_dir),
         is_kept=arguments.keep,
         wait_for=None if arguments.wait_for is None else WaitFor.parse(arguments.wait_for),
-        wait_timeout_s=arguments.wait_timeout,
+        wait_timeout_s=arguments.wait_timeout or WAIT_TIMEOUT_S,
         console=arguments.console,
     )
 

@@ -381,6 +381,8 @@ def test_bad_input_is_refused_and_leaves_nothing(writer: vm.VM, options: list[st
 def test_a_view_that_qemu_cannot_reach_is_refused_before_anything_is_made(writer: vm.VM, tmp_path: Path) -> None:
     """It lies below a directory that root alone may enter."""
     snapmount(writer.name, tmp_path)
+    said = refused("boot", "--connect", "qemu:///session", writer.name, code=2)
+    assert "is at qemu:///system, not at qemu:///session" in said
     made = sorted(traces.SCRATCH.iterdir())
     said = refused("boot", writer.name, code=4)
     assert re.search(rf"QEMU, which runs as uid \d+, cannot read {tmp_path}/vda.raw", said)

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from snapmount import __version__, arguments, cli, errors
+from snapmount import __version__, arguments, cli, errors, requesting
+from snapmount.boot import BootRequest
 from snapmount.errors import SnapmountError, UsageError
 
 
@@ -163,11 +164,12 @@ def test_boot_has_its_documented_defaults() -> None:
         "overlay_dir": None,
         "keep": False,
         "wait_for": None,
-        "wait_timeout": 300.0,
+        "wait_timeout": None,
         "console": False,
         "json": False,
         "verbose": False,
     }
+    assert requesting.boot(arguments.parse(["boot", "vm1"])) == BootRequest(wait_timeout_s=300.0)
 
 
 def test_more_than_one_snapshot_can_be_deleted() -> None:
@@ -225,6 +227,7 @@ def test_a_read_timeout_that_is_no_number_is_refused_with_its_value(text: str) -
         (["boot", "vm1", "--vcpus", "0"], "0 is not a number from 1 to 4096", "snapmount boot --help"),
         (["boot", "vm1", "--memory", "2"], "'2' is no size such as 512M or 2G", "snapmount boot --help"),
         (["boot", "vm1", "--wait-timeout", "soon"], "'soon' is no span of time", "snapmount boot --help"),
+        (["boot", "vm1", "--wait-timeout", "1m"], "--wait-timeout needs --wait-for", "snapmount boot --help"),
         (["boot", "vm1", "--console", "--json"], "--console and --json do not go", "snapmount boot --help"),
         (["--json"], "a VM or a verb is missing", "snapmount --help"),
         (["-v", "--disk", "vda"], "a VM or a verb is missing", "snapmount --help"),
