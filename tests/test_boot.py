@@ -514,12 +514,12 @@ async def test_a_vm_that_is_not_ours_is_never_ended(writer: vm.VM, mountpoint: P
     store = Store.of_user()
     record = store.load(snapshot)
     assert record
-    for uuid in (writer.uuid(), str(UUID(int=7))):
+    for named in (writer.uuid(), str(UUID(int=7))):
         mistaken = ScratchVm(
             name=writer.name,
-            uuid=uuid,
+            uuid=named,
             accelerator="qemu",
-            overlays=str(mountpoint.with_name(f"snapmount-{snapshot}-vm-{uuid[:8]}")),
+            overlays=str(mountpoint.with_name(f"snapmount-{snapshot}-vm-{named[:8]}")),
             is_kept=True,
             process=Process(1 << 22, 1, "another boot"),
             is_started=True,

@@ -52,5 +52,5 @@ async def test_a_mountpoint_that_hangs_is_not_waited_for_for_ever(
 ) -> None:
     monkeypatch.setattr(mounts, "check_mountpoint", lambda _: hang.wait())
     monkeypatch.setattr(adopting, "CHECK_S", 0.05)
-    with pytest.raises(StateError, match="^/mnt/snap: its file system did not answer within"):
+    with pytest.raises(StateError, match=r"^/mnt/snap: its file system did not answer within"):
         await adopting._check_mountpoint("/mnt/snap")
