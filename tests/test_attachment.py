@@ -43,6 +43,10 @@ attached = st.builds(
 )
 
 
+SCSI = "<controller type='scsi' index='{}' model='virtio-scsi'/>"
+FULL = [f"sd{chr(ord('a') + number)}" for number in range(7)]  # all that the first SCSI controller has names for
+
+
 def a_domain(names: Iterable[str] = (), devices: str = "") -> str:
     disks = "".join(f"<disk type='file' device='disk'><target dev={quoteattr(name)}/></disk>" for name in names)
     labels = "<seclabel type='dynamic' model='dac'/><seclabel type='dynamic' model='apparmor'/><seclabel type='none'/>"
@@ -60,18 +64,34 @@ def an_attachment(**changes: object) -> Attachment:
 @PROPERTY
 @given(st.sets(targets, max_size=40), st.sampled_from(BUSES), st.integers(min_value=1, max_value=30))
 def test_target_names_are_free_distinct_and_the_first_such(taken: set[str], bus: str, count: int) -> None:
-    found = attachment.free_targets(a_domain(taken), bus, count)
+    controllers = "".join(SCSI.format(index) for index in range(11))
+    found = attachment.free_targets(a_domain(taken, controllers), bus, count)
     assert len(set(found)) == count
     assert not set(found) & taken
     assert found == sorted(found, key=lambda name: (len(name), name))
     assert all(name.startswith(attachment.PREFIXES[bus]) for name in found)
-    before_the_last = attachment.free_targets(a_domain(taken | set(found)), bus, 1)
+    before_the_last = attachment.free_targets(a_domain(taken | set(found), controllers), bus, 1)
     assert (len(found[-1]), found[-1]) < (len(before_the_last[0]), before_the_last[0])
 
 
 def test_after_z_come_two_letters() -> None:
     taken = {f"vd{chr(letter)}" for letter in range(ord("a"), ord("z"))}
     assert attachment.free_targets(a_domain(taken), "virtio", 3) == ["vdz", "vdaa", "vdab"]
+
+
+def test_on_scsi_only_names_are_free_for_which_libvirt_plugs_in_no_controller() -> None:
+    assert attachment.free_targets(a_domain(FULL[:-1], SCSI.format(1) + SCSI.format(0)), "scsi", 2) == ["sdg", "sdh"]
+    with pytest.raises(StateError, match="the scsi controllers of the VM have names free for 1 disks, not for 2"):
+        attachment.free_targets(a_domain(FULL[:-1], SCSI.format(0) + SCSI.format(2)), "scsi", 2)
+
+
+def test_on_scsi_the_place_that_libvirt_derives_from_the_name_must_be_free_too() -> None:
+    address = "<address type='drive' controller='0' bus='0' target='0' unit='{}'/>"
+    disk = f"<disk><target dev='sdx' bus='scsi'/>{address.format(0)}</disk>"
+    elsewhere = f"<disk><target dev='sdy' bus='sata'/>{address.format(2)}</disk>"
+    passed = f"<hostdev mode='subsystem' type='scsi'>{address.format(1)}</hostdev>"
+    domain = a_domain(devices=SCSI.format(0) + disk + elsewhere + passed)
+    assert attachment.free_targets(domain, "scsi", 1) == ["sdc"]
 
 
 @PROPERTY

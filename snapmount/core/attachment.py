@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from xml.etree import ElementTree
 
+from ..errors import StateError
 from . import domainxml
 
 # What libvirt can hot-plug a read-only disk on (qemuDomainAttachDeviceDiskLiveInternal), with its names for targets.
 PREFIXES = {"virtio": "vd", "scsi": "sd", "usb": "sd"}
+_UNITS = 7  # disks of a SCSI controller by libvirt's names, also where it could have more
 _ALIAS = "ua-snapmount-"  # libvirt insists on ua- for what is not of its own making
 SERIAL_MAX = 20  # bytes; VIRTIO_BLK_ID_BYTES in the virtio specification
 
@@ -39,18 +41,53 @@ def device(bus: str, serial: str) -> str:
 
 
 def free_targets(domain_xml: str, bus: str, count: int) -> list[str]:
-    """The first target names for that bus that the VM's disks leave free."""
+    """The first target names for that bus that the VM's disks leave free.
+
+    Raises StateError where its SCSI controllers have no room for as many.
+    """
     taken = {disk.name for disk in domainxml.disks(domain_xml)}
-    return list(itertools.islice(_untaken(PREFIXES[bus], taken), count))
+    candidates = _scsi_names(domain_xml) if bus == "scsi" else (_name(PREFIXES[bus], n) for n in itertools.count())
+    found = list(itertools.islice((name for name in candidates if name not in taken), count))
+    if len(found) < count:
+        vm = domainxml.parse(domain_xml, "the domain's definition").findtext("name", "the VM")
+        raise StateError(
+            f"the scsi controllers of {vm} have names free for {len(found)} disks, not for {count}",
+            "--bus virtio, or add a controller to it",
+        )
+    return found
 
 
-def _untaken(prefix: str, taken: Collection[str]) -> Iterator[str]:
-    """vda to vdz, vdaa to vdzz, and so on, without those that are taken."""
-    for length in itertools.count(1):
-        for letters in itertools.product(string.ascii_lowercase, repeat=length):
-            name = prefix + "".join(letters)
-            if name not in taken:
-                yield name
+def _name(prefix: str, number: int) -> str:
+    """vda to vdz, vdaa to vdzz, and so on."""
+    letters = ""
+    while number >= 0:
+        number, letter = divmod(number, len(string.ascii_lowercase))
+        letters, number = string.ascii_lowercase[letter] + letters, number - 1
+    return prefix + letters
+
+
+def _scsi_names(domain_xml: str) -> Iterator[str]:
+    """The names for which there is a controller, and nothing at the place there that libvirt derives from the name
+    (virDomainDiskDefAssignAddress).
+
+    Where there was no controller of that or of a lower index, libvirt would plug one in with the disk, and leave it
+    behind (qemuDomainAttachSCSIDisk).
+    """
+    devices = domainxml.parse(domain_xml, "the domain's definition").find("devices")
+    if devices is None:
+        return
+    on_bus = [disk for disk in devices.findall("disk") if disk.find("target[@bus='scsi']") is not None]
+    on_bus += devices.findall("hostdev[@type='scsi']")
+    taken = {_place(address) for device in on_bus for address in device.findall("address[@type='drive']")}
+    controllers = {each.get("index", "0") for each in devices.findall("controller[@type='scsi']")}
+    for index in itertools.takewhile(lambda index: str(index) in controllers, itertools.count()):
+        for unit in range(_UNITS):
+            if (str(index), "0", "0", str(unit)) not in taken:
+                yield _name(PREFIXES["scsi"], index * _UNITS + unit)
+
+
+def _place(address: ElementTree.Element) -> tuple[str, ...]:
+    return tuple(address.get(key, "0") for key in ("controller", "bus", "target", "unit"))
 
 
 def has_controller(domain_xml: str, bus: str) -> bool:
