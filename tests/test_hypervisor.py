@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -11,6 +14,7 @@ import pytest
 
 from snapmount import hypervisor
 from snapmount.core import scratchdomain
+from snapmount.core.user import User
 from snapmount.errors import NotFoundError, UnreachableError
 from snapmount.hypervisor import Domain
 from snapmount.hypervisor import domain as domain_module
@@ -22,6 +26,22 @@ async def test_a_vm_name_that_is_no_utf_8_is_not_found() -> None:
     async with hypervisor.connected("test:///default") as connection:
         with pytest.raises(NotFoundError):
             await connection.domain("vm\udcff")
+
+
+UNLABELLED = "<domain><name>vm1</name><seclabel type='none' model='dac'/></domain>"
+
+
+def test_whom_qemu_runs_as_is_told_by_its_process_where_no_label_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it runs a process as another user")
+    monkeypatch.setattr("snapmount.hypervisor.domain.SYSTEM_PIDS", tmp_path)
+    assert hypervisor.qemu_user(UNLABELLED).uid == 0, "it does not run"
+    with subprocess.Popen(["sleep", "60"], user=1234, group=2345, extra_groups=[3456]) as qemu:
+        (tmp_path / "vm1.pid").write_text(f"{qemu.pid}\n")
+        assert hypervisor.qemu_user(UNLABELLED) == User(1234, 2345, (3456,))
+        qemu.kill()
 
 
 DOMAIN = "<domain type='test'><name>vm1</name><memory>1024</memory><os><type>hvm</type></os></domain>"

@@ -26,6 +26,7 @@ from .uri import is_unprivileged
 BEGIN_S = 120.0  # making scratch files on a slow disk takes its time
 JOB_END_S = 10.0
 VERSION_S = 10.0
+SYSTEM_PIDS = Path("/run/libvirt/qemu")
 POLL_S = 0.05
 AGENT_S = 30.0
 
@@ -79,7 +80,7 @@ class Domain:
 
     async def scratch_vm_of(self) -> str | None:
         """The snapshot whose scratch VM it is, by the mark that core/scratchdomain.py makes; None for any other VM, and
-        for one that has ended.  Raises UnreachableError.
+        for one that is gone.  Raises UnreachableError.
         """
         element, uri = libvirt.VIR_DOMAIN_METADATA_ELEMENT, scratchdomain.METADATA_URI
         try:
@@ -327,7 +328,7 @@ class Domain:
     def pid_file(self, uri: str) -> Path:
         """Where libvirt keeps the process id of its QEMU while it runs."""
         own = Path(os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache") / "libvirt/qemu/run"
-        directory = own if is_unprivileged(uri) else Path("/run/libvirt/qemu")
+        directory = own if is_unprivileged(uri) else SYSTEM_PIDS
         return directory / f"{self.name}.pid"
 
     async def qemu_version(self, uri: str) -> tuple[int, ...] | None:
@@ -356,8 +357,27 @@ def _version(said: bytes) -> tuple[int, ...] | None:
 
 
 def qemu_user(domain_xml: str) -> User:
-    """Whom QEMU runs as.  Raises NotFoundError where the domain names a user that this host does not have."""
-    return user_of(domainxml.owner(domain_xml))
+    """Whom QEMU runs as.  Raises NotFoundError where the domain names a user that this host does not have.
+
+    A VM of the system without a DAC label (`<seclabel type='none'>`) runs as whom libvirt's configuration says, which
+    its process tells.
+    """
+    owner = domainxml.owner(domain_xml)
+    if owner is None and os.geteuid() == 0:
+        name = domainxml.parse(domain_xml, "the domain's definition").findtext("name", "")
+        return _user_of_process(SYSTEM_PIDS / f"{name}.pid") or user_of(None)
+    return user_of(owner)
+
+
+def _user_of_process(pid_file: Path) -> User | None:
+    """Whom it runs as; None where it does not run."""
+    try:
+        status = Path(f"/proc/{int(pid_file.read_text())}/status").read_text()
+    except (OSError, ValueError):
+        return None
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    uid, gid = (int(fields[key].split()[1]) for key in ("Uid", "Gid"))  # the effective one
+    return User(uid, gid, tuple(map(int, fields["Groups"].split())))
 
 
 def user_of(owner: domainxml.Owner | None) -> User:
