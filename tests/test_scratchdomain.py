@@ -242,6 +242,7 @@ def test_the_disks_are_overlays_that_the_guest_cannot_tell_from_its_own() -> Non
     assert vda.find("backingStore/format").get("type") == "raw"  # type: ignore[union-attr]
     assert vda.find("driver").attrib == {  # type: ignore[union-attr]
         "name": "qemu", "type": "qcow2", "cache": "unsafe", "discard": "unmap", "iothread": "1",
+        "error_policy": "enospace", "rerror_policy": "report",
     }  # fmt: skip
     assert (text(vda, "serial"), text(sdb, "wwn")) == ("S1", "5000c50015ea71ac")
     assert vda.find("boot").get("order") == "2"  # type: ignore[union-attr]
@@ -250,6 +251,21 @@ def test_the_disks_are_overlays_that_the_guest_cannot_tell_from_its_own() -> Non
         assert domain.find(f"devices/disk/{gone}") is None, gone
     assert (cdrom.find("source"), cdrom.find("driver")) == (None, None), "the drive is empty"
     assert ("vdc", "not part of the snapshot") in [(each.name, each.why) for each in result.left_out]
+
+
+def test_how_the_original_meets_errors_and_reads_is_not_inherited() -> None:
+    driver = "<driver name='qemu' type='qcow2' error_policy='stop' rerror_policy='stop' copy_on_read='on'/>"
+    domain, _ = derived(domain_with(f"<disk device='disk'>{driver}<source file='/x'/><target dev='vda'/></disk>"))
+    [own] = domain.findall("devices/disk/driver")
+    assert (own.get("error_policy"), own.get("rerror_policy")) == ("enospace", "report"), "the view may be lost"
+    assert own.get("copy_on_read") is None, "it would copy the view into the overlay"
+
+
+def test_what_is_encrypted_is_plain_in_the_view_and_transient_disks_are_as_others() -> None:
+    encryption = "<encryption format='luks'><secret type='passphrase' usage='x'/></encryption>"
+    source = f"<source file='/x'>{encryption}</source><transient/>"
+    domain, _ = derived(domain_with(f"<disk device='disk'>{source}<target dev='vda'/></disk>"))
+    assert (domain.find(".//encryption"), domain.find(".//transient")) == (None, None)
 
 
 def test_no_security_driver_relabels_the_view() -> None:
@@ -266,6 +282,15 @@ def test_of_static_labels_only_the_user_is_inherited() -> None:
     )
     domain, _ = derived(domain_with(rest=static))
     assert [each.get("model") for each in domain.findall("seclabel")] == ["dac"], "the view is that user's"
+
+
+def test_what_libvirt_gives_to_nobody_it_does_not_give_away_for_the_copy() -> None:
+    labels = "<seclabel type='none' model='dac'/><seclabel type='none' model='selinux'/>"
+    disk = "<disk device='disk'><source file='/x'/><target dev='vda'/></disk>"
+    domain, _ = derived(domain_with(disk, labels))
+    assert [each.attrib for each in domain.findall("seclabel")] == [{"type": "none", "model": "dac"}]
+    [label] = domain.findall("devices/disk/backingStore/source/seclabel")
+    assert label.attrib == {"model": "selinux", "relabel": "no"}, "the copy has a label of its own"
 
 
 def test_what_is_left_out_is_told() -> None:
@@ -287,6 +312,15 @@ def test_consoles_become_ptys_and_the_first_is_logged() -> None:
     assert result.has_console
 
 
+def test_the_port_of_a_firmware_s_debugging_is_no_console() -> None:
+    debug = "<serial type='file'><source path='/x'/><target type='isa-debug' port='0'/></serial>"
+    serial = "<serial type='pty'><target type='isa-serial' port='1'/></serial>"
+    domain, result = derived(domain_with(debug + serial))
+    assert [each.find("log") is not None for each in domain.findall("devices/serial")] == [False, True]
+    assert result.has_console
+    assert not derived(domain_with(debug))[1].has_console
+
+
 def test_a_virtio_console_is_a_console() -> None:
     console = "<console type='pty'><source path='/dev/pts/1'/><target type='virtio' port='0'/></console>"
     domain, result = derived(domain_with(console))
@@ -302,6 +336,19 @@ def test_channels_get_sockets_of_their_own() -> None:
     assert agent.find("target").attrib == {"type": "virtio", "name": "org.qemu.guest_agent.0"}  # type: ignore[union-attr]
     assert spice.get("type") == "spicevmc"
     assert result.has_agent_channel
+
+
+def test_a_pty_channel_is_another_pty() -> None:
+    pty = "<channel type='pty'><source path='/dev/pts/9'/><target type='virtio' name='org.example.1'/></channel>"
+    domain, result = derived(domain_with(pty))
+    [channel] = domain.findall("devices/channel")
+    assert (channel.get("type"), [each.tag for each in channel]) == ("pty", ["target"])
+    assert result.left_out == ()
+
+
+def test_the_video_card_needs_no_shared_memory() -> None:
+    domain, _ = derived(domain_with("<video><model type='virtio' heads='1' blob='on'/></video>"))
+    assert [each.attrib for each in domain.findall("devices/video/model")] == [{"type": "virtio", "heads": "1"}]
 
 
 def test_graphics_listen_at_the_loopback_at_a_free_port() -> None:
@@ -333,6 +380,13 @@ def test_interfaces_are_as_before_in_another_network(
     assert [each.tag for each in interface] == [child, "model", "boot"], "libvirt makes up a new address"
 
 
+def test_interfaces_keep_their_names_in_the_guest_and_their_mtu_where_libvirt_can_set_it() -> None:
+    bridged = "<interface type='bridge'><source bridge='br0'/><mtu size='9000'/><acpi index='1'/></interface>"
+    for network, tags in (("isolated", {"link", "acpi"}), ("lab", {"source", "mtu", "acpi"})):
+        [interface] = derived(domain_with(bridged), network=network)[0].findall("devices/interface")
+        assert {each.tag for each in interface} == tags
+
+
 def test_memory_and_processors_can_be_others() -> None:
     domain, _ = derived(memory_kib=524288, vcpus=2)
     assert [(each.text, each.attrib) for each in domain.findall("memory")] == [("524288", {"unit": "KiB"})]
@@ -343,6 +397,69 @@ def test_memory_and_processors_can_be_others() -> None:
     assert text(domain, "memory") == "4194304"
     assert [(each.text, each.attrib) for each in domain.findall("vcpu")] == [("4", {})]
     assert "memAccess" not in domain.find("cpu/numa/cell").attrib  # type: ignore[union-attr]
+
+
+MODULES = """\
+<memory model='dimm' access='shared'>
+  <source><nodemask>1</nodemask><pagesize unit='MiB'>2</pagesize></source>
+  <target><size unit='MiB'>64</size><node>0</node></target>
+</memory>
+<memory model='virtio-mem'>
+  <target>
+    <size unit='MiB'>64</size><node>0</node><block unit='MiB'>2</block><requested unit='MiB'>64</requested>
+  </target>
+</memory>"""
+NODES = """\
+<maxMemory slots='4' unit='MiB'>1024</maxMemory><memory unit='MiB'>192</memory><vcpu>2</vcpu>
+<cpu mode='custom' match='exact' check='full'>
+  <model fallback='forbid'>qemu64</model>
+  <numa><cell id='0' cpus='0-1' memory='64' unit='MiB'/></numa>
+</cpu>"""
+SLOTLESS = "with other memory or processors it has no NUMA nodes, and so no memory modules or slots for them"
+
+
+def test_plugged_in_memory_stays_but_not_what_the_host_makes_it_of() -> None:
+    domain, result = derived(domain_with(MODULES, NODES))
+    modules = domain.findall("devices/memory")
+    assert [(each.get("model"), [child.tag for child in each]) for each in modules] == [
+        ("dimm", ["target"]),
+        ("virtio-mem", ["target"]),
+    ]
+    assert modules[0].get("access") is None
+    assert domain.find("maxMemory") is not None
+    assert (result.left_out, result.notes) == ((), ())
+
+
+@pytest.mark.parametrize("wish", [{"vcpus": 1}, {"memory_kib": 131072}])
+def test_with_other_memory_or_processors_nothing_belongs_to_a_node(wish: dict[str, int]) -> None:
+    expander = (
+        "<controller type='pci' model='pcie-expander-bus'><target busNr='180'><node>0</node></target></controller>"
+    )
+    domain, result = derived(domain_with(MODULES + expander, NODES), **wish)
+    for gone in ("maxMemory", "devices/memory", "cpu/numa", ".//node"):
+        assert domain.find(gone) is None, gone
+    assert result.notes == (SLOTLESS,)
+    assert derived(domain_with(), **wish)[1].notes == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("nvdimm", "memory in a file of the host"),
+        ("virtio-pmem", "memory in a file of the host"),
+        ("sgx-epc", "memory of the host's for enclaves"),
+        ("another", "not taken over"),
+    ],
+)
+def test_what_is_not_plain_memory_is_left_out_for_its_own_reason(model: str, why: str) -> None:
+    assert [each.why for each in derived(domain_with(f"<memory model='{model}'/>"))[1].left_out] == [why]
+
+
+def test_the_processor_may_have_come_to_have_more_or_fewer_features() -> None:
+    domain, _ = derived(domain_with(rest=NODES))
+    assert domain.find("cpu[@check='none']") is not None
+    domain, _ = derived(domain_with(rest="<cpu mode='host-passthrough' migratable='on'/>"))
+    assert domain.find("cpu").attrib == {"mode": "host-passthrough", "migratable": "on"}  # type: ignore[union-attr]
 
 
 def test_without_kvm_nothing_asks_for_it() -> None:

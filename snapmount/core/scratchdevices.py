@@ -20,9 +20,14 @@ _AS_THEY_ARE = frozenset({"controller", "crypto", "emulator", "hub", "iommu", "m
 # What of a disk concerns the guest, and not the image behind it.
 _OF_THE_GUEST = frozenset({"target", "address", "boot", "serial", "wwn", "vendor", "product", "geometry", "blockio"})
 _OF_THE_DRIVER = frozenset(
-    {"ats", "copy_on_read", "event_idx", "ioeventfd", "iommu", "iothread", "packed", "page_per_vq", "queues"}
-    | {"error_policy", "rerror_policy", "discard", "detect_zeroes"}
+    {"ats", "event_idx", "ioeventfd", "iommu", "iothread", "packed", "page_per_vq", "queues"}
+    | {"discard", "detect_zeroes"}
 )
+# Where the view is lost, the guest gets errors, whatever the original's guest would; a full file system of the overlays
+# can be mended: the VM is paused, as is QEMU's own default for it, and can be resumed.
+_ON_ERROR = {"error_policy": "enospace", "rerror_policy": "report"}
+_OF_RAM = ("dimm", "virtio-mem")  # <memory model=...>
+_NO_CONSOLE = "isa-debug"  # <serial><target type=...>: what firmware writes to debug it
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Keeper:
         options = {k: v for k, v in was.attrib.items() if k in _OF_THE_DRIVER} if was is not None else {}
         if source:
             # unsafe: flushes may be left out, since after a crash of the host the view would be gone anyway
-            SubElement(new, "driver", {"name": "qemu", "type": "qcow2", "cache": "unsafe", **options})
+            SubElement(new, "driver", {"name": "qemu", "type": "qcow2", "cache": "unsafe", **_ON_ERROR, **options})
             SubElement(new, "source", file=source.overlay)
             new.append(self._backing(source.file))
         new.extend(child for child in disk if child.tag in _OF_THE_GUEST or child.tag == "readonly")
@@ -104,22 +109,24 @@ class Keeper:
         if device.tag == "console" and (target is None or target.get("type", "serial") == "serial"):
             return None  # stands for the first serial port, of which libvirt makes it again
         new = Element(device.tag, type="pty")
-        if device.tag != "parallel" and not self.has_console:
+        is_console = device.tag != "parallel" and (target is None or target.get("type") != _NO_CONSOLE)
+        if is_console and not self.has_console:
             self.has_console = True
             SubElement(new, "log", file=self.console_log, append="off")
         new.extend(child for child in device if child.tag in ("target", "address"))
         return new
 
     def _channel(self, device: Element) -> Element | None:
-        """A channel to libvirt itself or to the graphics; without a source, libvirt makes a socket of the VM's own."""
+        """A channel to libvirt itself, to the graphics, or a pty; without a source, libvirt makes its own."""
         kind, target = device.get("type", ""), device.find("target")
         is_virtio = target is not None and target.get("type") == "virtio" and "name" in target.attrib
-        if not is_virtio or kind not in ("unix", "spicevmc", "qemu-vdagent"):
-            return self._leave(device, "a channel to another program")
+        if not is_virtio or kind not in ("unix", "pty", "spicevmc", "qemu-vdagent"):
+            return self._leave(device, "a channel to a program, a file or a device of the host")
         assert target is not None
         new = Element("channel", type=kind)
         SubElement(new, "target", {"type": "virtio", "name": target.attrib["name"]})
-        new.extend(child for child in device if child.tag == "address" or (child.tag == "source" and kind != "unix"))
+        stays = ("address",) if kind in ("unix", "pty") else ("address", "source")
+        new.extend(child for child in device if child.tag in stays)
         self.has_agent_channel = self.has_agent_channel or (kind == "unix" and target.get("name") == AGENT_PORT)
         return new
 
@@ -136,7 +143,8 @@ class Keeper:
             SubElement(new, "link", state="down")  # as if no cable were plugged in
         else:
             SubElement(new, "source", network=self.network)
-        new.extend(child for child in device if child.tag in ("model", "address", "boot", "rom", "mtu"))
+            new.extend(device.findall("mtu"))  # libvirt cannot set it for the other kind
+        new.extend(child for child in device if child.tag in ("model", "address", "boot", "rom", "acpi"))
         return new
 
     # -- the rest ------------------------------------------------------------------------------------------------------
@@ -173,7 +181,14 @@ class Keeper:
         return device
 
     def _memory(self, device: Element) -> Element | None:
-        return device if device.get("model") == "dimm" else self._leave(device, "memory in a file of the host")
+        """Memory modules; which of the host's they are made of is the original's tuning, as is `memoryBacking`."""
+        model = device.get("model", "")
+        if model not in _OF_RAM:
+            return self._leave(device, _WHY_NO_RAM.get(model, "not taken over"))
+        device.attrib.pop("access", None)
+        for source in device.findall("source"):
+            device.remove(source)
+        return device
 
     def _sound(self, device: Element) -> Element:
         for audio in device.findall("audio"):
@@ -182,6 +197,7 @@ class Keeper:
 
     def _video(self, device: Element) -> Element:
         for model in device.findall("model"):
+            model.attrib.pop("blob", None)  # needs memory that is shared (memoryBacking)
             for acceleration in model.findall("acceleration"):
                 model.remove(acceleration)  # needs a display of this host
         for driver in device.findall("driver"):
@@ -222,6 +238,11 @@ _WHY = {
     "shmem": "memory that is shared with others",
     "smartcard": "a device of the host",
     "vsock": "its address is the original's",
+}
+_WHY_NO_RAM = {
+    "nvdimm": "memory in a file of the host",
+    "sgx-epc": "memory of the host's for enclaves",
+    "virtio-pmem": "memory in a file of the host",
 }
 
 

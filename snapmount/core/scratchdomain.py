@@ -7,12 +7,12 @@ devices that stay are listed here, all others are left out, and said so.  Format
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from . import scratchdevices
-from .domainxml import label_models, parse
+from .domainxml import parse
 from .plan import LeftOut
 from .scratchdevices import Left, Source
 
@@ -22,11 +22,12 @@ METADATA_URI = "http://snapmount.internal/xmlns/domain/1.0"  # of the mark in <m
 # What belongs to this run of the original, to its tuning on this host, or to whoever manages it.
 _NOT_INHERITED = frozenset(
     {
-        "blkiotune", "cputune", "description", "genid", "idmap", "maxMemory", "memoryBacking", "memtune", "metadata",
+        "blkiotune", "cputune", "description", "genid", "idmap", "memoryBacking", "memtune", "metadata",
         "name", "numatune", "on_crash", "on_lockfailure", "on_poweroff", "on_reboot", "perf", "resource", "seclabel",
         "throttlegroups", "title", "uuid",
     }
 )  # fmt: skip
+_UNLABELLED = "none"  # <seclabel type=...>
 _ON_KVM_ONLY = ("hyperv", "kvm", "pmu")  # <features>
 _CLOCKS_OF_KVM = ("kvmclock", "hypervclock", "tsc")  # <clock><timer name=...>
 
@@ -47,6 +48,11 @@ class Wish:
     network: str = scratchdevices.NONE
     memory_kib: int | None = None
     vcpus: int | None = None
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether memory or processors are not the original's."""
+        return self.memory_kib is not None or self.vcpus is not None
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,11 @@ def derive(domain_xml: str, wish: Wish) -> Derived:
     if wish.accelerator != KVM and original.get("type") == KVM:
         _do_without_kvm(domain)
     devices = ElementTree.SubElement(domain, "devices")
-    keeper = scratchdevices.Keeper(wish.disks, label_models(original), wish.network, wish.console_log, left, notes)
+    models = _label_models(original, labels)
+    keeper = scratchdevices.Keeper(wish.disks, models, wish.network, wish.console_log, left, notes)
     devices.extend(keeper.keep(original.find("devices")))
-    if wish.memory_kib is not None:
-        _without(devices, "memory")
+    if wish.is_resized:
+        _forget_nodes(devices, original.find("maxMemory") is not None, notes)
     return Derived(
         xml=ElementTree.tostring(domain, encoding="unicode"),
         left_out=tuple(left),
@@ -124,16 +131,31 @@ def marked(metadata_xml: str) -> str | None:
 
 
 def _labels(original: ElementTree.Element) -> list[ElementTree.Element]:
-    """The security labels that the scratch VM inherits: the user that QEMU runs as, since the view belongs to it.
+    """The security labels that the scratch VM inherits: the user that QEMU runs as, since the view belongs to it, and
+    that no file is to be given to that user, kernel and firmware for instance.
 
     Static labels of SELinux and AppArmor are what keeps the original apart from other VMs, and so are not inherited.
     """
-    return original.findall("seclabel[@model='dac'][@type='static']")
+    return [
+        label for label in original.findall("seclabel[@model='dac']") if label.get("type") in ("static", _UNLABELLED)
+    ]
 
 
-def _without(parent: ElementTree.Element, *tags: str) -> None:
-    for child in [child for child in parent if child.tag in tags]:
+def _label_models(original: ElementTree.Element, labels: Collection[ElementTree.Element]) -> list[str]:
+    """The security drivers that label the scratch VM: all that the original names, but for those that its labels
+    forbid.
+    """
+    forbidden = {"none", *(label.get("model") for label in labels if label.get("type") == _UNLABELLED)}
+    models = (label.get("model") for label in original.findall("seclabel"))
+    return [model for model in models if model and model not in forbidden]
+
+
+def _without(parent: ElementTree.Element, *tags: str) -> int:
+    """Remove the children of these tags; return how many there were."""
+    gone = [child for child in parent if child.tag in tags]
+    for child in gone:
         parent.remove(child)
+    return len(gone)
 
 
 def _take_over_firmware(domain: ElementTree.Element, wish: Wish, notes: list[str]) -> None:
@@ -167,7 +189,11 @@ def _renew_identity(domain: ElementTree.Element, uuid: str) -> None:
 
 
 def _resize(domain: ElementTree.Element, wish: Wish) -> None:
-    """Memory and processors as wished; what describes the original's in detail goes then."""
+    """Memory and processors as wished; what describes the original's in detail goes then, and with its NUMA nodes what
+    can be plugged into them.
+    """
+    if wish.is_resized:
+        _without(domain, "maxMemory")
     if wish.memory_kib is not None:
         _without(domain, "memory", "currentMemory")
         ElementTree.SubElement(domain, "memory", unit="KiB").text = str(wish.memory_kib)
@@ -182,10 +208,22 @@ def _resize(domain: ElementTree.Element, wish: Wish) -> None:
     if cpu is not None:
         if wish.vcpus is not None:
             _without(cpu, "topology")
-        if wish.vcpus is not None or wish.memory_kib is not None:
+        if wish.is_resized:
             _without(cpu, "numa")
+        if "check" in cpu.attrib:
+            # A running VM's says: all of this, and nothing else.  But since it was started, a new QEMU, kernel or
+            # microcode may have come to offer more, or less; a guest that boots takes what there is.
+            cpu.set("check", "none")
         for cell in cpu.findall("./numa/cell"):
             cell.attrib.pop("memAccess", None)  # which only vhost-user needs
+
+
+def _forget_nodes(devices: ElementTree.Element, has_slots: bool, notes: list[str]) -> None:
+    """Without NUMA nodes nothing can belong to one."""
+    if _without(devices, "memory") or has_slots:
+        notes.append("with other memory or processors it has no NUMA nodes, and so no memory modules or slots for them")
+    for target in devices.findall("controller/target"):
+        _without(target, "node")
 
 
 def _do_without_kvm(domain: ElementTree.Element) -> None:
