@@ -75,7 +75,7 @@ async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str) -> 
         if problem:
             await trio.sleep(SETTLE_S)
             await console.look()
-            raise NotBootedError(problem, _remedy(vm), [f"console: {line}" for line in console.last_lines()])
+            raise NotBootedError(problem, _remedy(vm), tuple(f"console: {line}" for line in console.last_lines()))
 
 
 def _remedy(vm: ScratchVm) -> str | None:

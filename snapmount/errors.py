@@ -6,14 +6,12 @@ code of the command line.  Anything else that is raised is a bug.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class SnapmountError(Exception):
     """An error to show as `snapmount: MESSAGE` and `  try: REMEDY`, without a traceback."""
 
     exit_code = 1
-    evidence: Sequence[str] = ()  # lines to show below the message
+    evidence: tuple[str, ...] = ()  # lines to show below the message
 
     def __init__(self, message: str, remedy: str | None = None) -> None:
         super().__init__(message)
@@ -70,7 +68,7 @@ class NotBootedError(SnapmountError):
 
     exit_code = 9
 
-    def __init__(self, message: str, remedy: str | None = None, evidence: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, remedy: str | None = None, evidence: tuple[str, ...] = ()) -> None:
         super().__init__(message, remedy)
         self.evidence = evidence
 
