@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import trio
@@ -12,14 +11,37 @@ import trio
 T = TypeVar("T")
 
 
-async def call(deadline_s: float, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """What function(*args, **kwargs) returns, run in a thread.
+class Threads:
+    """Threads for one kind of calls that may hold theirs up for ever, so many at once: everything else still gets one.
+
+    One limiter a run, as trio's own: a thread that outlives its run never gives its place back.
+    """
+
+    def __init__(self, kind: str, number: int) -> None:
+        self._limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar(kind)
+        self._number = number
+
+    def limiter(self) -> trio.CapacityLimiter:
+        """That of this run."""
+        try:
+            return self._limiter.get()
+        except LookupError:
+            limiter = trio.CapacityLimiter(self._number)
+            self._limiter.set(limiter)
+            return limiter
+
+
+HOST = Threads("host", 40)  # trio's own are left to what ends, such as the start of a program
+
+
+async def call(deadline_s: float, function: Callable[..., T], *args: Any, threads: Threads = HOST) -> T:
+    """What function(*args) returns, run in a thread.
 
     Raises trio.TooSlowError at the deadline; the thread is then left behind, so a function whose effect must not come
     late needs an owner that can undo it.
     """
     with trio.fail_after(deadline_s):
-        return await trio.to_thread.run_sync(partial(function, *args, **kwargs), abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=threads.limiter())
 
 
 async def run(deadline_s: float, command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:

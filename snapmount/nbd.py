@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from .blocking import Threads
 from .core.extents import ExtentMap, agreed
 from .core.image import Direct
 from .errors import MissingError, UnreachableError
@@ -28,10 +29,9 @@ except ImportError:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("threads")
 _ZEROS = bytes(1 << 20)  # FUSE asks for no more at once
 
-THREADS = 40
+THREADS = Threads("nbd", 40)  # those that QEMU may hold up
 CONNECTIONS = 4
 DIRECT_CONNECTIONS = 4
 CONNECT_S = 10.0
@@ -39,22 +39,9 @@ GLANCE_S = 0.5  # how long the extents may take before a file's attributes are t
 STATUS_MAX_BYTES = 1 << 31  # lengths are 32 bit (NBD protocol, "Request message")
 
 
-def threads() -> trio.CapacityLimiter:
-    """Threads that QEMU may hold up: of their own number, so that everything else still gets one.
-
-    One limiter a run, as trio's own: a thread that outlives its run never gives its place back.
-    """
-    try:
-        return _threads.get()
-    except LookupError:
-        limiter = trio.CapacityLimiter(THREADS)
-        _threads.set(limiter)
-        return limiter
-
-
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:
     """Wait for QEMU in a thread; where that is cancelled, whoever calls cuts the connection, which ends the thread."""
-    return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=threads())
+    return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=THREADS.limiter())
 
 
 class Connection:

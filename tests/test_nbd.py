@@ -291,7 +291,7 @@ async def test_a_read_that_stalls_holds_up_no_other(server: Server, mock_clock: 
 
 
 async def test_a_cancelled_read_ends_at_once_and_so_does_its_thread(serving: Server, mock_clock: MockClock) -> None:
-    threads = nbd.threads()
+    threads = nbd.THREADS.limiter()
     async with nbd.opened("vda", serving.socket, "vda", READ_S) as image:
         serving.hold_back()
         async with trio.open_nursery() as nursery:
@@ -400,7 +400,7 @@ async def test_who_waits_for_the_end_can_be_cancelled(serving: Server) -> None:
 
 async def test_reads_from_a_server_that_hangs_use_up_no_threads(serving: Server, mock_clock: MockClock) -> None:
     """Where all of trio's threads are taken, no program can be run and libvirt cannot be called: nothing is undone."""
-    own, threads = nbd.threads(), trio.to_thread.current_default_thread_limiter()
+    own, threads = nbd.THREADS.limiter(), trio.to_thread.current_default_thread_limiter()
     outcomes: list[bytes | OSError] = []
     async with nbd.opened("vda", serving.socket, "vda", READ_S) as image:
         serving.send(signal.SIGSTOP)
@@ -419,7 +419,7 @@ async def test_a_connection_that_comes_when_nobody_waits_any_more_is_closed(
     serving: Server, mock_clock: MockClock
 ) -> None:
     outcomes: list[bytes | OSError] = []
-    threads = nbd.threads()
+    threads = nbd.THREADS.limiter()
     async with nbd.opened("vda", serving.socket, "vda", READ_S) as image:
         serving.send(signal.SIGSTOP)
         async with trio.open_nursery() as nursery:
@@ -441,10 +441,10 @@ def test_a_thread_that_outlives_its_run_takes_no_place_of_the_next() -> None:
     async def abandon() -> None:
         with trio.CancelScope() as scope:
             await nbd._in_thread(stay, scope)
-        assert nbd.threads().borrowed_tokens == 1
+        assert nbd.THREADS.limiter().borrowed_tokens == 1
 
     async def places_taken() -> float:
-        return nbd.threads().borrowed_tokens
+        return nbd.THREADS.limiter().borrowed_tokens
 
     try:
         trio.run(abandon)

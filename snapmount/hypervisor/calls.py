@@ -10,11 +10,13 @@ import libvirt
 import trio
 
 from .. import blocking
+from ..blocking import Threads
 from ..errors import UnreachableError
 
 T = TypeVar("T")
 
 CALL_S = 30.0
+THREADS = Threads("libvirt", 40)  # one that hangs must not keep the scratch space from being watched
 
 # libvirt prints each error to stderr unless it is told otherwise
 libvirt.registerErrorHandler(lambda _context, _error: None, None)
@@ -23,7 +25,7 @@ libvirt.registerErrorHandler(lambda _context, _error: None, None)
 async def call(what: str, function: Callable[..., T], *args: Any, deadline_s: float = CALL_S) -> T:
     """Run a libvirt call.  A libvirtError passes; a call that does not end raises UnreachableError."""
     try:
-        return await blocking.call(deadline_s, function, *args)
+        return await blocking.call(deadline_s, function, *args, threads=THREADS)
     except trio.TooSlowError:
         raise UnreachableError(f"libvirt did not answer within {deadline_s:g} s: {what}") from None
 
