@@ -6,16 +6,19 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
+import trio
 
 from snapmount.core.user import User
 from snapmount.errors import SpaceError
-from snapmount.scratch import directories
+from snapmount.scratch import directories, files
 
 MIB = 1 << 20
+NOBODY = 65534
 
 
 def me() -> User:
@@ -110,6 +113,39 @@ async def test_a_new_directory_is_closed_to_others_and_empty(tmp_path: Path) -> 
 async def test_a_directory_that_exists_is_not_taken_for_ours(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="File exists"):
         await directories.create(tmp_path, me(), None)
+
+
+def test_a_link_that_takes_the_place_of_a_new_directory_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever may write the directory above: root gives nothing away but what it has made."""
+    target, directory, mkdir = tmp_path / "precious", tmp_path / "snapmount-3f2a91bc", Path.mkdir
+    target.mkdir()
+
+    def mkdir_and_be_replaced(path: Path, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        path.rmdir()
+        path.symlink_to(target)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir_and_be_replaced)
+    with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
+        directories._make(directory, User(NOBODY, NOBODY, ()))
+    assert target.stat().st_uid == os.geteuid()
+
+
+def test_space_is_not_reserved_for_what_a_link_in_a_scratch_file_s_place_leads_to() -> None:
+    """QEMU's user may put it there."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: an ordinary user's QEMU runs as that user")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o711)
+        precious, link = directory / "precious", directory / "vda.qcow2"
+        precious.touch(0o600)
+        link.symlink_to(precious)
+        with pytest.raises(SpaceError, match=r"cannot be reserved .* Permission denied"):
+            trio.run(files._reserve, str(link), MIB, User(NOBODY, NOBODY, ()))
+        assert precious.stat().st_blocks == 0
 
 
 async def test_a_directory_that_cannot_be_made_says_why(tmp_path: Path) -> None:

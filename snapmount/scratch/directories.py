@@ -7,6 +7,7 @@ One directory for each, owned by QEMU's user and closed to others.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -132,8 +133,17 @@ def make_parent(parent: Path) -> None:
 def _make(directory: Path, user: User) -> None:
     make_parent(directory.parent)
     directory.mkdir(mode=0o700)
-    if user.uid != os.geteuid():
-        os.chown(directory, user.uid, user.gid)
+    if user.uid == os.geteuid():
+        return
+    # who may write the parent may put a link in its place meanwhile
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        owner = os.fstat(descriptor).st_uid
+        if owner != os.geteuid():
+            raise PermissionError(errno.EPERM, f"what was made there belongs to uid {owner}", str(directory))
+        os.fchown(descriptor, user.uid, user.gid)
+    finally:
+        os.close(descriptor)
 
 
 def as_user(user: User) -> dict[str, Any]:

@@ -54,15 +54,16 @@ async def _make(record: Record, disk: Disk, user: User) -> None:
     await qcow2.create(file, disk.size_bytes, user, what=f"the scratch file {file}")
     length = record.terms.reserved_bytes(disk.size_bytes)
     if length:
-        await _reserve(file, length)
+        await _reserve(file, length, user)
 
 
-async def _reserve(file: str, length: int) -> None:
+async def _reserve(file: str, length: int, user: User) -> None:
     """Allocate a file's space, also beyond its end, which stays: clusters that the qcow2 format calls allocated would
-    hide the disk (fallocate(1), --keep-size).
+    hide the disk (fallocate(1), --keep-size).  As QEMU's user, whose directory it is: a link there leads root anywhere.
     """
+    command = ["fallocate", "--keep-size", "--length", str(length), file]
     try:
-        done = await blocking.run(HOST_S, ["fallocate", "--keep-size", "--length", str(length), file])
+        done = await blocking.run(HOST_S, command, **directories.as_user(user))
     except FileNotFoundError:
         raise MissingError("fallocate is missing", "sudo apt-get install util-linux") from None
     except trio.TooSlowError:
