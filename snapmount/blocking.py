@@ -8,7 +8,16 @@ from typing import Any, TypeVar
 
 import trio
 
+from .core import names
+from .errors import MissingError
+
 T = TypeVar("T")
+
+
+def cannot_run(program: str, error: OSError, package: str) -> MissingError:
+    """The error for a program that run() could not start."""
+    why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be run: {error.strerror}"
+    return MissingError(f"{program} {why}", names.command("sudo", "apt-get", "install", package))
 
 
 class Threads:
@@ -46,7 +55,7 @@ async def call(deadline_s: float, function: Callable[..., T], *args: Any, thread
 
 async def run(deadline_s: float, command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
     """Run a program without a shell and capture what it prints; at the deadline it is killed and trio.TooSlowError
-    raised.
+    raised.  Raises OSError where it cannot be started.
     """
     with trio.fail_after(deadline_s):
         return await trio.run_process(

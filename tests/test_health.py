@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.core import health
-from snapmount.core.health import Finding, Place, SELinux, Status
+from snapmount.core.health import Finding, Place, Program, SELinux, Status
 from snapmount.core.remedies import Remedies, distribution
 
 from .strategies import PROPERTY
@@ -43,6 +43,8 @@ def test_packages_have_the_names_of_the_distribution() -> None:
     assert DEBIAN.install("tgt", "qemu-img") == "apt-get install tgt qemu-utils"
     assert FEDORA.install("tgt", "qemu-img") == "dnf install scsi-target-utils qemu-img"
     assert USER.install("fuse3") == "sudo apt-get install fuse3"
+    assert DEBIAN.install("findmnt", "umount", "wipefs", "dd") == "apt-get install util-linux mount coreutils"
+    assert FEDORA.install("findmnt", "umount") == "dnf install util-linux"
     assert OTHER.install("fuse3", "tgt") == "install fuse3, tgt as your distribution has it"
 
 
@@ -69,6 +71,10 @@ JUDGED = [
     (health.qemu("2.12.0", False, FEDORA), PROBLEM, "dnf install qemu-kvm libvirt-daemon-kvm"),
     (health.scratch(PLACE, "other"), OK, None),
     (health.scratch(Place("/run/x", "tmpfs", 100 * GIB, False), "other"), PROBLEM, "other"),
+    (health.scratch(Place("/x", "nfs4", 100 * GIB, False), "other"), OK, None),
+    (health.scratch(Place("/x", "nfs4", 100 * GIB, False, is_default=True), "other"), PROBLEM, "other"),
+    (health.scratch(Place("/x", "tmpfs", 100 * GIB, False, is_default=True), "other"), PROBLEM, "other"),
+    (health.scratch(Place("/x", "nfs4", GIB, False, is_default=True), "other", has_others=True), WARNING, "other"),
     (health.scratch(Place("/x", "ext4", 63 << 20, False), "other"), PROBLEM, "other"),
     (health.scratch(Place("/x", "xfs", 64 << 20, True), "other"), WARNING, "other"),
     (health.confinement(["none", "dac"], None, DEBIAN), OK, None),
@@ -95,6 +101,15 @@ def test_facts_are_judged(finding: Finding, status: Status, remedy: str | None) 
     else:
         assert finding.remedy is not None
         assert remedy in finding.remedy
+
+
+def test_a_program_that_every_snapshot_needs_is_a_problem_and_another_a_warning() -> None:
+    faults = [(Program("qemu-img"), "is missing"), (Program("wipefs", "--scratch-device"), "is missing")]
+    assert health.programs([], DEBIAN) == []
+    assert health.programs(faults, DEBIAN) == [
+        health.problem("programs", "qemu-img is missing", "apt-get install qemu-utils"),
+        health.warning("programs", "wipefs is missing, for --scratch-device", "apt-get install util-linux"),
+    ]
 
 
 def test_the_verdict_is_the_worst_finding() -> None:

@@ -10,13 +10,13 @@ from enum import Enum
 from typing import Any
 
 from . import names, units
+from .place import MEMORY, why_not
 from .remedies import Remedies
 from .space import FLOOR_BYTES
 
 OLDEST_KERNEL = (5, 3)  # pidfd_open(2)
 LITTLE_BYTES = units.GIB  # of free scratch space: enough for small VMs only
 MISSING = "missing"
-_IN_MEMORY = ("tmpfs", "ramfs")
 
 
 class Status(Enum):
@@ -151,6 +151,7 @@ class Place:
     fstype: str
     free_bytes: int
     rotates: bool
+    is_default: bool = False  # scratch files go there unasked
 
     @property
     def description(self) -> str:
@@ -159,9 +160,17 @@ class Place:
         return f"{what}, on a rotating disk as the kernel says" if self.rotates else what
 
 
-def scratch(place: Place, remedy: str) -> Finding:
-    """Judge a place for scratch files."""
-    if place.fstype in _IN_MEMORY:
+def scratch(place: Place, remedy: str, *, has_others: bool = False) -> Finding:
+    """Judge a place for scratch files; `has_others`: where it is the default, take thinks of the directories of a VM's
+    images too.
+    """
+    reason = why_not(place.fstype) if place.is_default else None
+    if reason:
+        text = f"{place.path}, the default, is not used: {reason}"
+        if not has_others:
+            return problem("scratch", text, remedy)
+        return warning("scratch", f"{text}; beside a VM's images there may be a place", remedy)
+    if place.fstype in MEMORY:
         return problem("scratch", f"{place.path} is in memory ({place.fstype}): what guests overwrite fills it", remedy)
     if place.free_bytes < FLOOR_BYTES:
         return problem("scratch", f"{place.description}; at least {units.size(FLOOR_BYTES)} is needed", remedy)
@@ -193,6 +202,28 @@ def confinement(models: Collection[str], selinux: SELinux | None, remedies: Reme
     if "apparmor" in models:
         return ok("confinement", "AppArmor: libvirt adds scratch files and overlays to a VM's profile")
     return ok("confinement", "QEMU is not confined by AppArmor or SELinux")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that is called."""
+
+    name: str
+    use: str | None = None  # what alone needs it; None: every snapshot
+
+
+def programs(faults: Sequence[tuple[Program, str]], remedies: Remedies) -> list[Finding]:
+    """Judge the programs that cannot be called, each with the reason: 'is missing'."""
+    findings = []
+    needed = [(program, fault) for program, fault in faults if program.use is None]
+    if needed:
+        text = ", ".join(f"{program.name} {fault}" for program, fault in needed)
+        findings.append(problem("programs", text, remedies.install(*(program.name for program, _ in needed))))
+    others = [(program, fault) for program, fault in faults if program.use]
+    if others:
+        text = ", ".join(f"{program.name} {fault}, for {program.use}" for program, fault in others)
+        findings.append(warning("programs", text, remedies.install(*(program.name for program, _ in others))))
+    return findings
 
 
 def kvm(fault: str | None, module: str | None, remedies: Remedies) -> Finding:

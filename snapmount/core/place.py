@@ -15,6 +15,15 @@ NETWORK = frozenset(
 )
 
 
+def why_not(fstype: str) -> str | None:
+    """Why scratch files do not go to such a file system unasked."""
+    if fstype in MEMORY:
+        return f"it is in memory ({fstype})"
+    if fstype in NETWORK or fstype.startswith("fuse"):
+        return f"it is on a file server, or may be ({fstype})"
+    return None
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A directory that scratch files may go to, and what is known of its file system."""
@@ -28,11 +37,7 @@ class Candidate:
     @property
     def why_not(self) -> str | None:
         """Why scratch files do not go there unasked."""
-        if self.fstype in MEMORY:
-            return f"it is in memory ({self.fstype})"
-        if self.fstype in NETWORK or self.fstype.startswith("fuse"):
-            return f"it is on a file server, or may be ({self.fstype})"
-        return None
+        return why_not(self.fstype)
 
     @property
     def holds_worst_case(self) -> bool:

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import names
 
-# What is called differently on Debian and Ubuntu, and on Fedora and its kin; all else has one name.
-_ON_DEBIAN: Mapping[str, str] = {
+# What is called differently on Debian and Ubuntu, and on Fedora and its kin; all else has one name, or is a package's.
+_ON_DEBIAN: dict[str, str] = {
     "a compiler": "gcc libc6-dev pkg-config libfuse3-dev python3-dev",
     "libvirt": "libvirt-daemon-system libvirt-daemon-driver-qemu",
     "QEMU": "qemu-system",
     "qemu-img": "qemu-utils",
+    "mount": "mount",
+    "umount": "mount",
     "virsh": "libvirt-clients",
     "virtlogd": "libvirt-daemon-system",
     "python3-rtslib": "python3-rtslib-fb",
 }
-_ON_FEDORA: Mapping[str, str] = {
+_ON_FEDORA: dict[str, str] = {
     "a compiler": "gcc pkgconf-pkg-config fuse3-devel python3-devel",
     "libvirt": "libvirt-daemon-kvm",
     "QEMU": "qemu-kvm",
     "virsh": "libvirt-client",
     "virtlogd": "libvirt-daemon-log",
     "tgt": "scsi-target-utils",
+    "mount": "util-linux",
+    "umount": "util-linux",
+}
+_ANYWHERE: dict[str, str] = {
+    "dd": "coreutils",
+    "test": "coreutils",
+    "findmnt": "util-linux",
+    "fallocate": "util-linux",
+    "wipefs": "util-linux",
 }
 
 
@@ -57,8 +67,9 @@ class Remedies:
         return "debian" not in self.distribution
 
 
-def _packages(what: tuple[str, ...], table: Mapping[str, str]) -> list[str]:
-    return [package for each in what for package in table.get(each, each).split()]
+def _packages(what: tuple[str, ...], table: dict[str, str]) -> list[str]:
+    found = [package for each in what for package in (table | _ANYWHERE).get(each, each).split()]
+    return list(dict.fromkeys(found))
 
 
 def distribution(os_release: str) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from .. import blocking, mounts
 from ..core import health, names
-from ..core.health import Finding
+from ..core.health import Finding, Program
 from ..publish import iscsi
 from ..publish.extension import extension
 from ..records import State
@@ -33,6 +34,12 @@ _MODULES = (
     ("pyfuse3", "pyfuse3", "python3-pyfuse3"),
 )
 _FOR_LIO = ("rtslib_fb", "rtslib-fb", "python3-rtslib")
+_PROGRAMS = (
+    *map(Program, ("qemu-img", "findmnt", "dd", "test")),
+    Program("fallocate", "--scratch-reserve"),
+    Program("virsh", "boot --console"),
+)
+_AS_ROOT = (Program("mount"), Program("umount"), Program("wipefs", "--scratch-device"))
 _BY_PIP = ("pyfuse3", "rtslib_fb")  # the others are bound to the distribution's libraries
 
 
@@ -158,13 +165,24 @@ def _kvm_module(cpuinfo: str) -> str | None:
 
 
 async def programs(subject: Subject) -> list[Finding]:
-    """The programs that boot calls."""
-    uses = {"qemu-img": "snapmount boot", "virsh": "boot --console"}
-    missing = [program for program in uses if not subject.has(program)]
-    if not missing:
-        return [health.ok("programs", ", ".join(uses))]
-    text = ", ".join(f"{program} is missing, for {uses[program]}" for program in missing)
-    return [health.warning("programs", text, subject.remedies.install(*missing))]
+    """The programs that are called, as they are found by whoever calls them."""
+    called = [*_PROGRAMS, *(_AS_ROOT if subject.remedies.is_root else ())]
+    faults = [(program, fault) for program in called if (fault := await _fault_of_program(program.name))]
+    return health.programs(faults, subject.remedies) or [health.ok("programs", ", ".join(each.name for each in called))]
+
+
+async def _fault_of_program(program: str) -> str | None:
+    """Why it cannot be run, in words that follow its name."""
+    if not await blocking.call(HOST_S, shutil.which, program):
+        return "is missing, or not in PATH"
+    if program != "qemu-img":  # the others come with every system
+        return None
+    try:
+        done = await blocking.run(HOST_S, [program, "--version"])
+    except OSError as error:
+        return f"cannot be run: {error.strerror}"
+    said = done.stderr.decode(errors="replace").strip()
+    return f"cannot be run: {said or f'exit status {done.returncode}'}" if done.returncode else None
 
 
 async def propagation(subject: Subject) -> list[Finding]:

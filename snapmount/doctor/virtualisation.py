@@ -138,7 +138,8 @@ async def _place(subject: Subject, parent: Path, user: User) -> Finding:
     probe = parent / f"snapmount-doctor-{secrets.token_hex(4)}"
     try:
         with trio.fail_after(PLACE_S):
-            finding = health.scratch(await blocking.call(PLACE_S, _look_at, parent), other)
+            place = await blocking.call(PLACE_S, _look_at, parent)
+            finding = health.scratch(place, other, has_others=subject.remedies.is_root)
             if finding.status is health.Status.PROBLEM:
                 return finding
             try:
@@ -160,7 +161,8 @@ def _look_at(parent: Path) -> Place:
     free = directories.free_bytes(parent)
     real = next(each for each in (parent.resolve(), *parent.resolve().parents) if each.exists())
     mount = mounts.holding(str(real), mounts.current())
-    return Place(str(parent), mount.fstype if mount else "unknown", free, _rotates(real.stat().st_dev))
+    fstype, is_default = mount.fstype if mount else "unknown", parent == directories.default_parent()
+    return Place(str(parent), fstype, free, _rotates(real.stat().st_dev), is_default)
 
 
 def _rotates(device: int) -> bool:

@@ -13,7 +13,7 @@ import trio
 
 from .. import blocking
 from ..core import names, units
-from ..errors import MissingError, SpaceError
+from ..errors import SpaceError
 
 CHECK_S = 30.0
 MAGIC = b"QFI\xfb"
@@ -91,8 +91,8 @@ async def _signatures(device: str) -> list[str]:
     command = ["wipefs", "--no-act", "--noheadings", "--output", "TYPE", device]
     try:
         done = await blocking.run(CHECK_S, command)
-    except FileNotFoundError:
-        raise MissingError("wipefs is missing", "sudo apt-get install util-linux") from None
+    except OSError as error:
+        raise blocking.cannot_run("wipefs", error, "util-linux") from error
     if done.returncode:
         raise SpaceError(f"the scratch device {device} cannot be read: {done.stderr.decode(errors='replace').strip()}")
     return sorted(set(done.stdout.decode(errors="replace").split()))

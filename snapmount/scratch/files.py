@@ -17,7 +17,7 @@ from .. import blocking
 from ..core import units
 from ..core.snapshot import Disk
 from ..core.user import User
-from ..errors import MissingError, SpaceError
+from ..errors import SpaceError
 from ..records import Record
 from . import devices, directories, qcow2
 
@@ -64,8 +64,8 @@ async def _reserve(file: str, length: int, user: User) -> None:
     command = ["fallocate", "--keep-size", "--length", str(length), file]
     try:
         done = await blocking.run(HOST_S, command, **directories.as_user(user))
-    except FileNotFoundError:
-        raise MissingError("fallocate is missing", "sudo apt-get install util-linux") from None
+    except OSError as error:
+        raise blocking.cannot_run("fallocate", error, "util-linux") from error
     except trio.TooSlowError:
         raise SpaceError(f"{file}: {units.size(length)} were not reserved within {HOST_S:g} s") from None
     if done.returncode:

@@ -92,13 +92,15 @@ async def _can_reach(directory: Path, user: User) -> bool:
 
 
 async def _file_system(path: Path) -> FileSystem:
-    """Raises SpaceError."""
+    """Raises SpaceError or MissingError."""
     existing = await _on_host(path, directories.nearest, path)
     command = ["findmnt", "--json", "--output", "FSTYPE,SOURCE", "--target", str(existing)]
     try:
         done = await blocking.run(CHECK_S, command)
         (found,) = json.loads(done.stdout)["filesystems"][-1:]
-    except (trio.TooSlowError, ValueError, FileNotFoundError):
+    except OSError as error:
+        raise blocking.cannot_run("findmnt", error, "util-linux") from error
+    except (trio.TooSlowError, ValueError):
         raise SpaceError(f"the file system of {path} cannot be told", directories.SCRATCH.remedy) from None
     device = (await _on_host(path, os.stat, existing)).st_dev
     return FileSystem(found["fstype"], found["source"], device)

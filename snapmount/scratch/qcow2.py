@@ -6,7 +6,7 @@ import trio
 
 from .. import blocking
 from ..core.user import User
-from ..errors import MissingError, SpaceError
+from ..errors import SpaceError
 from . import directories
 
 DEADLINE_S = 30.0
@@ -24,8 +24,8 @@ async def create(path: str, size_bytes: int, user: User | None, *, backing: str 
         done = await blocking.run(
             DEADLINE_S, [*command, path, str(size_bytes)], **(directories.as_user(user) if user else {})
         )
-    except FileNotFoundError:
-        raise MissingError("qemu-img is missing", "sudo apt-get install qemu-utils") from None
+    except OSError as error:
+        raise blocking.cannot_run("qemu-img", error, "qemu-utils") from error
     except trio.TooSlowError:
         raise SpaceError(f"{path} was not made within {DEADLINE_S:g} s") from None
     if done.returncode:
