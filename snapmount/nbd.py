@@ -32,8 +32,10 @@ T = TypeVar("T")
 _ZEROS = bytes(1 << 20)  # FUSE asks for no more at once
 
 THREADS = Threads("nbd", 40)  # those that QEMU may hold up
-CONNECTIONS = 4
-DIRECT_CONNECTIONS = 4
+CONNECTIONS = 4  # of an image, for its reads
+DIRECT_CONNECTIONS = 4  # of each way past Python
+DIRECT_WAYS = 2  # of an image: its file, and its LUN
+MOST_CONNECTIONS = 80  # of all images: QEMU takes 100 and lets others wait (since 9.1, and in older ones as mended)
 CONNECT_S = 10.0
 GLANCE_S = 0.5  # how long the extents may take before a file's attributes are told without them
 STATUS_MAX_BYTES = 1 << 31  # lengths are 32 bit (NBD protocol, "Request message")
@@ -119,6 +121,20 @@ async def connect(socket_path: str, export: str, *, simple: bool = False) -> Con
         raise
 
 
+class Budget:
+    """How the connections that QEMU's NBD server takes are shared out among the images of a snapshot.
+
+    Where there are too many, QEMU accepts no further ones, and reads that need one fail.
+    """
+
+    def __init__(self, images: int, most: int = MOST_CONNECTIONS) -> None:
+        fetches, watchers = 8, 1
+        share = (most - fetches - watchers) // images
+        self.reads = max(1, min(CONNECTIONS, share // 2))  # of an image
+        self.direct = max(0, min(DIRECT_WAYS * DIRECT_CONNECTIONS, share - self.reads))  # of an image
+        self.fetches = trio.CapacityLimiter(fetches)  # of extents, at once
+
+
 class _Fetch:
     """One try to get the extents, for all who wait for them."""
 
@@ -141,7 +157,14 @@ class NbdImage:
     """An Image (core.image) that is read from an NBD export."""
 
     def __init__(
-        self, nursery: trio.Nursery, name: str, socket_path: str, export: str, size_bytes: int, deadline_s: float
+        self,
+        nursery: trio.Nursery,
+        name: str,
+        socket_path: str,
+        export: str,
+        size_bytes: int,
+        deadline_s: float,
+        budget: Budget,
     ) -> None:
         self._nursery = nursery
         self.name = name
@@ -149,9 +172,11 @@ class NbdImage:
         self._socket_path = socket_path
         self._export = export
         self._deadline_s = deadline_s
-        self._slots = trio.CapacityLimiter(CONNECTIONS)
+        self._budget = budget
+        self._slots = trio.CapacityLimiter(budget.reads)
         self._idle: list[Connection] = []
         self._direct: list[Connection] = []
+        self._direct_left = budget.direct
         self._closed = False
         self._extents: ExtentMap | None = None
         self._fetch: _Fetch | None = None
@@ -193,12 +218,13 @@ class NbdImage:
         to a cluster once at most: the second time the scratch file has it.
         """
         try:
-            connection = await self._connect()
-            try:
-                maps = await self._ask_extents(connection), await self._ask_extents(connection)
-                extents = await trio.to_thread.run_sync(agreed, *maps)  # seconds, of a million extents
-            finally:
-                connection.cut()
+            async with self._budget.fetches:
+                connection = await self._connect()
+                try:
+                    maps = await self._ask_extents(connection), await self._ask_extents(connection)
+                finally:
+                    connection.cut()
+            extents = await trio.to_thread.run_sync(agreed, *maps)  # seconds, of a million extents
         except (nbd.Error, UnreachableError, trio.TooSlowError) as error:
             raise OSError(errno.EIO, f"{self.name}: the extents cannot be had: {error}") from error
         log.info("%s: %d extents, %d of %d bytes data", self.name, len(extents), extents.data_bytes, self.size_bytes)
@@ -216,24 +242,32 @@ class NbdImage:
             raise UnreachableError("QEMU tells of extents past the end of the disk")
         return extents
 
-    async def direct(self) -> Direct:
-        """See Image.  A read over it asks QEMU for less than read() does: with structured replies QEMU looks for holes
-        in what it sends each time.
+    async def direct(self) -> Direct | None:
+        """See Image; None where no connections are left for it.  A read over it asks QEMU for less than read() does:
+        with structured replies QEMU looks for holes in what it sends each time.
         """
-        sockets = []
+        self._check_open()
+        count = min(DIRECT_CONNECTIONS, self._direct_left)
+        if not count:
+            return None
+        self._direct_left -= count
+        opened: list[Connection] = []
         try:
-            for _ in range(DIRECT_CONNECTIONS):
-                connection = await self._connect(simple=True)
-                self._direct.append(connection)
-                sockets.append(connection.socket.fileno())
-        except UnreachableError as error:
-            raise OSError(errno.EIO, f"{self.name}: {error}") from error
-        return Direct(tuple(sockets), self._deadline_s)
+            while len(opened) < count:
+                opened.append(await self._connect(simple=True))
+        except BaseException as error:
+            self._direct_left += count
+            for connection in opened:
+                connection.cut()
+            if isinstance(error, UnreachableError):
+                raise OSError(errno.EIO, f"{self.name}: {error}") from error
+            raise
+        self._direct += opened
+        return Direct(tuple(connection.socket.fileno() for connection in opened), self._deadline_s)
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """See Image.  Ends within the deadline given to opened().  What is known to be zero is not asked of QEMU."""
-        if self._closed:
-            raise OSError(errno.EIO, f"{self.name}: the snapshot has ended")
+        self._check_open()
         if self._extents is None:
             return await self._ask(offset, length)
         first = self._extents.find(offset)
@@ -242,6 +276,11 @@ class NbdImage:
         if first.is_zero and length <= len(_ZEROS):
             return memoryview(_ZEROS)[:length]
         return await self._ask(offset, length)
+
+    def _check_open(self) -> None:
+        """Raise OSError (EIO) where the image is closed."""
+        if self._closed:
+            raise OSError(errno.EIO, f"{self.name}: the snapshot has ended")
 
     async def _read_mixed(self, extents: ExtentMap, offset: int, length: int) -> bytearray:
         """What lies from the first data to the last is asked for at once, with the holes between."""
@@ -311,12 +350,16 @@ class NbdImage:
 
 
 @contextlib.asynccontextmanager
-async def opened(name: str, socket_path: str, export: str, deadline_s: float) -> AsyncIterator[NbdImage]:
-    """An image that is read from an export; each read ends within `deadline_s` seconds.  Raises UnreachableError."""
+async def opened(
+    name: str, socket_path: str, export: str, deadline_s: float, budget: Budget | None = None
+) -> AsyncIterator[NbdImage]:
+    """An image that is read from an export; each read ends within `deadline_s` seconds.  All images of a server share a
+    `budget`.  Raises UnreachableError.
+    """
     connection = await connect(socket_path, export, simple=True)
     try:
         async with trio.open_nursery() as nursery:
-            image = NbdImage(nursery, name, socket_path, export, connection.size_bytes, deadline_s)
+            image = NbdImage(nursery, name, socket_path, export, connection.size_bytes, deadline_s, budget or Budget(1))
             image._idle.append(connection)
             yield image
             nursery.cancel_scope.cancel()

@@ -128,10 +128,9 @@ def _serve_from_now_on(claim: Claim, reporter: Reporter) -> None:
 
 async def connect(stack: AsyncExitStack, record: Record) -> list[nbd.NbdImage]:
     """The exports of the disks, in their order, until the stack is closed.  Raises UnreachableError."""
-    images = [
-        await stack.enter_async_context(nbd.opened(disk.name, record.socket, disk.name, record.read_timeout_s))
-        for disk in record.snapshot.disks
-    ]
+    disks = [disk.name for disk in record.snapshot.disks]
+    budget, read_s = nbd.Budget(len(disks)), record.read_timeout_s
+    images = [await stack.enter_async_context(nbd.opened(name, record.socket, name, read_s, budget)) for name in disks]
     log.info("connected to the exports at %s", record.socket)
     return images
 

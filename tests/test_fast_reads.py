@@ -13,6 +13,7 @@ import mmap
 import os
 import random
 import signal
+import string
 import subprocess
 import sys
 import tempfile
@@ -66,9 +67,11 @@ def mounted(
 
 @contextlib.contextmanager
 def qemu(*images: Path) -> Iterator[Path]:
-    """QEMU's NBD server, with an export of each image, of its name; yields the socket."""
+    """QEMU's NBD server, with an export of each image, of its name; yields the socket.  It takes as many connections as
+    that of a VM.
+    """
     socket = images[0].parent / "qemu.sock"
-    command = ["qemu-storage-daemon", "--nbd-server", f"addr.type=unix,addr.path={socket},max-connections=0"]
+    command = ["qemu-storage-daemon", "--nbd-server", f"addr.type=unix,addr.path={socket},max-connections=100"]
     for image in images:
         command += ["--blockdev", f"raw,node-name={image.name},read-only=on,file.driver=file,file.filename={image}"]
         command += ["--export", f"nbd,id={image.name},node-name={image.name},name={image.name}"]
@@ -270,6 +273,21 @@ def test_of_too_many_disks_the_last_are_read_by_python() -> None:
         except OSError:
             print("too many")"""
     assert subprocess.check_output([sys.executable, "-c", code]) == b"too many\n"
+
+
+def test_all_of_many_disks_are_read_at_once(directory: Path) -> None:
+    """There are connections for each, if few."""
+    names = [f"vd{letter}" for letter in string.ascii_lowercase]
+    content = {name: random.Random(name).randbytes(MIB) for name in names}
+    for name in names:
+        (directory / name).write_bytes(content[name])
+    with qemu(*(directory / name for name in names)) as socket, mounted(directory, socket, *names) as (mount, _):
+
+        def read_all(name: str) -> bool:
+            return all(read_direct(mount / f"{name}.raw", 0, MIB) == content[name] for _ in range(5))
+
+        with ThreadPoolExecutor(len(names) * 2) as readers:
+            assert all(readers.map(read_all, names * 2))
 
 
 def test_eight_readers_of_two_disks_need_little_memory(directory: Path) -> None:

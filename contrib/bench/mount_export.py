@@ -14,10 +14,11 @@ from snapmount.core.tree import File, MapText, RawImage, Tree
 from snapmount.publish import fuse
 
 
-async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s: float) -> None:
+async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s: float, connections: int) -> None:
     async with contextlib.AsyncExitStack() as stack:
+        budget = nbd.Budget(len(exports), connections)
         images = [
-            await stack.enter_async_context(nbd.opened(export or "disk", socket, export, read_timeout_s))
+            await stack.enter_async_context(nbd.opened(export or "disk", socket, export, read_timeout_s, budget))
             for export in exports
         ]
         files = [File(f"{image.name}.raw", RawImage(image)) for image in images]
@@ -39,8 +40,18 @@ async def end_on_signal(signals: object, scope: trio.CancelScope) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--read-timeout", metavar="SECONDS", type=float, default=30.0)
+    parser.add_argument(
+        "--connections", metavar="N", type=int, default=nbd.MOST_CONNECTIONS, help="at most, to the server"
+    )
     parser.add_argument("mountpoint")
     parser.add_argument("socket", help="a unix socket")
     parser.add_argument("exports", nargs="+", help="their names; the default export's is empty")
     arguments = parser.parse_args()
-    trio.run(main, arguments.mountpoint, arguments.socket, arguments.exports, arguments.read_timeout)
+    trio.run(
+        main,
+        arguments.mountpoint,
+        arguments.socket,
+        arguments.exports,
+        arguments.read_timeout,
+        arguments.connections,
+    )
