@@ -206,11 +206,14 @@ def test_one_looks_again_before_the_room_is_used_up(used: int, limit: int, growt
 def test_the_reason_tells_what_has_run_out_with_figures_and_the_time() -> None:
     at_limit = fill(GIB, pot(50 * GIB), limit=GIB, bytes_per_s=312 * MIB)
     assert at_limit.is_short
-    assert at_limit.why_give_up(NOW) == "scratch limit reached (1 GiB of 1 GiB at 19:20:11 UTC, growing 312 MiB/s)"
+    assert (
+        at_limit.why_give_up(NOW)
+        == "scratch limit reached (1 GiB of 1 GiB at 2026-11-23 19:20:11 UTC, growing 312 MiB/s)"
+    )
     full = fill(GIB, pot(50 * MIB), bytes_per_s=MIB)
     assert full.is_short
     assert full.why_give_up(NOW) == (
-        "scratch space ran out (50 MiB left on /scratch, 1 GiB used at 19:20:11 UTC, growing 1 MiB/s)"
+        "scratch space ran out (50 MiB left on /scratch, 1 GiB used at 2026-11-23 19:20:11 UTC, growing 1 MiB/s)"
     )
 
 

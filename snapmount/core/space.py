@@ -261,7 +261,7 @@ class Fill:
 
     def why_give_up(self, now: datetime) -> str:
         """The reason to give up a snapshot that is short of space, in words that follow a colon."""
-        figures = f"at {now:%H:%M:%S} UTC, growing {rate(self.bytes_per_s)}"
+        figures = f"at {now:%Y-%m-%d %H:%M:%S} UTC, growing {rate(self.bytes_per_s)}"
         if self._is_at_limit:
             limit = units.size(self.terms.limit_bytes or 0)
             return f"scratch limit reached ({units.size(self.used)} of {limit} {figures})"

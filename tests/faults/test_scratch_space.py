@@ -97,7 +97,8 @@ def test_at_its_limit_the_snapshot_is_given_up_and_only_the_snapshot(guest: vm.V
         (mountpoint / "vda.raw").read_bytes()  # the kernel's page cache holds all of it now
     reason = wait_given_up(guest.name)
     figures = re.fullmatch(
-        r"scratch limit reached \(([\d.]+) MiB of 24 MiB at \d\d:\d\d:\d\d UTC, growing [\d.]+ [KM]iB/s\)", reason
+        r"scratch limit reached \(([\d.]+) MiB of 24 MiB at [\d-]{10} \d\d:\d\d:\d\d UTC, growing [\d.]+ [KM]iB/s\)",
+        reason,
     )
     assert figures, reason
     assert 24 <= float(figures[1]) < 48
