@@ -13,7 +13,7 @@ import trio
 
 from . import blocking, bootcheck, hypervisor, journal, scratchvm, tending, views
 from .bootcheck import WaitFor
-from .core import scratchdomain
+from .core import names, scratchdomain
 from .core.scratchdevices import ISOLATED, NONE, Source
 from .core.scratchdomain import Derived, Wish
 from .core.user import User
@@ -129,6 +129,7 @@ async def _plan(
     if request.network not in (NONE, ISOLATED):
         await connection.check_network(request.network)
     parent = Path(request.overlay_dir or directories.default_parent())
+    names.check_utf_8(str(parent), "the overlay directory")
     accelerator, notes = original_accelerator, list[str]()
     if accelerator == scratchdomain.KVM and not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         accelerator = scratchdomain.TCG

@@ -43,7 +43,7 @@ def take_to_boot(arguments: argparse.Namespace) -> Request:
 
 def boot(arguments: argparse.Namespace) -> BootRequest:
     """The scratch VM that `boot` asks for.  Raises UsageError."""
-    names.check_utf_8(arguments.overlay_dir or "", "the overlay directory")
+    names.check_utf_8(arguments.overlay_dir or "", "the overlay directory")  # before a snapshot is taken
     if arguments.console and not sys.stdin.isatty():
         raise UsageError("--console needs a terminal as standard input", "no --console")
     return BootRequest(
