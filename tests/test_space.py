@@ -225,6 +225,17 @@ def test_the_time_left_is_that_until_the_snapshot_is_given_up() -> None:
     assert fill(GIB, pot(1 << 50), limit=10 * MIB, bytes_per_s=MIB).left_s == 0
 
 
+def test_the_time_left_counts_what_others_write() -> None:
+    others = pot(FLOOR_BYTES + 100 * MIB, bytes_per_s=20 * MIB)
+    assert fill(0, others, bytes_per_s=MIB).left_s == 5
+    assert fill(0, others).left_s == 5, "the guest itself writes nothing"
+    slow = pot(FLOOR_BYTES + 100 * MIB, bytes_per_s=MIB)
+    assert fill(0, slow, others, bytes_per_s=10 * MIB).left_s == 5, "the place that is full first"
+    assert fill(0, slow, bytes_per_s=10 * MIB).left_s == 10, "their measured rate lags behind"
+    assert fill(0, others, limit=10 * MIB, bytes_per_s=MIB).left_s == 5
+    assert fill(0, others, limit=10 * MIB, bytes_per_s=5 * MIB).left_s == 2
+
+
 def test_a_guest_that_has_stopped_for_want_of_space_counts_where_there_is_little() -> None:
     enough = fill(0, pot(FLOOR_BYTES, remaining=0))
     assert not replace(enough, is_guest_stopped=True).is_short

@@ -229,9 +229,13 @@ class Fill:
 
     @property
     def left_s(self) -> float | None:
-        """The seconds left at the present rate; None where it does not end."""
-        room = self.headroom
-        return max(0, room) / self.bytes_per_s if room is not None and self.bytes_per_s >= 1 else None
+        """The seconds left at the present rates, those of others who fill the same places too; None where it does not
+        end.
+        """
+        limit = self.terms.limit_bytes
+        rooms = [(pot.headroom, max(pot.bytes_per_s, self.bytes_per_s)) for pot in self.pots]
+        rooms.append((None if limit is None else limit - self.used, self.bytes_per_s))
+        return min((max(0, room) / growth for room, growth in rooms if room is not None and growth >= 1), default=None)
 
     @property
     def wait_s(self) -> float:
