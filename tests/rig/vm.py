@@ -133,8 +133,10 @@ class VM:
         return int(told[-1]) if told else 0
 
     def write_errors(self) -> int:
-        """How many of the guest's writes have failed."""
-        return max((int(n) for n in re.findall(r"errors=(\d+)", self.output())), default=0)
+        """How many of the guest's writes have failed; while they do, there is no line that sums them up."""
+        output = self.output()
+        told = [int(n) for n in re.findall(r"errors=(\d+)", output)]
+        return max([*told, len(re.findall(r"^error: write", output, re.MULTILINE))])
 
     def longest_write_us(self) -> int:
         """The longest write of the guest so far, in microseconds."""
