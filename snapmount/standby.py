@@ -103,8 +103,8 @@ def _is_left(record: Record, store: Store) -> bool:
 
 
 async def _read(gauge: Gauge, record: Record) -> Fill:
-    """Only libvirt can tell what is used of block devices.  Raises SpaceError."""
-    if record.terms.devices:
+    """Raises SpaceError."""
+    if gauge.unseen:
         with contextlib.suppress(UnreachableError):
             async with hypervisor.connected(record.connect) as connection:
                 return await gauge.read(await connection.domain_by_uuid(record.snapshot.vm_uuid))

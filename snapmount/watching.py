@@ -82,12 +82,13 @@ class Watch:
 
         Raises SpaceError where it has to be given up before it is shown; its job is ended then.
         """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen)
-            fill = await self._wait_short(task_status.started)
-            if fill:
-                await self._give_up(fill)
-            nursery.cancel_scope.cancel()
+        with contextlib.closing(self._gauge):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen)
+                fill = await self._wait_short(task_status.started)
+                if fill:
+                    await self._give_up(fill)
+                nursery.cancel_scope.cancel()
 
     # -- looking -------------------------------------------------------------------------------------------------------
 

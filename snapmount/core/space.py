@@ -218,6 +218,7 @@ class Fill:
     terms: Terms
     pots: tuple[Pot, ...]
     is_guest_stopped: bool = False  # the guest is paused because a write found no space
+    failure: str | None = None  # what has failed of it, in words
 
     @property
     def headroom(self) -> int | None:
@@ -257,7 +258,7 @@ class Fill:
     @property
     def is_short(self) -> bool:
         """Whether the snapshot must be given up now."""
-        return self._is_at_limit or self.short_pot is not None
+        return bool(self.failure) or self._is_at_limit or self.short_pot is not None
 
     @property
     def _is_at_limit(self) -> bool:
@@ -266,6 +267,8 @@ class Fill:
     def why_give_up(self, now: datetime) -> str:
         """The reason to give up a snapshot that is short of space, in words that follow a colon."""
         figures = f"at {now:%Y-%m-%d %H:%M:%S} UTC, growing {rate(self.bytes_per_s)}"
+        if self.failure:
+            return f"scratch space failed ({self.failure}; {units.size(self.used)} used {figures})"
         if self._is_at_limit:
             limit = units.size(self.terms.limit_bytes or 0)
             return f"scratch limit reached ({units.size(self.used)} of {limit} {figures})"

@@ -19,7 +19,7 @@ from ..core.snapshot import Disk
 from ..core.user import User
 from ..errors import SpaceError
 from ..records import Record
-from . import devices, directories, qcow2
+from . import devices, directories, qcow2, writeback
 
 HOST_S = 30.0
 
@@ -76,17 +76,57 @@ async def _reserve(file: str, length: int, user: User) -> None:
         )
 
 
-def look(record: Record) -> dict[str, Used]:
-    """What the scratch files take now; those on block devices, and such as are gone, are not told of."""
-    found = {}
-    for disk in record.snapshot.disks:
-        if not record.terms.device(disk.name):
+class Opened:
+    """The scratch files and devices of a snapshot, held open: so one that somebody removes, while QEMU goes on writing
+    to it, is still measured, and writes that the kernel could not finish are heard of.
+
+    Not to be held when the files are removed: they would go on taking their space.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._descriptors: dict[str, int] = {}  # by disk
+        self.failure: str | None = None  # what has been lost, in words; from then on it is
+
+    def look(self) -> dict[str, Used]:
+        """What the scratch files take now, and whether something is lost of them or of the devices.
+
+        Devices, and files that were gone before they could be opened, are not told of.  Raises OSError.
+        """
+        found = {}
+        for disk in self._record.snapshot.disks:
             try:
-                status = os.stat(path(record, disk.name))
+                descriptor = self._open(disk.name)
             except FileNotFoundError:
-                continue  # somebody has removed it, or the snapshot has ended
-            found[disk.name] = Used(directories.written_bytes(status), status.st_size)
-    return found
+                continue
+            self._check(disk.name, descriptor)
+            if not self._record.terms.device(disk.name):
+                status = os.fstat(descriptor)
+                found[disk.name] = Used(directories.written_bytes(status), status.st_size)
+        return found
+
+    def _open(self, disk: str) -> int:
+        """QEMU's user can put anything in the place of its files: follow no link, and wait for no FIFO."""
+        if disk not in self._descriptors:
+            follow = 0 if self._record.terms.device(disk) else os.O_NOFOLLOW
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | follow
+            self._descriptors[disk] = os.open(path(self._record, disk), flags)
+        return self._descriptors[disk]
+
+    def _check(self, disk: str, descriptor: int) -> None:
+        try:
+            writeback.check(descriptor)
+        except OSError as error:
+            self.failure = f"what was written to {path(self._record, disk)} is lost: {error.strerror}"
+
+    def measures(self, disk: str) -> bool:
+        """Whether look() tells of it."""
+        return disk in self._descriptors and not self._record.terms.device(disk)
+
+    def close(self) -> None:
+        """Let them go."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
 
 
 def remove(record: Record) -> None:

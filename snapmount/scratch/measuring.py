@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,71 +17,41 @@ from ..core.space import Fill, Pot, Rate
 from ..errors import SpaceError, StateError, UnreachableError
 from ..hypervisor import Domain
 from ..records import Record
-from . import devices, directories, files
-from .files import Used
+from . import devices, directories
+from .files import Opened, Used
 
 LOOK_S = 10.0
 CURRENT_S = 5.0  # figures that are older are of the past
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What is used of scratch space, and what is free, where it could be told."""
-
-    used: Mapping[str, Used]  # by disk
-    free: Mapping[str, int]  # bytes, by file system (the scratch directory's parent) and block device
-
-
-async def measure(record: Record, domain: Domain | None) -> Measured:
-    """Look at files and file systems, and, of block devices, ask libvirt where `domain` is given.
-
-    Raises SpaceError where the file system cannot be looked at; what libvirt does not tell is left out.
-    """
-    used, free = dict[str, Used](), dict[str, int]()
-    if any(not record.terms.device(disk.name) for disk in record.snapshot.disks):
-        parent = Path(record.scratch).parent
-        try:
-            used, free[str(parent)] = await blocking.call(LOOK_S, _look, record, parent)
-        except trio.TooSlowError:
-            raise SpaceError(f"{parent}: its file system did not answer within {LOOK_S:g} s") from None
-        except OSError as error:
-            raise SpaceError(f"{record.scratch}: {error.strerror}") from error
-    if record.terms.devices and domain:
-        try:
-            await _ask(record, domain, used, free)
-        except (UnreachableError, OSError):
-            pass  # the last figures serve
-    return Measured(used, free)
-
-
-def _look(record: Record, parent: Path) -> tuple[dict[str, Used], int]:
-    return files.look(record), directories.free_bytes(parent)
-
-
-async def _ask(record: Record, domain: Domain, used: dict[str, Used], free: dict[str, int]) -> None:
-    written, indexes = await domain.written(), await domain.scratch_indexes(record.socket)
-    for disk, device in record.terms.devices:
-        end = written.get((disk, indexes.get(disk, -1)))
-        if end is not None:
-            used[disk] = Used(end, end)
-            free[device] = await blocking.call(LOOK_S, devices.size, device) - end
-
-
 class Gauge:
-    """Measures one snapshot's scratch space again and again; what is not measured now is as it was."""
+    """Measures one snapshot's scratch space again and again; what is not measured now is as it was.
+
+    It holds scratch files open until it is closed.
+    """
 
     def __init__(self, record: Record) -> None:
         self._record = record
+        self._opened = Opened(record)
         self.used: dict[str, Used] = {}  # by disk
         self._free: dict[str, int] = {}
         self._growth: Rate | None = None
         self._filling: dict[str, Rate] = {}
 
     async def read(self, domain: Domain | None, *, is_guest_stopped: bool = False) -> Fill:
-        """What there is now.  Raises SpaceError, as measure() does."""
-        measured = await measure(self._record, domain)
-        self.used |= measured.used
-        self._free |= measured.free
+        """What there is now: of files and file systems by looking, of block devices, and of files that are gone, by
+        asking libvirt, where `domain` is given.
+
+        Raises SpaceError where there is no looking, unless something has been lost already.
+        """
+        try:
+            await self._look()
+        except SpaceError:
+            if not self._opened.failure:
+                raise
+        if domain and self.unseen:
+            with contextlib.suppress(UnreachableError, OSError):  # the last figures serve
+                await self._ask(domain)
         now = trio.current_time()
         used = sum(each.used for each in self.used.values())
         self._growth = self._growth.after(now, used) if self._growth else Rate.begin(now, used)
@@ -91,7 +61,45 @@ class Gauge:
         pots = tuple(
             Pot(name, free, self._remaining(name), self._filling[name].bytes_per_s) for name, free in self._free.items()
         )
-        return Fill(used, self._growth.bytes_per_s, self._record.terms, pots, is_guest_stopped)
+        return Fill(used, self._growth.bytes_per_s, self._record.terms, pots, is_guest_stopped, self._opened.failure)
+
+    async def _look(self) -> None:
+        """Raises SpaceError."""
+        parent = Path(self._record.scratch).parent
+        try:
+            used, free = await blocking.call(LOOK_S, self._look_at, parent)
+        except trio.TooSlowError:
+            raise SpaceError(f"{parent}: its file system did not answer within {LOOK_S:g} s") from None
+        except OSError as error:
+            raise SpaceError(f"{self._record.scratch}: {error.strerror}") from error
+        self.used |= used
+        self._free |= free
+
+    def _look_at(self, parent: Path) -> tuple[dict[str, Used], dict[str, int]]:
+        """What files take, and what is free in their file system, where there are any."""
+        used = self._opened.look()
+        in_files = any(not self._record.terms.device(disk.name) for disk in self._record.snapshot.disks)
+        return used, {str(parent): directories.free_bytes(parent)} if in_files else {}
+
+    @property
+    def unseen(self) -> list[str]:
+        """The disks of whose scratch only libvirt can tell: on block devices, or in files that were gone early."""
+        return [disk.name for disk in self._record.snapshot.disks if not self._opened.measures(disk.name)]
+
+    async def _ask(self, domain: Domain) -> None:
+        written, indexes = await domain.written(), await domain.scratch_indexes(self._record.socket)
+        for disk in self.unseen:
+            end = written.get((disk, indexes.get(disk, -1)))
+            if end is None:
+                continue
+            self.used[disk] = Used(end, end)
+            device = self._record.terms.device(disk)
+            if device:
+                self._free[device] = await blocking.call(LOOK_S, devices.size, device) - end
+
+    def close(self) -> None:
+        """Let go of the scratch files, so that their space is free when they are removed."""
+        self._opened.close()
 
     def _remaining(self, pot: str) -> int:
         """What the snapshot may still take from that place."""
