@@ -1,7 +1,7 @@
 """Watches the scratch space of a snapshot, and gives the snapshot up before the guest suffers.
 
-libvirt tells when a scratch file has grown to a length of our choice, and when the guest is paused by an I/O error.  As
-a net we look at files and file system too, the more often the less room there is: other programs use that space as
+libvirt tells when a scratch file has grown to a length of our choice, and when a read or write of the guest has failed.
+As a net we look at files and file system too, the more often the less room there is: other programs use that space as
 well, and libvirtd may be down.
 """
 
@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import trio
 
@@ -21,8 +22,9 @@ from . import blocking, hypervisor
 from .core import space
 from .core.space import Fill
 from .errors import NotFoundError, SnapmountError, SpaceError, UnreachableError
+from .hypervisor import DiskError
 from .records import State
-from .scratch import files
+from .scratch import directories, files
 from .scratch.measuring import Figures, Gauge
 from .sources import pull
 from .state import Claim
@@ -32,7 +34,9 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
 REMOVE_S = 60.0
+OWN_DISKS_S = 3.0
 RESUME_AGAIN_S = 10.0
+TRY_AGAIN_S = 1.0
 TELL_S = 1.0
 
 
@@ -69,7 +73,9 @@ class Watch:
         self._room: int | None = None
         self._bell = trio.Event()  # look now
         self._arm = trio.Event()  # thresholds are due
-        self._has_io_error = False
+        self._may_have_stopped = False
+        self._has_io_error = trio.Event()
+        self._last_error: DiskError | None = None  # that was heard of
         self._resumed_s = -math.inf
         self._told_s = -TELL_S
 
@@ -85,6 +91,7 @@ class Watch:
         with contextlib.closing(self._gauge):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen)
+                nursery.start_soon(self._try_scratch)
                 fill = await self._wait_short(task_status.started)
                 if fill:
                     await self._give_up(fill)
@@ -120,32 +127,66 @@ class Watch:
 
     async def _look(self) -> Fill:
         domain = self._heard.domain if self._heard else None
-        has_stopped = False
-        if self._has_io_error and domain:
-            self._has_io_error = False
-            has_stopped = await self._lacks_space(domain)
-        fill = await self._gauge.read(domain, is_guest_stopped=has_stopped)
-        if has_stopped and domain and not fill.is_short:
-            await self._resume(domain)
+        error = None
+        if self._may_have_stopped and domain:
+            self._may_have_stopped = False
+            error = await self._stopped_by(domain)
+        try:
+            fill = await self._gauge.read(domain, is_guest_stopped=error is not None)
+        except SpaceError:
+            self._may_have_stopped |= error is not None
+            raise
+        if error and domain and not fill.is_short:
+            await self._resume(domain, error)
         return fill
 
-    async def _lacks_space(self, domain: hypervisor.Domain) -> bool:
+    async def _stopped_by(self, domain: hypervisor.Domain) -> DiskError | None:
         try:
-            return await domain.lacks_space()
-        except UnreachableError as error:
-            log.warning("%s", error.message)
+            error = await domain.stopped_by()
+        except UnreachableError as unreachable:
+            log.warning("%s", unreachable.message)
+            return None
+        return error and (self._last_error or error)
+
+    async def _resume(self, domain: hypervisor.Domain, error: DiskError) -> None:
+        """There is space, as it seems.  A guest that finds none once more at once lacks that of its own disks, or else
+        it is ours that is not what it seems; one that stops for another reason is let be then.
+        """
+        now = trio.current_time()
+        if now - self._resumed_s >= RESUME_AGAIN_S:
+            self._resumed_s = now
+            try:
+                await pull.resume_stopped(domain)
+            except UnreachableError as unreachable:
+                log.warning("%s", unreachable.message)
+        elif error is DiskError.NO_SPACE and not await self._are_own_disks_full(domain):
+            self._gauge.note_failure("writes find no space, though there seems to be some")
+            self._bell.set()
+        else:
+            log.warning("%s is paused once more because %s: its own disks are to blame", domain.name, error.value)
+
+    async def _are_own_disks_full(self, domain: hypervisor.Domain) -> bool:
+        try:
+            paths = await domain.image_paths()
+            return await blocking.call(OWN_DISKS_S, files.is_any_nearly_full, self._record, paths)
+        except (UnreachableError, trio.TooSlowError) as error:
+            log.warning("whether the guest's own disks have space cannot be told: %s", error)
             return False
 
-    async def _resume(self, domain: hypervisor.Domain) -> None:
-        """There is space again.  A guest that stops once more at once lacks that of its own disks, and is let be."""
-        now = trio.current_time()
-        if now - self._resumed_s < RESUME_AGAIN_S:
-            return
-        self._resumed_s = now
-        try:
-            await pull.resume_stopped(domain)
-        except UnreachableError as error:
-            log.warning("%s", error.message)
+    async def _try_scratch(self) -> None:
+        """When a read or write of the guest has failed, find out whether that is for the scratch: not every such error
+        pauses the guest, or is told by the files.
+        """
+        user = hypervisor.qemu_user(self._claim.store.definition(self._record.id))
+        directory = Path(self._record.scratch)
+        while not self._gauge.is_on_devices and not self._gauge.failure:
+            await self._has_io_error.wait()
+            self._has_io_error = trio.Event()
+            problem = await directories.write_problem(directory, user)
+            if problem:
+                self._gauge.note_failure(f"QEMU cannot write to {directory}: {problem}")
+                self._bell.set()
+            await trio.sleep(TRY_AGAIN_S)
 
     def _tell(self, fill: Fill) -> None:
         """Keep the figures for `list` and `show`."""
@@ -166,11 +207,15 @@ class Watch:
         while True:
             try:
                 async with hypervisor.heard(
-                    self._record.connect, self._record.snapshot.vm_uuid, self._on_threshold, self._on_io_error
+                    self._record.connect,
+                    self._record.snapshot.vm_uuid,
+                    self._on_threshold,
+                    self._on_stop,
+                    self._on_io_error,
                 ) as self._heard:
                     log.info("listening to libvirt's events")
                     problem = ""
-                    self._on_io_error()  # it may have come while nobody listened
+                    self._on_stop()  # it may have come while nobody listened
                     await self._set_thresholds(self._heard)
             except (UnreachableError, NotFoundError) as error:
                 if error.message != problem:
@@ -185,9 +230,13 @@ class Watch:
         self._armed.pop(node.partition("[")[0], None)
         self._bell.set()
 
-    def _on_io_error(self) -> None:
-        self._has_io_error = True
+    def _on_stop(self) -> None:
+        self._may_have_stopped = True
         self._bell.set()
+
+    def _on_io_error(self, error: DiskError) -> None:
+        self._last_error = error
+        self._has_io_error.set()
 
     def _wish_thresholds(self, fill: Fill) -> None:
         """See to it that an event comes before the room is used up."""

@@ -205,7 +205,7 @@ class Pot:
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether a guest that has stopped for want of space has stopped for this."""
+        """Whether a guest that an error has stopped has stopped for this."""
         return self.free < FLOOR_BYTES
 
 
@@ -217,7 +217,7 @@ class Fill:
     bytes_per_s: float  # its growth
     terms: Terms
     pots: tuple[Pot, ...]
-    is_guest_stopped: bool = False  # the guest is paused because a write found no space
+    is_guest_stopped: bool = False  # the guest is paused by an error of its disks
     failure: str | None = None  # what has failed of it, in words
 
     @property

@@ -11,11 +11,12 @@ except ImportError:
     raise MissingError("the Python module of libvirt is missing", "sudo apt-get install python3-libvirt") from None
 
 from .connection import Hypervisor, QemuFacts, connected
-from .domain import Domain, qemu_user
+from .domain import DiskError, Domain, qemu_user
 from .events import Heard, heard
 from .uri import check_uri, default_uri, is_unprivileged, tpm_directory
 
 __all__ = [
+    "DiskError",
     "Domain",
     "Heard",
     "Hypervisor",

@@ -9,6 +9,7 @@ import os
 import pwd
 import re
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,13 @@ _WHY_PAUSED = {
     libvirt.VIR_DOMAIN_PAUSED_USER: ", by somebody",
     libvirt.VIR_DOMAIN_PAUSED_IOERROR: ": a disk has had an I/O error",
 }
+
+
+class DiskError(Enum):
+    """What QEMU may pause a guest for by itself (error_policy in libvirt's domain format)."""
+
+    NO_SPACE = "a write found no space"
+    OTHER = "a read or write failed"
 
 
 class Domain:
@@ -181,6 +189,12 @@ class Domain:
             if f"{block}.backingIndex" in stats and f"{block}.allocation" in stats
         }
 
+    async def image_paths(self) -> list[str]:
+        """The files and block devices that its disks, and their scratch, are on.  Raises UnreachableError."""
+        stats = await self._block_stats()
+        paths = (stats.get(f"block.{number}.path") for number in range(stats["block.count"]))
+        return [path for path in paths if path]
+
     async def set_threshold(self, disk: str, index: int, length: int) -> None:
         """Let an event come when the image of that index is written beyond this length in bytes; once.
 
@@ -189,21 +203,23 @@ class Domain:
         with explained(f"{self.name}: set a threshold for {disk}[{index}]"):
             await call("set a threshold", self._handle.setBlockThreshold, f"{disk}[{index}]", length)
 
-    async def lacks_space(self) -> bool:
-        """Whether it is paused because a write of a disk found no space, and not by somebody; not where it has ended.
+    async def stopped_by(self) -> DiskError | None:
+        """The error of a disk that it is paused by; None where it is not, or by somebody, or has ended.
 
-        Raises UnreachableError.
+        Which one may be of the past: QEMU keeps the first error of a disk, also when the VM has gone on (it forgets
+        those of named block backends only, which libvirt does not use any more).  Raises UnreachableError.
         """
         try:
             state = await call("read the state", self._handle.state)
             if tuple(state) != (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
-                return False
+                return None
             errors = await call("read the disks' errors", self._handle.diskErrors)
         except libvirt.libvirtError as error:
             if error.get_error_code() in _ENDED:
-                return False
+                return None
             raise UnreachableError(f"{self.name}: read the state: {error}") from error
-        return libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in errors.values()
+        lacks_space = libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in errors.values()
+        return DiskError.NO_SPACE if lacks_space else DiskError.OTHER
 
     async def resume(self) -> None:
         """Let it run on, and try the writes again that have paused it.  Raises UnreachableError."""

@@ -18,7 +18,7 @@ import trio
 from ..errors import NotFoundError, SnapmountError
 from .calls import call, explained
 from .connection import Hypervisor, connected
-from .domain import Domain
+from .domain import DiskError, Domain
 
 CLOSE_S = 5.0
 
@@ -45,10 +45,15 @@ class Heard:
 
 @contextlib.asynccontextmanager
 async def heard(
-    uri: str, uuid: str, on_threshold: Callable[[str], None], on_io_error: Callable[[], None]
+    uri: str,
+    uuid: str,
+    on_threshold: Callable[[str], None],
+    on_stop: Callable[[], None],
+    on_io_error: Callable[[DiskError], None],
 ) -> AsyncIterator[Heard]:
-    """Connect, and tell when a threshold of Domain.set_threshold() is crossed ('vda[3]'), and when the VM is paused by
-    an I/O error.
+    """Connect, and tell when a threshold of Domain.set_threshold() is crossed ('vda[3]'), of each I/O error of
+    its disks, whether the VM is paused, told of it, or neither (error_policy in libvirt's domain format), and then when
+    it is paused by it.
 
     Raises UnreachableError, or NotFoundError where libvirt does not know the VM.
     """
@@ -61,7 +66,10 @@ async def heard(
 
     def lifecycle(_connection: Any, _domain: Any, event: int, detail: int, _opaque: Any) -> None:
         if (event, detail) == (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_IOERROR):
-            tell(on_io_error)
+            tell(on_stop)
+
+    def io_error(_connection: Any, _domain: Any, _path: str, _device: str, _action: int, reason: str, _: Any) -> None:
+        tell(on_io_error, DiskError.NO_SPACE if reason == "enospc" else DiskError.OTHER)
 
     def threshold(_connection: Any, _domain: Any, node: str, *_: Any) -> None:
         tell(on_threshold, node)
@@ -73,6 +81,7 @@ async def heard(
         this = Heard(domain)
         handlers: dict[int, Callable[..., None]] = {
             libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: lifecycle,
+            libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON: io_error,
             libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD: threshold,
         }
         async with _registered(hypervisor, domain, handlers, lambda *_: tell(this.lost.set)):

@@ -18,12 +18,13 @@ from typing import Any
 import trio
 
 from .. import blocking
-from ..core import names
+from ..core import names, space, units
 from ..core.user import User
 from ..errors import SpaceError
 
 SYSTEM_DEFAULT = Path("/var/lib/libvirt/snapmount")
 CHECK_S = 10.0
+PROBE_CLUSTERS = 16
 
 # scratch files and overlays, NBD's socket, the probe; a scratch VM's firmware variables, and what virtlogd(8) keeps
 _OURS = re.compile(r"[A-Za-z0-9_]{1,64}\.qcow2|nbd\.sock|probe|nvram\.fd|console\.log(\.\d+)?")
@@ -153,15 +154,46 @@ def as_user(user: User) -> dict[str, Any]:
 
 
 async def _write_probe(directory: Path, user: User) -> str | None:
-    """Make a file in the directory as that user; return what went wrong.  Raises OSError and trio.TooSlowError."""
-    probe = directory / "probe"
+    """Make a file in the directory as that user, and let it have the least space that a snapshot is taken with, since
+    there may be a quota; return what went wrong.
+    """
     try:
-        done = await blocking.run(
-            CHECK_S, ["dd", "if=/dev/zero", f"of={probe}", "bs=4096", "count=1", "status=none"], **as_user(user)
-        )
+        problem = await _probe(directory, user, "dd", "if=/dev/zero", "bs=4096", "count=1", "status=none", to="of=")
+        if problem or await blocking.call(CHECK_S, free_bytes, directory) < 2 * space.FLOOR_BYTES:
+            return problem  # so little is free that it may be had by others only
+        problem = await _probe(directory, user, "fallocate", "--length", str(space.FLOOR_BYTES), to="")
     except trio.TooSlowError:
         return f"writing a file took more than {CHECK_S:g} s"
-    await blocking.call(CHECK_S, probe.unlink, missing_ok=True)
+    is_of_space = problem in (os.strerror(errno.EDQUOT), os.strerror(errno.ENOSPC))  # else it cannot be told there
+    return f"it cannot have {units.size(space.FLOOR_BYTES)} there: {problem}" if is_of_space else None
+
+
+async def write_problem(directory: Path, user: User) -> str | None:
+    """Write more to a file in the directory, as that user, than QEMU writes at once, and see to it that it is on the
+    disk; return what went wrong, None where nothing did, or where it cannot be told.
+    """
+    command = ["dd", "if=/dev/zero", f"bs={space.CLUSTER_BYTES}", f"count={PROBE_CLUSTERS}", "conv=fsync"]
+    try:
+        problem = await _probe(directory, user, *command, "status=none", to="of=")
+    except (trio.TooSlowError, OSError):
+        return None  # a busy disk is no broken one, and a host may be short of processes
+    return None if problem == os.strerror(errno.ENOENT) else problem  # somebody has removed the directory
+
+
+async def _probe(directory: Path, user: User, *command: str, to: str) -> str | None:
+    """Run a command that makes a file in the directory, which is removed; return what went wrong.
+
+    Raises trio.TooSlowError.
+    """
+    probe = directory / "probe"
+    as_qemu = as_user(user) | {"env": os.environ | {"LC_ALL": "C"}}
+    try:
+        done = await blocking.run(CHECK_S, [*command, f"{to}{probe}"], **as_qemu)
+    except FileNotFoundError:
+        return f"{command[0]} is missing"
+    finally:
+        with contextlib.suppress(OSError, trio.TooSlowError):  # where it cannot be removed, it goes with the directory
+            await blocking.call(CHECK_S, probe.unlink)
     if done.returncode == 0:
         return None
     return done.stderr.decode(errors="replace").strip().rpartition(": ")[2] or "a file cannot be made"

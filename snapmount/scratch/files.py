@@ -8,13 +8,15 @@ device.
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from .. import blocking
-from ..core import units
+from ..core import space, units
 from ..core.snapshot import Disk
 from ..core.user import User
 from ..errors import SpaceError
@@ -127,6 +129,23 @@ class Opened:
         """Let them go."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+
+def is_any_nearly_full(record: Record, paths: Iterable[str]) -> bool:
+    """Whether one of those files, such as are not the snapshot's, is on a file system with little space left.
+
+    Those that cannot be looked at, block devices and what is mounted read-only are left out.
+    """
+    for path in paths:
+        try:
+            is_own = stat.S_ISREG(os.stat(path).st_mode) and not path.startswith(f"{record.scratch}/")
+            status = os.statvfs(path)
+        except OSError:
+            continue
+        is_read_only = bool(status.f_flag & os.ST_RDONLY)
+        if is_own and not is_read_only and status.f_bavail * status.f_frsize < space.FLOOR_BYTES:
+            return True
+    return False
 
 
 def remove(record: Record) -> None:

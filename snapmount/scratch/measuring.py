@@ -42,12 +42,12 @@ class Gauge:
         """What there is now: of files and file systems by looking, of block devices, and of files that are gone, by
         asking libvirt, where `domain` is given.
 
-        Raises SpaceError where there is no looking, unless something has been lost already.
+        Raises SpaceError where there is no looking, unless it is known to have failed.
         """
         try:
             await self._look()
         except SpaceError:
-            if not self._opened.failure:
+            if not self.failure:
                 raise
         if domain and self.unseen:
             with contextlib.suppress(UnreachableError, OSError):  # the last figures serve
@@ -61,7 +61,16 @@ class Gauge:
         pots = tuple(
             Pot(name, free, self._remaining(name), self._filling[name].bytes_per_s) for name, free in self._free.items()
         )
-        return Fill(used, self._growth.bytes_per_s, self._record.terms, pots, is_guest_stopped, self._opened.failure)
+        return Fill(used, self._growth.bytes_per_s, self._record.terms, pots, is_guest_stopped, self.failure)
+
+    @property
+    def failure(self) -> str | None:
+        """What has failed of the scratch space, in words; that does not become good again."""
+        return self._opened.failure
+
+    def note_failure(self, what: str) -> None:
+        """Somebody has found it to fail."""
+        self._opened.failure = self._opened.failure or what
 
     async def _look(self) -> None:
         """Raises SpaceError."""
@@ -78,8 +87,12 @@ class Gauge:
     def _look_at(self, parent: Path) -> tuple[dict[str, Used], dict[str, int]]:
         """What files take, and what is free in their file system, where there are any."""
         used = self._opened.look()
-        in_files = any(not self._record.terms.device(disk.name) for disk in self._record.snapshot.disks)
-        return used, {str(parent): directories.free_bytes(parent)} if in_files else {}
+        return used, {} if self.is_on_devices else {str(parent): directories.free_bytes(parent)}
+
+    @property
+    def is_on_devices(self) -> bool:
+        """Whether none of it is in files."""
+        return all(self._record.terms.device(disk.name) for disk in self._record.snapshot.disks)
 
     @property
     def unseen(self) -> list[str]:

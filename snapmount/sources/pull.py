@@ -92,7 +92,8 @@ async def _thaw_quietly(domain: Domain) -> None:
 
 
 async def end(record: Record) -> None:
-    """End the job, if it still runs, let a guest go on that found no space, and thaw one that may be frozen.
+    """End the job, if it still runs, let a guest go on that an error of a disk has paused, and thaw one that may be
+    frozen.
 
     Idempotent.  Raises UnreachableError.
     """
@@ -114,19 +115,21 @@ async def end(record: Record) -> None:
 
 
 async def end_on(domain: Domain, record: Record) -> None:
-    """End the job, and let a guest go on that found no space.  Raises UnreachableError."""
+    """End the job, and let a guest go on that an error of a disk has paused.  Raises UnreachableError."""
     await domain.end_backup(record.socket)
     await resume_stopped(domain)
 
 
 async def resume_stopped(domain: Domain) -> None:
-    """Let a guest go on that is paused because a write found no space, as it does where the scratch is full.
+    """Let a guest go on that is paused because a write found no space, as it does where the scratch is full, or failed,
+    as it may where the scratch does.
 
-    QEMU tries that write again, and the guest is none the wiser; where it is its own disks that lack space, it stops
-    again.  A pause of another kind is somebody's will.  Raises UnreachableError.
+    QEMU tries that write again, and the guest is none the wiser; where it is its own disks that fail, it stops again.
+    A pause of another kind is somebody's will.  Raises UnreachableError.
     """
-    if await domain.lacks_space():
-        log.warning("%s was paused because a write found no space: it goes on", domain.name)
+    error = await domain.stopped_by()
+    if error:
+        log.warning("%s was paused because %s: it goes on", domain.name, error.value)
         await domain.resume()
 
 
