@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import trio
 
 from . import attaching, attachments, blocking, hypervisor, mounts, nbd, tending, watching
 from .core import names
-from .errors import NotFoundError, StateError, UnreachableError
+from .errors import NotFoundError, SpaceError, StateError, UnreachableError, first_cause
 from .processes import boot_id
 from .publish import iscsi
 from .records import Record, State
@@ -28,9 +29,10 @@ async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIt
     """The snapshot, to be shown again.  At the end of the block it is torn down, if it has been ready; else it is left
     as it was found, for another try.
 
-    Where its point in time is lost it is torn down at once, and StateError raised, which says why.  Raises StateError
-    or NotFoundError too where somebody else holds it or has ended it, UnreachableError where libvirt or QEMU does not
-    answer, LeftoverError where it could not be undone.
+    Where its point in time is lost it is torn down at once, and StateError raised, which says why, or SpaceError where
+    it has to be given up for want of scratch space.  Raises StateError or NotFoundError too where somebody else holds
+    it or has ended it, UnreachableError where libvirt or QEMU does not answer, LeftoverError where it could not be
+    undone.
     """
     with store.taken_over(snapshot_id) as claim:
         if claim is None:
@@ -38,7 +40,7 @@ async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIt
         reporter.claimed(claim.record)
         async with AsyncExitStack() as stack:
             held = Held(claim, watching.Watch(claim), [], ends=False)
-            stack.push_async_callback(_finish, held)
+            stack.push_async_exit(partial(_finish, held))
             reason = await _why_lost(claim.record)
             if not reason:
                 await stack.enter_async_context(watching.watched(held.watch))
@@ -54,8 +56,9 @@ async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIt
             yield held
 
 
-async def _finish(held: Held) -> None:
-    if held.ends:
+async def _finish(held: Held, _kind: object, error: BaseException | None, _traceback: object) -> None:
+    """Tear it down, where it ends with the session; or where its watch has given it up, and no other try can help."""
+    if held.ends or (error and isinstance(first_cause(error), SpaceError)):
         with trio.CancelScope(shield=True):
             await tear_down(held.claim)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from snapmount.scratch import places
+from snapmount.scratch import directories, places
 from snapmount.scratch.places import FileSystem
 
 from ..rig import filesystems, libvirtd, prefix, traces, vm
@@ -261,6 +261,17 @@ def test_recover_frees_a_guest_where_there_is_space_again(guest: vm.VM, mountpoi
     wait_for(lambda: guest.state() == "running", "the guest goes on")
     assert prefix.prove(SEED, [read_direct(mountpoint / f"{disk}.raw") for disk in SIZES]) > 0, "it lives on"
     snapmount("delete", guest.name)
+
+
+def test_recover_removes_a_snapshot_that_has_grown_beyond_its_limit_meanwhile(guest: vm.VM, mountpoint: Path) -> None:
+    with suspended(guest):
+        taken = snapmount_json("--scratch-limit", "8M", guest.name, mountpoint)
+        kill_server_and_standby(taken)
+    scratch = Path(taken["scratch"]["directory"])
+    wait_for(lambda: directories.used_bytes(scratch) > 8 * MIB, "the limit is passed")
+    assert "given up before it was readable: scratch limit reached" in snapmount("recover").stdout
+    assert not guest.has_job()
+    assert traces.found() == []
 
 
 def test_a_guest_whose_own_disk_lacks_space_stops_again_and_keeps_its_snapshot(
