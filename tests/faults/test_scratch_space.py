@@ -132,6 +132,18 @@ def test_the_limit_holds_while_libvirtd_is_down(guest: vm.VM, mountpoint: Path) 
     snapmount("delete", guest.name)
 
 
+def test_the_limit_holds_where_somebody_has_deleted_the_scratch_files(guest: vm.VM, mountpoint: Path) -> None:
+    """QEMU writes to them all the same; a server that has come after that must ask libvirt."""
+    with suspended(guest):
+        taken = snapmount_json("--scratch-limit", "16M", guest.name, mountpoint)
+        kill_server_and_standby(taken)
+        for file in Path(taken["scratch"]["directory"]).iterdir():
+            file.unlink()
+        assert "re-attached" in snapmount("recover").stdout
+    assert "scratch limit reached" in wait_given_up(guest.name)
+    snapmount("delete", guest.name)
+
+
 def test_events_come_again_after_a_restart_of_libvirtd(guest: vm.VM, mountpoint: Path) -> None:
     with guest.suspended():
         taken = snapmount_json("--scratch-limit", "16M", guest.name, mountpoint)
