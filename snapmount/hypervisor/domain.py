@@ -275,7 +275,7 @@ class Domain:
 
     async def why_paused(self) -> str | None:
         """'it is paused', and why where that is known; None where it is not.  Raises UnreachableError."""
-        if await self.lacks_space():
+        if await self.stopped_by() is DiskError.NO_SPACE:
             return "it is paused: there is no space for what it writes"
         with explained(f"{self.name}: read the state"):
             state, reason = await call("read the state", self._handle.state)

@@ -134,7 +134,7 @@ def test_the_limit_holds_while_libvirtd_is_down(guest: vm.VM, mountpoint: Path) 
 
 def test_the_limit_holds_where_somebody_has_deleted_the_scratch_files(guest: vm.VM, mountpoint: Path) -> None:
     """QEMU writes to them all the same; a server that has come after that must ask libvirt."""
-    with suspended(guest):
+    with guest.suspended():
         taken = snapmount_json("--scratch-limit", "16M", guest.name, mountpoint)
         kill_server_and_standby(taken)
         for file in Path(taken["scratch"]["directory"]).iterdir():
@@ -276,7 +276,7 @@ def test_recover_frees_a_guest_where_there_is_space_again(guest: vm.VM, mountpoi
 
 
 def test_recover_removes_a_snapshot_that_has_grown_beyond_its_limit_meanwhile(guest: vm.VM, mountpoint: Path) -> None:
-    with suspended(guest):
+    with guest.suspended():
         taken = snapmount_json("--scratch-limit", "8M", guest.name, mountpoint)
         kill_server_and_standby(taken)
     scratch = Path(taken["scratch"]["directory"])
