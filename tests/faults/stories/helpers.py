@@ -43,7 +43,7 @@ def the_server_is_killed_when_a_helper_has_the_disks(scene: Scene) -> None:
     scene.take()
     helper = _attach(scene)
     scene.kill_server()
-    scene.nobody_reads()
+    scene.nobody_reads_the_dead_view()
     if scene.either():
         assert f"is detached from {helper.name}" in snapmount("recover").stderr
         assert helper.targets() == ["vda"]

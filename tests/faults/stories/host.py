@@ -72,7 +72,7 @@ def the_runtime_directory_fills_up(scene: Scene) -> None:
             if scene.either():
                 scene.kill_server()
                 assert os.strerror(errno.ENOSPC) in snapmount("recover", check=False).stderr
-                scene.nobody_reads()
+                scene.nobody_reads_the_dead_view()
             scene.delete()
 
 
@@ -89,7 +89,7 @@ def the_runtime_directory_becomes_read_only(scene: Scene) -> None:
             done = snapmount(*words, check=False)
             assert done.returncode, done.stdout
             assert os.strerror(errno.EROFS) in done.stderr
-        scene.nobody_reads()
+        scene.nobody_reads_the_dead_view()
         scene.delete()
 
 

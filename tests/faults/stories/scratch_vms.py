@@ -43,7 +43,7 @@ def the_server_is_killed_under_a_scratch_vm(scene: Scene) -> None:
     scene.take()
     _boot_for_a_while(scene)
     scene.kill_server()
-    scene.nobody_reads()
+    scene.nobody_reads_the_dead_view()
     if scene.either():
         assert "has been ended: its disks have died" in snapmount("recover").stderr
         assert _scratch_vms() == []

@@ -18,7 +18,7 @@ from .fault import PAUSE_MS, TAKE_MS, Fault
 def the_server_is_killed(scene: Scene) -> None:
     scene.take()
     scene.kill_server()
-    scene.nobody_reads()
+    scene.nobody_reads_the_dead_view()
     scene.delete()
 
 

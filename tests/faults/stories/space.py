@@ -91,7 +91,7 @@ def the_server_is_killed_and_its_standby_gives_the_snapshot_up(scene: Scene) -> 
 
 def the_server_and_its_standby_are_killed_and_delete_frees_the_guest(scene: Scene) -> None:
     with _killed_and_scratch_full(scene):
-        scene.nobody_reads()
+        scene.nobody_reads_the_dead_view()
         scene.delete()
         assert scene.guest.state() == "running"
 
@@ -106,7 +106,7 @@ def the_server_and_its_standby_are_killed_and_recover_frees_the_guest(scene: Sce
             scene.reads_go_on()
         else:
             assert snapmount("recover", check=False).returncode == 5
-            scene.nobody_reads()
+            scene.nobody_reads_the_dead_view()
         assert scene.guest.state() == "running"
         scene.delete()
 
