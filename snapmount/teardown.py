@@ -27,7 +27,7 @@ from .state import Claim
 log = logging.getLogger(__name__)
 
 FREE_S = 25.0
-DEADLINE_S = 50.0  # with that
+DEADLINE_S = 60.0  # with that
 REMOVE_S = 20.0  # on a file server that does not answer
 STANDBY_S = 2.0  # nothing keeps it from ending
 

@@ -25,7 +25,7 @@ from .calls import call, explained
 from .uri import is_unprivileged
 
 BEGIN_S = 120.0  # making scratch files on a slow disk takes its time
-JOB_END_S = 10.0
+JOB_END_S = 20.0  # where AppArmor confines QEMU, libvirt loads its profile anew for each disk
 VERSION_S = 10.0
 SYSTEM_PIDS = Path("/run/libvirt/qemu")
 POLL_S = 0.05
