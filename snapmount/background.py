@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 import trio
 
-from . import logs, processes, session, standby
+from . import ending, logs, processes, session, standby
+from .core import names
 from .errors import InterruptedByUserError, SnapmountError
 from .processes import Process
 from .records import Record
@@ -106,40 +107,41 @@ def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str
 
     Warnings, and with `verbose` what is being done, are handed to `tell`.
 
-    SIGINT, SIGTERM or SIGHUP to the caller before that undo it all.  Raises SnapmountError as session.run() does.
+    SIGINT, SIGTERM or SIGHUP to the caller before that undo it all.  Raises SnapmountError as session.run() does, and
+    ServerDiedError.
     """
     ours, theirs = socket.socketpair()
     sys.stdout.flush()
     sys.stderr.flush()
     # Signals that come before both sides are ready for them must wait.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    server = os.fork()
-    if server == 0:
+    pid = os.fork()
+    if pid == 0:
         ours.close()
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         _serve(begin, store, theirs, verbose)
     theirs.close()
+    server = Process.of_pid(pid)
     with _signals_forwarded(server) as forwarded:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         try:
             return _wait_ready(ours, server, tell)
-        except _ServerDiedError as death:
-            if forwarded:  # before the server was ready for signals, and so before it had made anything
+        except ServerDiedError as death:
+            _undo_what_is_left(death, server, store)
+            if forwarded:
                 raise InterruptedByUserError("interrupted; nothing was left behind") from None
-            raise SnapmountError(
-                f"the server process has died before the view was ready: {death}", "snapmount list"
-            ) from None
+            raise
 
 
 @contextlib.contextmanager
-def _signals_forwarded(server: int) -> Iterator[list[int]]:
+def _signals_forwarded(server: Process) -> Iterator[list[int]]:
     """Send what would end this process to the server instead, which undoes and tells; yields the signals that came."""
     came: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        os.kill(server, signal.SIGTERM)
+        server.send(signal.SIGTERM)
 
     before = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
@@ -149,22 +151,40 @@ def _signals_forwarded(server: int) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class _ServerDiedError(Exception):
-    """The server has ended without a word."""
+class ServerDiedError(SnapmountError):
+    """The server has ended without a word.  What it had begun to make is undone; a snapshot that it was about to take
+    over is as it was.
+    """
+
+    def __init__(self, how: str) -> None:
+        self.what = f"the server process has died before the view was ready: {how}"
+        super().__init__(f"{self.what}; nothing was left behind")
 
 
-def _wait_ready(sock: socket.socket, server: int, tell: Callable[[str], None]) -> str:
+def _undo_what_is_left(death: ServerDiedError, server: Process, store: Store) -> None:
+    """Undo it, unless its standby does; whoever comes first.  Raises SnapmountError where something is left."""
+    record = standby.left_by(server, store)
+    if record is None:
+        return
+    if standby.was_readable(record):
+        raise SnapmountError(
+            f"{death.what}; snapshot {record.id} is there", names.command("snapmount", "recover", record.id)
+        ) from None
+    trio.run(ending.end, store, record, True)
+
+
+def _wait_ready(sock: socket.socket, server: Process, tell: Callable[[str], None]) -> str:
     for message in _messages(sock):
         if "tell" in message:
             tell(message["tell"])
         elif "ready" in message:
             return str(message["ready"])
         elif "error" in message:
-            os.waitpid(server, 0)
+            os.waitpid(server.pid, 0)
             raise _remote_error(**message["error"])
-    _, status = os.waitpid(server, 0)
+    _, status = os.waitpid(server.pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    raise _ServerDiedError(f"signal {-code}" if code < 0 else f"exit status {code}")
+    raise ServerDiedError(f"signal {-code}" if code < 0 else f"exit status {code}")
 
 
 def _messages(sock: socket.socket) -> Iterator[dict[str, Any]]:

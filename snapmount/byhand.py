@@ -18,6 +18,8 @@ from .scratch import devices
 from .scratchvm import ScratchVm
 from .state import Claim
 
+LOOK_S = 3.0
+
 log = logging.getLogger(__name__)
 
 ASK_S = 5.0
@@ -35,6 +37,10 @@ async def commands(claim: Claim, *, job_has_ended: bool) -> str:
     lines += [command("umount", "-l", mount.path) for mount in mounts.current() if mount.source == record.mount_source]
     if not job_has_ended:
         lines.append(command(*virsh, "domjobabort", record.snapshot.vm_name))
+    if record.frozen:
+        lines.append(command(*virsh, "domfsthaw", record.snapshot.vm_name))
+    if await _is_stopped(record):
+        lines.append(command(*virsh, "resume", record.snapshot.vm_name))
     lines += _files(record, claim.directory)
     return " && ".join(lines)
 
@@ -58,6 +64,15 @@ async def _is_defined(record: Record, vm: ScratchVm) -> bool:
             domain = await connection.domain_by_uuid(vm.uuid)
             return domain is not None and await domain.is_persistent()
     return True
+
+
+async def _is_stopped(record: Record) -> bool:
+    """Whether an error of a disk has paused the guest; not where libvirt does not tell soon."""
+    with trio.move_on_after(LOOK_S), contextlib.suppress(UnreachableError):
+        async with hypervisor.connected(record.connect) as connection:
+            domain = await connection.domain_by_uuid(record.snapshot.vm_uuid)
+            return domain is not None and await domain.stopped_by() is not None
+    return False
 
 
 async def _publication(claim: Claim) -> list[str]:

@@ -13,7 +13,7 @@ from .errors import StateError, UnreachableError
 from .processes import KILLED_S
 from .records import Record
 from .state import Store
-from .teardown import tear_down
+from .teardown import STANDBY_S, tear_down
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ async def end(store: Store, record: Record, force: bool) -> None:
                     await tear_down(claim)
                     return
             await trio.sleep(POLL_S)
+        await _wait_standby_gone(record)
         return
     raise StateError(
         f"snapshot {record.id} is in the hands of {store.holder(record.id)}, which does not end",
@@ -82,3 +83,10 @@ async def _stop_server(store: Store, record: Record) -> None:
     if store.is_served(record.id):
         log.info("asking process %d, the server of snapshot %s, to end", record.server.pid, record.id)
         await record.server.end(f"the server of snapshot {record.id}", SERVER_S)
+
+
+async def _wait_standby_gone(record: Record) -> None:
+    """Where it has undone the snapshot, its last steps come after the end of the record."""
+    with trio.move_on_after(STANDBY_S):
+        if record.standby:
+            await record.standby.wait_gone()

@@ -82,6 +82,11 @@ def recover(record: Record, store: Store, verbose: bool, tell: Tell) -> Recovere
     except InterruptedByUserError:
         remedy = names.command("snapmount", "recover", record.id)
         raise InterruptedByUserError(f"interrupted; snapshot {record.id} is as it was", remedy) from None
+    except background.ServerDiedError as death:
+        if store.load(record.id) is None:
+            return Recovered(record, death.message)
+        remedy = names.command("snapmount", "recover", record.id)
+        raise SnapmountError(f"{death.what}; snapshot {record.id} is as it was", remedy) from None
     except SnapmountError as error:
         if store.load(record.id) is not None:
             raise

@@ -215,7 +215,7 @@ async def _serve(view: fuse.View, held: Held) -> None:
     its point in time is lost.
     """
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch_source, view, held.images, held.claim)
+        nursery.start_soon(_watch_source, view, held)
         nursery.start_soon(_then_cancel, nursery.cancel_scope, partial(tending.watch, held.claim, held.booting))
         await view.wait_unmounted()
         nursery.cancel_scope.cancel()
@@ -226,16 +226,21 @@ def _close(images: Sequence[nbd.NbdImage]) -> None:
         image.close()
 
 
-async def _watch_source(view: fuse.View, images: Sequence[nbd.NbdImage], claim: Claim) -> None:
+async def _watch_source(view: fuse.View, held: Held) -> None:
+    """Note it when QEMU has ended the export, and why, and see to it that the job does not go on without it."""
+    claim, record = held.claim, held.claim.record
+
     def note(reason: str) -> None:
         log.error("the snapshot is lost: %s", reason)
         claim.note(State.LOST, reason)
 
-    record = claim.record
     await nbd.wait_until_gone(record.socket, record.snapshot.disks[0].name)
     if claim.record.state is State.GAVE_UP:
         return
     note(pull.LOST_CONNECTION)
-    _close(images)
+    _close(held.images)
     await view.forget_cached()
-    await pull.explain_loss(record, note)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pull.explain_loss, record, note)
+        await trio.sleep(pull.JOB_ENDS_S)
+        await held.watch.end_job()

@@ -1,8 +1,10 @@
-"""Stands by a snapshot's server, as a process of its own: when the server has been killed, somebody must give the
-snapshot up before its scratch space runs out, which would stop the guest.
+"""Stands by a snapshot's server, as a process of its own: when the server has gone and left its snapshot, somebody must
+see to it that the guest does not suffer.
 
-It does no more than that: the snapshot stays dead until it is recovered.  It is forked from the server before that
-makes anything, sleeps as long as the server lives, and ends with the backup job (teardown.py).
+A snapshot that was readable stays dead until it is recovered, and is given up before its scratch space runs out, which
+would stop the guest.  One that cannot be re-attached is undone: its guest may be frozen, or its job run on for ever.
+The standby is forked from the server before that makes anything, sleeps as long as the server lives, and ends with the
+snapshot (teardown.py).
 """
 
 from __future__ import annotations
@@ -22,15 +24,17 @@ import trio
 from . import hypervisor, logs, processes, watching
 from .core import space
 from .core.space import Fill
-from .errors import SnapmountError, SpaceError, UnreachableError
+from .errors import SnapmountError, UnreachableError
 from .processes import Process
 from .records import Record, State
 from .scratch.measuring import Gauge
 from .sources import pull
-from .state import Store
+from .state import Claim, Store
+from .teardown import tear_down
 
 log = logging.getLogger(__name__)
 
+AGAIN_S = 3.0
 COMM = "snapmount-stby"  # what ps -o comm shows: 15 characters at most (PR_SET_NAME)
 
 
@@ -46,7 +50,7 @@ def standing_by(store: Store) -> Iterator[Process]:
     try:
         yield Process.of_pid(pid)
     finally:
-        if _left_by(server, store) is None:
+        if left_by(server, store) is None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
@@ -66,40 +70,78 @@ def _run(server: Process, store: Store) -> NoReturn:
         os._exit(0)
 
 
-def _left_by(server: Process, store: Store) -> Record | None:
+def left_by(server: Process, store: Store) -> Record | None:
     """The snapshot that the server has begun, or taken over, and not ended."""
     return next((record for record in store.load_all()[0] if record.server == server), None)
 
 
+def was_readable(record: Record) -> bool:
+    """Whether users have seen it: they say then what becomes of it."""
+    return record.state in (State.ACTIVE, State.LOST, State.GAVE_UP)
+
+
 async def _stand_by(server: Process, store: Store) -> None:
     await server.wait_gone()
-    record = _left_by(server, store)
+    record = left_by(server, store)
     if record is None:
         return
     logs.replace_standard_streams(logs.open_log(store, record))
     logs.log_to(sys.stderr, logging.INFO, logs.FORMAT)
-    log.warning("process %d, the server, has gone: watching the scratch space in its place", server.pid)
-    gauge = Gauge(record)
-    problem = ""
-    while _is_left(record, store):
-        wait_s = space.LONGEST_WAIT_S
+    log.warning("process %d, the server, has gone, and has left snapshot %s: minding it", server.pid, record.id)
+    gauge, problem = Gauge(record), ""
+    if record.state is State.LEFTOVER:
+        await trio.sleep(AGAIN_S)  # a `delete` that waits goes first
+    while left := _left(record, store):
+        began = trio.current_time()
         try:
-            fill = await _read(gauge, record)
-            if fill.is_short and await _give_up(store, record, fill):
+            if left.state is State.ACTIVE:
+                fill = await _read(gauge, left)
+                wait_s = fill.wait_s
+                has_ended = fill.is_short and await _give_up(store, left, fill)
+            else:
+                has_ended = await _end(store, left)
+            if has_ended:
                 return
-            wait_s = fill.wait_s
-        except SpaceError as error:
+        except SnapmountError as error:
             if error.message != problem:
                 problem = error.message
-                log.warning("the scratch space cannot be watched: %s", problem)
+                log.error("this cannot be done yet: %s", problem)
+                logging.getLogger().setLevel(logging.ERROR)  # the same steps again and again are not worth telling
+            wait_s = space.LONGEST_WAIT_S
+        if left.state is not State.ACTIVE:
+            wait_s = max(AGAIN_S, trio.current_time() - began)  # others that wait for the lock get it in between
         await trio.sleep(wait_s)
     log.info("it is in other hands, or has ended")
 
 
-def _is_left(record: Record, store: Store) -> bool:
-    """Whether nobody else has become the snapshot's server; what is lost has no job any more."""
+def _left(record: Record, store: Store) -> Record | None:
+    """The record as it is now; None where somebody else has become the snapshot's server, or it has ended."""
     now = store.load(record.id)
-    return now is not None and now.server == record.server and now.state is not State.LOST
+    return now if now and now.server == record.server else None
+
+
+@contextlib.contextmanager
+def _taken_over(store: Store, record: Record) -> Iterator[Claim | None]:
+    """Hold the snapshot; None where somebody else does, who recovers or ends it, or has done so."""
+    with store.taken_over(record.id) as claim:
+        yield claim if claim and claim.record.server == record.server else None
+
+
+async def _end(store: Store, record: Record) -> bool:
+    """Undo the snapshot, or, where somebody may still want to know of it, just end its job; whether that has been done.
+
+    Raises SnapmountError.
+    """
+    with _taken_over(store, record) as claim:
+        if claim is None:
+            return False
+        if not was_readable(claim.record):
+            await tear_down(claim)
+            return True
+        await pull.end(claim.record)
+        if claim.record.state is State.GAVE_UP:
+            await watching.clear(claim)
+    return True
 
 
 async def _read(gauge: Gauge, record: Record) -> Fill:
@@ -112,20 +154,11 @@ async def _read(gauge: Gauge, record: Record) -> Fill:
 
 
 async def _give_up(store: Store, record: Record, fill: Fill) -> bool:
-    """End the job and remove the scratch files; whether that has been done.  Where somebody holds the snapshot, who
-    recovers or ends it, that is theirs.
-    """
-    with store.taken_over(record.id) as claim:
+    """End the job and remove the scratch files, as _end() does."""
+    with _taken_over(store, record) as claim:
         if claim is None:
             return False
         reason = fill.why_give_up(datetime.now(UTC))
         log.error("the snapshot is given up: %s", reason)
-        if claim.record.state in (State.STARTING, State.ACTIVE):
-            claim.note(State.GAVE_UP, reason)
-        try:
-            await pull.end(claim.record)
-        except SnapmountError as error:
-            log.warning("the backup job cannot be ended yet: %s", error.message)
-            return False
-        await watching.clear(claim)
-    return True
+        claim.note(State.GAVE_UP, reason)
+    return await _end(store, record)

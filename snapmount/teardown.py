@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from . import attaching, blocking, byhand, journal, mounts, tending
 from .core import names
-from .errors import LeftoverError, SnapmountError, StateError
+from .errors import LeftoverError, SnapmountError, StateError, UnreachableError
 from .publish import iscsi
 from .records import Record, State
 from .scratch import directories, files
@@ -29,26 +30,31 @@ log = logging.getLogger(__name__)
 FREE_S = 25.0
 DEADLINE_S = 60.0  # with that
 REMOVE_S = 20.0  # on a file server that does not answer
+PATIENCE_S = 20.0
+RETRY_S = 0.5
 STANDBY_S = 2.0  # nothing keeps it from ending
 
 
 async def tear_down(claim: Claim) -> None:
-    """Destroy the scratch VMs, unplug disks, withdraw the LUNs, unmount, end the job, remove the scratch files, the
-    socket and the record.  Each step is idempotent, and all together end within DEADLINE_S.
+    """Thaw the guest, destroy the scratch VMs, unplug disks, withdraw the LUNs, unmount, end the job, remove the
+    scratch files, the socket and the record.  Each step is idempotent, and all together end within DEADLINE_S.
 
     Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
     """
     record, job_has_ended = claim.record, False
     try:
         with _deadline(DEADLINE_S):
-            await free(claim)
+            not_thawed = await _thaw(claim)
+            until_s = trio.current_time() + _patience_s(record)
+            await _persistently(partial(free, claim), until_s)
             log.info("unmounting %s", record.mountpoint)
             await mounts.unmount(record.mount_source)
             log.info("ending the backup job of %s", record.snapshot.vm_name)
-            await pull.end(record)
+            await _persistently(partial(pull.end, record), until_s)
             job_has_ended = True
-            if record.standby:
-                await record.standby.end(f"the standby of the server of snapshot {record.id}", STANDBY_S)
+            if not_thawed:
+                raise not_thawed
+            await _end_standby(record)
             log.info("removing %s", record.scratch)
             await _on_disk(_remove_files, record)
         claim.forget()
@@ -56,11 +62,59 @@ async def tear_down(claim: Claim) -> None:
     except SnapmountError as error:
         claim.note(State.LEFTOVER, error.message)
         again = names.command("snapmount", "delete", record.id)
+        by_hand = await byhand.commands(claim, job_has_ended=job_has_ended)
         raise LeftoverError(
             f"{record.snapshot.vm_name}: snapshot {record.id} has not been undone: {error.message}; "
-            f"to do it by hand: {await byhand.commands(claim, job_has_ended=job_has_ended)}",
+            f"{_who_tries_on(record)}to do it by hand: {by_hand}",
             f"{error.remedy} && {again}" if error.remedy and error.remedy != again else again,
         ) from error
+
+
+def _who_tries_on(record: Record) -> str:
+    if record.standby and record.standby.runs():
+        return f"process {record.standby.pid} tries on; "
+    return ""
+
+
+async def _thaw(claim: Claim) -> UnreachableError | None:
+    """First of all, since the guest waits; where that cannot be, the job must be ended all the same."""
+    try:
+        await pull.thaw(claim.record)
+    except UnreachableError as error:
+        return error
+    if claim.record.frozen:
+        with contextlib.suppress(StateError):  # it is thawed, also where that cannot be written down
+            claim.update(frozen=False)
+    return None
+
+
+async def _end_standby(record: Record) -> None:
+    """Nothing is left for it to do; it may be the one that does this."""
+    if record.standby and record.standby.pid != os.getpid():
+        await record.standby.end(f"the standby of the server of snapshot {record.id}", STANDBY_S)
+
+
+def _patience_s(record: Record) -> float:
+    """How long to try where libvirt does not answer, which may be restarted just now.  Where there is a standby, that
+    goes on when we have given up, and who waits at `delete` wants to be told.
+    """
+    is_alone = record.server.pid == os.getpid() and not record.standby
+    return PATIENCE_S if is_alone else 0.0
+
+
+async def _persistently(step: Callable[[], Awaitable[None]], until_s: float) -> None:
+    """Take the step, again and again until that time where libvirt cannot be reached."""
+    problem = ""
+    while True:
+        try:
+            return await step()
+        except UnreachableError as error:
+            if trio.current_time() >= until_s:
+                raise
+            if error.message != problem:
+                problem = error.message
+                log.warning("this cannot be done yet: %s", problem)
+        await trio.sleep(RETRY_S)
 
 
 @contextlib.contextmanager
@@ -78,7 +132,8 @@ async def free(claim: Claim) -> None:
 
     Raises LeftoverError, StateError or UnreachableError.
     """
-    claim.note(State.ENDING)  # before it looks for them: no scratch VM is made, no disk attached from then on
+    if claim.record.state is not State.LEFTOVER:  # which it is until all is undone
+        claim.note(State.ENDING)  # before it looks for them: no scratch VM is made, no disk attached from then on
     with _deadline(FREE_S):
         await tending.end_all(claim.record, claim.directory)
         await attaching.end_all(claim.record, claim.directory)

@@ -281,7 +281,7 @@ class Watch:
         if shown:
             self._claim.note(State.GAVE_UP, reason)
             shown.stop_reads()
-        await self._end_job()
+        await self.end_job()
         if self._shown is None:
             raise SpaceError(
                 f"{self._record.snapshot.vm_name}: the snapshot was given up before it was readable: {reason}",
@@ -291,7 +291,7 @@ class Watch:
             await shown.forget_cached()
             await clear(self._claim)
 
-    async def _end_job(self) -> None:
+    async def end_job(self) -> None:
         """By the open connection, if there is one; where libvirtd is down, as soon as it is back."""
         began = trio.current_time()
         while True:

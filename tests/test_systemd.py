@@ -125,6 +125,8 @@ def test_systemd_starts_it_restarts_it_when_it_is_killed_and_stops_it(
     assert (again["id"], again["created"], again["state"]) == (shown["id"], shown["created"], "active")
     assert read_direct(mountpoint / "vda.raw") == before
 
+    after = systemd.property(unit, "After").split()
+    assert {"libvirtd.service", "libvirt-guests.service"} <= set(after), "at shutdown it ends before VMs and libvirt do"
     systemd.systemctl("stop", unit)
     assert systemd.property(unit, "Result") == "success"
     assert traces.found() == []

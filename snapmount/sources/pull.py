@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
 
 from ..core import domainxml, names
-from ..errors import SnapmountError, StateError, UnreachableError
+from ..errors import MissingError, SnapmountError, StateError, UnreachableError
 from ..hypervisor import Domain, connected
 from ..processes import is_stopped
 from ..records import Record
@@ -27,9 +28,13 @@ log = logging.getLogger(__name__)
 SOCKET_PATH_MAX = 107  # bytes; sun_path in unix(7), less its final zero
 QEMU_DIRECTORY = Path("/var/lib/libvirt/qemu")
 EXPLAIN_S = 90.0  # libvirt itself may wait 30 s for another of its jobs before it tells of the end of a VM
+JOB_ENDS_S = 5.0  # after its export: QEMU takes part of a second, a busy host more
 LOST_CONNECTION = "QEMU has closed the connection"
 POLL_S = 0.1
 THAW_TRIES = 3
+THAW_S = 15.0  # at the end of a snapshot, which must end all the same
+FROZEN_S = 10.0  # for the start of the job while the guest is frozen; Windows itself thaws after that time
+AGENT_BACK_S = 600.0
 
 
 def socket_path(run_id: int, snapshot_id: str, scratch: Path) -> str:
@@ -51,8 +56,9 @@ async def begin(domain: Domain, claim: Claim, *, left_out: Iterable[str], quiesc
     """Start the job that the record describes, whose scratch files are there; with `quiesce` the guest's file
     systems are frozen around its start.
 
-    A thaw always follows a freeze, and its failure is an error: UnreachableError.  Raises StateError where the job
-    cannot be started, MissingError where the guest has no agent.
+    A thaw always follows a freeze, and its failure is an error: UnreachableError.  A freeze that the guest refuses is
+    none: what is frozen then is so by others.  Raises StateError where it refuses, or where the job cannot be started,
+    MissingError where the guest has no agent.
     """
     record = claim.record
     scratch_files = {disk.name: files.path(record, disk.name) for disk in record.snapshot.disks}
@@ -60,17 +66,27 @@ async def begin(domain: Domain, claim: Claim, *, left_out: Iterable[str], quiesc
     if not quiesce:
         await domain.begin_backup(job)
         return
-    claim.update(frozen=True)
     try:
-        await domain.freeze()
-        await domain.begin_backup(job)
+        await _freeze(domain, claim)
+        await domain.begin_backup(job, FROZEN_S)
     except BaseException:
-        with trio.CancelScope(shield=True):
-            await _thaw_quietly(domain)
+        if claim.record.frozen:
+            with trio.CancelScope(shield=True):
+                await _thaw_quietly(domain, claim)
         raise
     with trio.CancelScope(shield=True):
         await _thaw(domain)
     claim.update(frozen=False)
+
+
+async def _freeze(domain: Domain, claim: Claim) -> None:
+    """Freeze the guest; before that is done, it is written down that it may be."""
+    claim.update(frozen=True)
+    try:
+        await domain.freeze()
+    except (MissingError, StateError):
+        claim.update(frozen=False)
+        raise
 
 
 async def _thaw(domain: Domain) -> None:
@@ -83,17 +99,38 @@ async def _thaw(domain: Domain) -> None:
                 raise
 
 
-async def _thaw_quietly(domain: Domain) -> None:
-    """Thaw after something has failed already: a second error must not hide the first one."""
+async def _thaw_quietly(domain: Domain, claim: Claim) -> None:
+    """Thaw after something has failed already: a second error must not hide the first one; teardown tries again."""
     try:
         await domain.thaw()
+        claim.update(frozen=False)
     except SnapmountError as error:
-        log.warning("%s", error)
+        log.warning("%s", error.message)
+
+
+async def thaw(record: Record) -> None:
+    """Thaw a guest that may be frozen still.  Idempotent.  Raises UnreachableError.
+
+    A guest that was reset need not be thawed, and where no agent runs any more nobody can; libvirt does not tell either
+    while a job runs.  So an agent has AGENT_BACK_S to answer, and no more is asked of it then.
+    """
+    if not record.frozen:
+        return
+    async with connected(record.connect) as hypervisor:
+        domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
+        if domain is None or not await domain.is_active():
+            return
+        try:
+            await domain.thaw(THAW_S)
+        except UnreachableError as error:
+            since = datetime.now(UTC) - record.snapshot.created
+            if since.total_seconds() < AGENT_BACK_S:
+                raise
+            log.warning("%s; that is given up", error.message)
 
 
 async def end(record: Record) -> None:
-    """End the job, if it still runs, let a guest go on that an error of a disk has paused, and thaw one that may be
-    frozen.
+    """End the job, if it still runs, and let a guest go on that an error of a disk has paused.
 
     Idempotent.  Raises UnreachableError.
     """
@@ -101,8 +138,6 @@ async def end(record: Record) -> None:
         domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
         if domain is None:
             return
-        if record.frozen and await domain.is_active():
-            await _thaw_quietly(domain)
         try:
             await end_on(domain, record)
         except UnreachableError as error:
@@ -138,10 +173,11 @@ async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:
 
     QEMU closes the connection before libvirt has told the end of the VM or of the job, and a VM that is shut down loses
     its job first, seconds before its end on a busy host.  So the reason is told as it is known so far, and told again
-    while the VM is looked at for its end.
+    while the VM is looked at for its end.  A job that ends later than JOB_ENDS_S has been ended by ourselves.
     """
     name = record.snapshot.vm_name
     reason = LOST_CONNECTION
+    ours_s = trio.current_time() + JOB_ENDS_S
     with trio.move_on_after(EXPLAIN_S):
         try:
             async with connected(record.connect) as hypervisor:
@@ -149,7 +185,8 @@ async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:
                     domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
                     if domain is None:
                         return tell(f"{name} is gone")
-                    if reason == LOST_CONNECTION and not await domain.has_job_at(record.socket):
+                    may_be_others = reason == LOST_CONNECTION and trio.current_time() < ours_s
+                    if may_be_others and not await domain.has_job_at(record.socket):
                         reason = "the backup job was ended by somebody else"
                         tell(reason)
                     why = await domain.why_shut_off()

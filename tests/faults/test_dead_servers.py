@@ -1,4 +1,4 @@
-"""The server, or the command that waits for it, is ended by a signal: what is shown, and what is left."""
+"""The server, its standby, or the command that waits for it, is ended by a signal: what is shown, and what is left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ..rig import traces, vm
+from snapmount import background
+from snapmount.processes import Process
+
+from ..rig import dying, traces, vm
 from ..rig.command import SNAPMOUNT, snapmount, snapmount_json, state_of
 from ..rig.libvirtd import wait_for
 from ..rig.signals import interrupted
@@ -46,3 +49,40 @@ def test_an_end_of_the_command_before_the_view_is_ready_leaves_nothing(
         assert (code, complaint) == (130, "snapmount: interrupted; nothing was left behind\n")
     wait_for(lambda: traces.found() == [], "all is undone")
     assert not writer.has_job()
+
+
+@pytest.mark.parametrize("also", [dying.NOBODY, dying.COMMAND, dying.STANDBY])
+def test_a_server_that_is_killed_before_the_view_is_ready_leaves_nothing(
+    writer: vm.VM, mountpoint: Path, also: str
+) -> None:
+    """Its standby undoes the snapshot, or else the command that has waited for it."""
+    code, complaint = dying.run("snapmount.hypervisor.domain:Domain.begin_backup", also, writer.name, mountpoint)
+    if also == dying.COMMAND:
+        assert code == -signal.SIGKILL
+    else:
+        why = "the server process has died before the view was ready: signal 9; nothing was left behind"
+        assert (code, complaint) == (1, f"snapmount: {why}\n")
+    wait_for(lambda: traces.found() == [], "all is undone")
+    assert not writer.has_job()
+
+
+def test_an_interrupted_take_whose_server_is_killed_while_it_undoes_that_leaves_nothing(
+    writer: vm.VM, mountpoint: Path
+) -> None:
+    code, complaint = interrupted(
+        dying.command("snapmount.teardown:free", dying.STANDBY, writer.name, mountpoint),
+        lambda: list(traces.RUNTIME.glob("*/record.json")),
+        signal.SIGINT,
+        undo=lambda: snapmount("delete", writer.name),
+    )
+    assert (code, complaint) == (130, "snapmount: interrupted; nothing was left behind\n")
+    assert traces.found() == []
+    assert not writer.has_job()
+
+
+def test_a_signal_that_comes_after_the_end_of_the_server_reaches_nobody() -> None:
+    ended = os.posix_spawn("/bin/true", ["true"], {})
+    with background._signals_forwarded(Process.of_pid(ended)) as came:
+        os.waitpid(ended, 0)
+        signal.raise_signal(signal.SIGTERM)
+    assert came == [signal.SIGTERM]

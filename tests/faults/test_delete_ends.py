@@ -50,10 +50,12 @@ def test_with_a_hung_qemu_and_a_reader_that_hangs_with_it(own_vm: vm.VM, mountpo
 def test_by_hand_as_it_was_said(own_vm: vm.VM, helper: vm.VM) -> None:
     """The commands that are told undo all, where the program is not there to do it."""
     portal = f"127.0.0.1:{libiscsi.free_port()}"
-    snapshot = snapmount_json("--iscsi", "--target", "tgt", "--portal", portal, own_vm.name)["id"]
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", portal, own_vm.name)
+    snapshot = taken["id"]
     scratch_vms = [snapmount_json("boot", *keep, snapshot)["name"] for keep in ([], ["--keep"])]
     own_vm.virsh("managedsave", scratch_vms[1])
     snapmount("attach", snapshot, helper.name)
+    os.kill(taken["server"]["standby_pid"], signal.SIGKILL)
     with libvirtd.stopped():
         message = refused("delete", "--force", snapshot, code=8)
     match = re.search(r"to do it by hand: (.*)", message)

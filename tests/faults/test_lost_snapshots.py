@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ..rig import traces, vm
-from ..rig.command import assert_reads_fail, refused, snapmount, state_of
+from ..rig.command import assert_reads_fail, refused, snapmount, snapmount_json, state_of
 from ..rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
@@ -37,6 +38,35 @@ def test_a_lost_snapshot_says_why_and_gives_no_bytes(
     assert_reads_fail(mountpoint / "vdb.raw")
     assert (mountpoint / "domain.xml").read_text().startswith("<domain"), "what is known still can be read"
     snapmount("delete", own_vm.name)
+    assert traces.found() == []
+
+
+def stop_export(guest: vm.VM) -> None:
+    """As nobody should: libvirt does not know of it, and its job goes on."""
+    guest.virsh("qemu-monitor-command", guest.name, '{"execute": "nbd-server-stop"}')
+
+
+def test_a_job_that_outlives_its_export_is_ended(writer: vm.VM, mountpoint: Path) -> None:
+    snapmount(writer.name, mountpoint)
+    stop_export(writer)
+    wait_for(lambda: not writer.has_job(), "the job has ended")
+    assert state_of(writer.name) == ("lost", "QEMU has closed the connection")
+    assert_reads_fail(mountpoint / "vda.raw")
+    snapmount("delete", writer.name)
+    assert traces.found() == []
+
+
+def test_a_job_that_outlives_its_export_is_ended_by_the_standby_where_the_server_was_killed(
+    writer: vm.VM, mountpoint: Path
+) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    record = Path(taken["server"]["log"]).with_name("record.json")
+    stop_export(writer)
+    wait_for(lambda: json.loads(record.read_text())["state"] == "lost", "the server has noted it")
+    os.kill(taken["server"]["pid"], signal.SIGKILL)  # before it ends the job
+    wait_for(lambda: not writer.has_job(), "the job has ended")
+    assert state_of(writer.name) == ("dead", "QEMU has closed the connection")
+    snapmount("delete", writer.name)
     assert traces.found() == []
 
 

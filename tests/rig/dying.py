@@ -1,0 +1,65 @@
+"""Runs snapmount, and lets its server be killed at a certain call: python -m tests.rig.dying CALL ALSO WORD...
+
+CALL is MODULE:FUNCTION, or MODULE:CLASS.METHOD, async; the server is killed when that has returned, and before it the
+command that waits for it, its standby, or nobody, as ALSO says.  To be run where tests are, in the project's directory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+COMMAND, STANDBY, NOBODY = "command", "standby", "nobody"
+
+
+def command(call: str, also: str, *words: str | Path) -> list[str]:
+    """Such a command."""
+    return [sys.executable, "-m", "tests.rig.dying", call, also, *map(str, words)]
+
+
+def run(call: str, also: str, *words: str | Path) -> tuple[int, str]:
+    """Its exit code, and what it complains of."""
+    words = tuple(command(call, also, *words))
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
+def _let_die(call: str, also: str) -> None:
+    module, _, path = call.partition(":")
+    owner: Any = importlib.import_module(module)
+    *holders, name = path.split(".")
+    for each in holders:
+        owner = getattr(owner, each)
+    function: Callable[..., Awaitable[Any]] = getattr(owner, name)
+    waits_for_it = os.getpid()
+
+    async def last_call(*args: Any, **kwargs: Any) -> Any:
+        result = await function(*args, **kwargs)
+        if os.getppid() == waits_for_it:
+            _die(also)
+        return result
+
+    setattr(owner, name, last_call)
+
+
+def _die(also: str) -> None:
+    """The server's end."""
+    if also == COMMAND:
+        os.kill(os.getppid(), signal.SIGKILL)
+    elif also == STANDBY:
+        subprocess.run(["pkill", "-KILL", "-P", str(os.getpid())], check=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _let_die(*sys.argv[1:3])
+    sys.argv = ["snapmount", *sys.argv[3:]]
+    from snapmount.cli import main
+
+    sys.exit(main())
