@@ -7,6 +7,7 @@ device.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -88,6 +89,7 @@ class Opened:
     def __init__(self, record: Record) -> None:
         self._record = record
         self._descriptors: dict[str, int] = {}  # by disk
+        self._is_closed = False
         self.failure: str | None = None  # what has been lost, in words; from then on it is
 
     def look(self) -> dict[str, Used]:
@@ -110,6 +112,8 @@ class Opened:
     def _open(self, disk: str) -> int:
         """QEMU's user can put anything in the place of its files: follow no link, and wait for no FIFO."""
         if disk not in self._descriptors:
+            if self._is_closed:  # this is a thread that was left behind
+                raise FileNotFoundError(errno.ENOENT, "nobody looks any more")
             follow = 0 if self._record.terms.device(disk) else os.O_NOFOLLOW
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | follow
             self._descriptors[disk] = os.open(path(self._record, disk), flags)
@@ -126,7 +130,8 @@ class Opened:
         return disk in self._descriptors and not self._record.terms.device(disk)
 
     def close(self) -> None:
-        """Let them go."""
+        """Let them go, for good."""
+        self._is_closed = True
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
