@@ -18,7 +18,7 @@ from .scratch import devices
 from .scratchvm import ScratchVm
 from .state import Claim
 
-LOOK_S = 3.0
+LOOK_S = 2.0
 
 log = logging.getLogger(__name__)
 
