@@ -81,7 +81,7 @@ def the_runtime_directory_becomes_read_only(scene: Scene) -> None:
     scene.views = ("files",)  # a tgtd has its log open, and would keep the file system from becoming read-only
     with _small_runtime():
         scene.take()
-        scene.kill_server()
+        scene.kill_server_and_standby()  # who opens the log too
         with filesystems.read_only(traces.RUNTIME):
             words = scene.chance.choice(
                 (["recover"], ["delete", "--force", scene.guest.name], ["boot", scene.guest.name])

@@ -60,7 +60,7 @@ def libvirtd_is_away_when_the_snapshot_is_to_end(scene: Scene) -> None:
         done = snapmount("delete", "--force", scene.guest.name, check=False)
         assert done.returncode == 8, done.stderr
         assert scene.state() == "leftover"
-    scene.delete()
+    scene.ends_by_itself()
 
 
 def libvirtd_is_killed_while_a_snapshot_is_taken(scene: Scene) -> None:
@@ -70,8 +70,8 @@ def libvirtd_is_killed_while_a_snapshot_is_taken(scene: Scene) -> None:
         code, said, _ = scene.ended(taking)
     if code == 0:
         scene.watch(said)
-    if scene.state():
         scene.delete()
+    scene.ends_by_itself()
 
 
 def the_vm_is_destroyed(scene: Scene) -> None:
