@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ..core import names, units
 from ..errors import SpaceError
 
 CHECK_S = 30.0
+CLOSED_S = 5.0
+POLL_S = 0.05
 MAGIC = b"QFI\xfb"
 HEADER = struct.Struct(">4sIQI")  # magic, version, offset and length of the backing file's name
 CLEARED_BYTES = units.MIB
@@ -117,13 +120,34 @@ def is_ours(device: str, snapshot_id: str) -> bool:
 def wipe(device: str, snapshot_id: str) -> None:
     """Clear the device of the snapshot's qcow2 header; one that is gone, or has another, is left as it is.
 
-    Raises OSError.
+    libvirt tells of the job's end before QEMU has closed its scratch, and so has written what it has cached of it: that
+    is waited for.  Raises OSError.
     """
     if not is_ours(device, snapshot_id):
         return
+    end_s = time.monotonic() + CLOSED_S
+    while _is_open(os.stat(device).st_rdev) and time.monotonic() < end_s:
+        time.sleep(POLL_S)
     descriptor = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.pwrite(descriptor, bytes(min(CLEARED_BYTES, os.lseek(descriptor, 0, os.SEEK_END))), 0)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_open(number: int) -> bool:
+    """Whether another process has the block device of that number open (proc_pid_fd(5))."""
+    ours = f"/proc/{os.getpid()}/"
+    links = (link for link in Path("/proc").glob("[0-9]*/fd/*") if not str(link).startswith(ours))
+    return any(_leads_to(link, number) for link in links)
+
+
+def _leads_to(link: Path, number: int) -> bool:
+    try:
+        if not os.readlink(link).startswith("/dev/"):
+            return False  # and is not looked at, which may block
+        status = os.stat(link)
+    except OSError:
+        return False  # it has been closed meanwhile
+    return stat.S_ISBLK(status.st_mode) and status.st_rdev == number
