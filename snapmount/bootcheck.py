@@ -109,7 +109,7 @@ async def _agent_answers(uri: str, uuid: str) -> None:
         with contextlib.suppress(UnreachableError):
             async with hypervisor.connected(uri) as connection:
                 while domain := await connection.domain_by_uuid(uuid):
-                    if await domain.agent_answers():
+                    if await domain.agent.answers():
                         return
                     await trio.sleep(POLL_S)
         await trio.sleep(POLL_S)

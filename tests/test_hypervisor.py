@@ -17,7 +17,7 @@ from snapmount.core import scratchdomain
 from snapmount.core.user import User
 from snapmount.errors import NotFoundError, UnreachableError
 from snapmount.hypervisor import Domain
-from snapmount.hypervisor import domain as domain_module
+from snapmount.hypervisor import agent as agent_module
 
 from .test_scratchdomain import WISH
 
@@ -85,18 +85,18 @@ def refuse() -> None:
 
 async def test_an_agent_that_has_got_stuck_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has answered libvirt's guest-sync, and nothing since: libvirt waits for ever."""
-    monkeypatch.setattr(domain_module, "AGENT_S", 0.05)
+    monkeypatch.setattr(agent_module, "AGENT_S", 0.05)
     ended = threading.Event()
     try:
-        assert not await Domain(AVm(ended.wait)).agent_answers()
+        assert not await Domain(AVm(ended.wait)).agent.answers()
     finally:
         ended.set()
 
 
 async def test_an_agent_that_is_not_there_does_not_answer() -> None:
-    assert not await Domain(AVm(refuse)).agent_answers()
+    assert not await Domain(AVm(refuse)).agent.answers()
 
 
 async def test_a_closed_connection_says_nothing_of_the_agent() -> None:
     with pytest.raises(UnreachableError, match="vm1: the connection to libvirt is closed: client socket is closed"):
-        await Domain(AVm(refuse, is_alive=False)).agent_answers()
+        await Domain(AVm(refuse, is_alive=False)).agent.answers()

@@ -20,14 +20,14 @@ import trio
 from .. import blocking
 from ..core import domainxml, names, scratchdomain
 from ..core.user import User
-from ..errors import MissingError, NotFoundError, StateError, UnreachableError
-from .calls import CALL_S, call, explained
+from ..errors import NotFoundError, StateError, UnreachableError
+from .agent import Agent
+from .calls import call, explained
 from .uri import is_unprivileged
 
 BEGIN_S = 120.0  # making scratch files on a slow disk takes its time
 JOB_END_S = 20.0  # where AppArmor confines QEMU, libvirt loads its profile anew for each disk
 VERSION_S = 10.0
-AGENT_S = 15.0  # libvirt itself waits 5 s for its first word
 SYSTEM_PIDS = Path("/run/libvirt/qemu")
 POLL_S = 0.05
 
@@ -40,8 +40,6 @@ _UNDEFINE = (
 )
 
 _ENDED = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)  # what libvirt says of a VM that does not run
-
-_AGENT_COMMAND_FAILED = getattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", None)  # of libvirt since 10
 
 _WHY_SHUT_OFF = {
     libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: "was shut down",
@@ -72,6 +70,7 @@ class Domain:
         self._handle = handle
         self.name: str = handle.name()
         self.uuid: str = handle.UUIDString()
+        self.agent = Agent(handle, self.name)
 
     async def xml(self) -> str:
         """The definition of the running VM, without its secrets."""
@@ -232,60 +231,6 @@ class Domain:
                 f"{self.name} is paused, and cannot be resumed: {error}", names.command("virsh", "resume", self.name)
             ) from error
 
-    async def freeze(self) -> None:
-        """Freeze the guest's file systems through its agent.
-
-        Raises MissingError where there is no agent, and StateError where it refuses: they are not frozen by this then.
-        They may be, or still become so, where UnreachableError is raised.
-        """
-        without = "do without --quiesce"
-        try:
-            await call("ask the guest agent for its time", self._handle.getTime, deadline_s=AGENT_S)
-        except libvirt.libvirtError as error:
-            if not _has_answered(error):
-                raise MissingError(
-                    f"{self.name}: the guest's file systems cannot be frozen: {error}",
-                    f"install and start qemu-guest-agent in the guest, or {without}",
-                ) from error
-        try:
-            await call("freeze the guest's file systems", self._handle.fsFreeze)
-        except libvirt.libvirtError as error:
-            message = f"{self.name}: the guest's file systems cannot be frozen: {error}"
-            if _has_answered(error):
-                remedy = f"wait until the program has ended that has frozen them, if one has, or {without}"
-                raise StateError(message, remedy) from error
-            raise UnreachableError(message) from error
-
-    async def thaw(self, deadline_s: float = CALL_S) -> None:
-        """Thaw the guest's file systems; they need not be frozen.  Raises UnreachableError."""
-        remedy = names.command("virsh", "domfsthaw", self.name)
-        try:
-            await call("thaw the guest's file systems", self._handle.fsThaw, deadline_s=deadline_s)
-        except libvirt.libvirtError as error:
-            raise UnreachableError(
-                f"{self.name}: the guest's file systems cannot be thawed: {error}", remedy
-            ) from error
-        except UnreachableError as error:
-            raise UnreachableError(f"{self.name}: {error.message}", remedy) from error
-
-    async def agent_answers(self) -> bool:
-        """Whether the guest agent does, within a time that is enough for one that is there.
-
-        Raises UnreachableError where the connection is closed, since libvirt was restarted for instance: one that is
-        made anew can tell.
-        """
-        try:
-            await call("ask the guest agent for its time", self._handle.getTime, deadline_s=AGENT_S)
-        except UnreachableError:
-            return False  # libvirt waits for ever for an agent that was there and has got stuck
-        except libvirt.libvirtError as error:
-            with explained(f"{self.name}: ask whether libvirt is there"):
-                is_connected = await call("ask whether libvirt is there", self._handle.connect().isAlive)
-            if not is_connected:
-                raise UnreachableError(f"{self.name}: the connection to libvirt is closed: {error}") from error
-            return False
-        return True
-
     async def is_persistent(self) -> bool:
         """Whether it is defined, and not only runs.  Raises UnreachableError."""
         with explained(f"{self.name}: ask whether it is defined"):
@@ -388,15 +333,6 @@ def _version(said: bytes) -> tuple[int, ...] | None:
     """The version in what `qemu-system-... --version` prints."""
     found = re.search(rb"version (\d+)\.(\d+)\.(\d+)", said)
     return tuple(map(int, found.groups())) if found else None
-
-
-def _has_answered(error: libvirt.libvirtError) -> bool:
-    """Whether this is the guest agent's own refusal; else nobody has answered, or it is not known what came of it."""
-    if error.get_error_domain() != libvirt.VIR_FROM_QEMU:
-        return False
-    # an older libvirt quotes the command: "unable to execute QEMU agent command 'guest-...': ..."
-    is_quoted = error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and "'guest-" in str(error)
-    return is_quoted or error.get_error_code() == _AGENT_COMMAND_FAILED
 
 
 def qemu_user(domain_xml: str) -> User:

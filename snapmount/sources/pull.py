@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from ..core import domainxml, names
-from ..errors import MissingError, SnapmountError, StateError, UnreachableError
+from ..errors import SnapmountError, StateError, UnreachableError
 from ..hypervisor import Domain, connected
 from ..processes import is_stopped
 from ..records import Record
@@ -81,10 +81,11 @@ async def begin(domain: Domain, claim: Claim, *, left_out: Iterable[str], quiesc
 
 async def _freeze(domain: Domain, claim: Claim) -> None:
     """Freeze the guest; before that is done, it is written down that it may be."""
+    await domain.agent.check()
     claim.update(frozen=True)
     try:
-        await domain.freeze()
-    except (MissingError, StateError):
+        await domain.agent.freeze()
+    except StateError:
         claim.update(frozen=False)
         raise
 
@@ -92,7 +93,7 @@ async def _freeze(domain: Domain, claim: Claim) -> None:
 async def _thaw(domain: Domain) -> None:
     for tries_left in reversed(range(THAW_TRIES)):
         try:
-            await domain.thaw()
+            await domain.agent.thaw()
             return
         except UnreachableError:
             if not tries_left:
@@ -102,7 +103,7 @@ async def _thaw(domain: Domain) -> None:
 async def _thaw_quietly(domain: Domain, claim: Claim) -> None:
     """Thaw after something has failed already: a second error must not hide the first one; teardown tries again."""
     try:
-        await domain.thaw()
+        await domain.agent.thaw()
         claim.update(frozen=False)
     except SnapmountError as error:
         log.warning("%s", error.message)
@@ -121,7 +122,7 @@ async def thaw(record: Record) -> None:
         if domain is None or not await domain.is_active():
             return
         try:
-            await domain.thaw(THAW_S)
+            await domain.agent.thaw(THAW_S)
         except UnreachableError as error:
             since = datetime.now(UTC) - record.snapshot.created
             if since.total_seconds() < AGENT_BACK_S:
