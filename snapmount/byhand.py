@@ -50,11 +50,20 @@ async def _users(record: Record, directory: Path, virsh: tuple[str, ...]) -> lis
     lines = []
     for vm in scratchvm.load_all(directory):
         if vm.is_started and vm.state == "running":
-            lines.append(command(*virsh, "destroy", vm.uuid))
+            lines.append(_unless_gone(virsh, vm.uuid, "destroy"))
         if vm.is_kept and await _is_defined(record, vm):
-            lines.append(command(*virsh, "undefine", *_UNDEFINE, vm.uuid))
+            lines.append(_unless_gone(virsh, vm.uuid, "undefine", *_UNDEFINE))
     attached = attachments.current(directory)
     return lines + [command(*virsh, "detach-device-alias", each.vm_uuid, each.alias, "--live") for each in attached]
+
+
+def _unless_gone(virsh: tuple[str, ...], uuid: str, *words: str) -> str:
+    """A command for a VM that may have ended by then: libvirtd ends those whose disks are gone when it is started.
+
+    It fails where libvirt cannot be reached, so that nothing is taken from a VM that runs.
+    """
+    known = command(*virsh, "domid", uuid)
+    return f"{{ {command(*virsh, *words, uuid)} || LC_ALL=C {known} 2>&1 | grep -q 'failed to get domain'; }}"
 
 
 async def _is_defined(record: Record, vm: ScratchVm) -> bool:
