@@ -77,7 +77,8 @@ async def write(record: Record, store: Store, directory: str, owner_uid: int, vm
     """Write down, on the disk, that this directory is about to be made for the snapshot.  Raises SpaceError."""
     what = f"{path(directory)}, which tells whose {directory} is,"
     try:
-        await blocking.call(WRITE_S, _write, record, store, directory, owner_uid, vm)
+        with trio.CancelScope(shield=True):  # what is written later, by a thread left behind, nobody would remove
+            await blocking.call(WRITE_S, _write, record, store, directory, owner_uid, vm)
     except trio.TooSlowError:
         raise SpaceError(f"{what} has not been written within {WRITE_S:g} s") from None
     except OSError as error:
@@ -139,7 +140,8 @@ def forget(directory: str) -> None:
     """The directory is gone.  Raises LeftoverError."""
     file = path(directory)
     try:
-        file.unlink(missing_ok=True)
+        for each in (file, jsonfiles.unfinished(file)):
+            each.unlink(missing_ok=True)
     except OSError as error:
-        raise LeftoverError(f"{file} cannot be removed: {error.strerror}") from error
+        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
     directories.remove_parent(file.parent)

@@ -59,7 +59,7 @@ def write(path: Path, document: Mapping[str, Any], *, lasts: bool = False) -> No
 
 def write_bytes(path: Path, content: bytes, *, lasts: bool = False) -> None:
     """The same for any content."""
-    new = path.with_name(f"{path.name}.new")
+    new = unfinished(path)
     try:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as f:
@@ -74,6 +74,11 @@ def write_bytes(path: Path, content: bytes, *, lasts: bool = False) -> None:
         with contextlib.suppress(OSError):
             new.unlink()
         raise
+
+
+def unfinished(path: Path) -> Path:
+    """What is written before it gets that name; whoever was killed has left it."""
+    return path.with_name(f"{path.name}.new")
 
 
 def _sync(directory: Path) -> None:

@@ -93,7 +93,8 @@ async def create(directory: Path, user: User, qemu_pid: int | None, use: Use = S
     """Make the directory for QEMU's user and prove that QEMU can write there.  Raises SpaceError."""
     parent = directory.parent
     try:
-        await blocking.call(CHECK_S, _make, directory, user)
+        with trio.CancelScope(shield=True):  # what is made later, by a thread left behind, nobody would remove
+            await blocking.call(CHECK_S, _make, directory, user)
         problem = await _write_probe(directory, user)
         is_visible = problem or qemu_pid is None or await blocking.call(CHECK_S, visible_to, qemu_pid, directory)
     except OSError as error:
