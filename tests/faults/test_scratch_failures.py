@@ -96,7 +96,7 @@ def test_a_snapshot_is_given_up_when_the_disk_below_its_scratch_has_lost_writes(
     wait_for(lambda: used_bytes(guest) > (THERE + 4) * MIB, "more is overwritten than there is")
     failing.sync(thin)
     file = f"{taken['scratch']['directory']}/vda.qcow2"
-    figures = r"[\d.]+ MiB used at \d\d:\d\d:\d\d UTC, growing [\d.]+ [KM]iB/s"
+    figures = r"[\d.]+ MiB used at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, growing [\d.]+ [KM]iB/s"
     reason = wait_given_up(guest)
     lost = rf"what was written to {file} is lost: (No space left on device|Input/output error)"
     assert re.fullmatch(rf"scratch space failed \({lost}; {figures}\)", reason), reason
