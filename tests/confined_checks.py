@@ -79,11 +79,19 @@ def confined_libvirt() -> Iterator[None]:
     Path("/dev/kvm").unlink(missing_ok=True)
     for directory in ("/var/log/libvirt/qemu", "/var/cache/libvirt/qemu", "/run/lock"):  # on fresh file systems
         Path(directory).mkdir(parents=True, exist_ok=True)
+    hide_what_tests_outside_have_there()
     subprocess.run(["mount", "--make-rshared", "/"], check=True)  # as systemd does it
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "COMMAND_S", SLOW_S)
         with libvirtd.running():
             yield
+
+
+def hide_what_tests_outside_have_there() -> None:
+    """The VM's /var is the host's, with what is written to that meanwhile: give libvirt an empty place of its own."""
+    place, fresh = Path("/var/lib/libvirt"), Path("/var/lib/snapmount-test-libvirt")
+    (fresh / "images").mkdir(parents=True)
+    subprocess.run(["mount", "--bind", fresh, place], check=True)
 
 
 @pytest.fixture(scope="module")
