@@ -107,14 +107,6 @@ async def _connect(stack: AsyncExitStack, held: Held) -> str | None:
     return None
 
 
-async def _check_mountpoint(path: str) -> None:
-    """Raises StateError or NotFoundError."""
-    try:
-        await blocking.call(CHECK_S, mounts.check_mountpoint, path)
-    except trio.TooSlowError:
-        raise StateError(f"{path}: its file system did not answer within {CHECK_S:g} s") from None
-
-
 async def _prepare(claim: Claim, reporter: Reporter) -> None:
     """Free the dead view from its users, and see that the new one can be mounted.
 
@@ -122,7 +114,7 @@ async def _prepare(claim: Claim, reporter: Reporter) -> None:
     """
     record = claim.record
     if not mounts.is_mounted(record.mountpoint, record.mount_source):
-        await _check_mountpoint(record.mountpoint)
+        await blocking.on_path(record.mountpoint, CHECK_S, mounts.check_mountpoint, record.mountpoint)
     await tending.stop_all(record, claim.directory, reporter.warn)
     for attached in attachments.current(claim.directory):
         reporter.warn(f"{attached.disk} is detached from {attached.vm_name}: it has died with the snapshot's server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 import trio
 
 from .core import names
-from .errors import MissingError
+from .errors import MissingError, SnapmountError, StateError
 
 T = TypeVar("T")
 
@@ -51,6 +52,27 @@ async def call(deadline_s: float, function: Callable[..., T], *args: Any, thread
     """
     with trio.fail_after(deadline_s):
         return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=threads.limiter())
+
+
+async def on_path(
+    path: str | os.PathLike[str],
+    deadline_s: float,
+    function: Callable[..., T],
+    *args: Any,
+    done: str = "read",
+    kind: type[SnapmountError] = StateError,
+    remedy: str | None = None,
+) -> T:
+    """call() for what is at the path, maybe on a file server that does not answer: it is read, "written" or "removed".
+
+    Raises an error of that kind at the deadline, and in the place of an OSError.
+    """
+    try:
+        return await call(deadline_s, function, *args)
+    except trio.TooSlowError:
+        raise kind(f"{path}: its file system did not answer within {deadline_s:g} s", remedy) from None
+    except OSError as error:
+        raise kind(f"{error.filename or path} cannot be {done}: {error.strerror}", remedy) from error
 
 
 async def run(deadline_s: float, command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,22 +98,10 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
     return vm
 
 
-async def _on_host(what: str, function: Callable[..., object], *args: object) -> None:
-    """A call that may block, on the view or on a file server that does not answer for instance."""
-    try:
-        await blocking.call(HOST_S, function, *args)
-    except trio.TooSlowError:
-        raise StateError(f"{what}: this did not end within {HOST_S:g} s") from None
-    except OSError as error:
-        raise StateError(f"{what}: {error.strerror}") from error
-
-
 async def _definition(record: Record) -> str:
     """The original's definition at the snapshot's moment."""
     path = Path(record.mountpoint) / "domain.xml"
-    read: list[bytes] = []
-    await _on_host(f"read {path}", lambda: read.append(path.read_bytes()))
-    return read[0].decode("utf-8", "surrogateescape")
+    return (await blocking.on_path(path, HOST_S, path.read_bytes)).decode("utf-8", "surrogateescape")
 
 
 async def _plan(
@@ -185,7 +172,8 @@ def _write(directory: Path, vm: ScratchVm, record: Record) -> None:
 async def _make_files(record: Record, vm: ScratchVm, user: User) -> None:
     """The directory, the overlays in it, and the copy of the firmware's variables.  Raises SpaceError, StateError."""
     directory = Path(vm.overlays)
-    await _on_host(f"look at {directory.parent}", directories.free_bytes, directory.parent, directories.OVERLAY)
+    parent = directory.parent
+    await blocking.on_path(parent, HOST_S, directories.free_bytes, parent, directories.OVERLAY)
     await directories.create(directory, user, None, directories.OVERLAY)
     for disk in record.snapshot.disks:
         overlay, backing = vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}"

@@ -11,11 +11,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
-
-import trio
 
 from . import blocking
 from .core import domainxml, units
@@ -26,7 +22,6 @@ from .errors import SnapmountError, StateError
 from .state import Claim
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 MOST_BYTES = 80 * units.MIB  # a flash chip of QEMU's machines has 64 MiB at most, to which qcow2 adds a little
 COPY_S = 10.0
@@ -55,7 +50,7 @@ async def kept(claim: Claim) -> bytes | None:
     """The copy of a snapshot that has one.  Raises StateError."""
     if claim.record.snapshot.nvram is None:
         return None
-    return await _on_host(str(claim.directory), claim.store.nvram, claim.record.id)
+    return await blocking.on_path(claim.directory, COPY_S, claim.store.nvram, claim.record.id)
 
 
 async def _copy(definition: NvramDefinition, claim: Claim) -> int:
@@ -64,20 +59,10 @@ async def _copy(definition: NvramDefinition, claim: Claim) -> int:
         raise StateError(f"not in a file, but of type {definition.kind}")
     if not os.path.isabs(definition.origin):
         raise StateError("libvirt does not tell where they are")
-    content = await _on_host(definition.origin, _settled, definition.origin)
-    await _on_host(str(claim.directory), claim.write_nvram, content)
+    content = await blocking.on_path(definition.origin, COPY_S, _settled, definition.origin)
+    await blocking.on_path(claim.directory, COPY_S, claim.write_nvram, content, done="written")
     log.info("copied the firmware's variables from %s", definition.origin)
     return len(content)
-
-
-async def _on_host(path: str, function: Callable[..., T], *args: object) -> T:
-    """A call that may block, on a file server that does not answer for instance."""
-    try:
-        return await blocking.call(COPY_S, function, *args)
-    except trio.TooSlowError:
-        raise StateError(f"{path}: its file system did not answer within {COPY_S:g} s") from None
-    except OSError as error:
-        raise StateError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _settled(path: str) -> bytes:

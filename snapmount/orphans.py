@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import trio
 
@@ -28,7 +28,6 @@ from .scratch import devices, directories
 from .state import Store
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 DISK_S = 30.0
 ANSWER_S = 5.0
@@ -94,26 +93,18 @@ async def _sweep(entry: Entry) -> Orphan:
     since = "the host was restarted" if entry.boot_id != boot_id() else "its runtime record has gone"
     whose = f"of snapshot {entry.snapshot} of {entry.vm_name}, before {since}"
     try:
-        is_there = await _on_disk(_is_there, entry)
+        is_there = await blocking.on_path(entry.directory, DISK_S, _is_there, entry, kind=LeftoverError)
         await _check_not_served(entry)
         await _check_unused(entry)
         await mounts.unmount(entry.mount_source)
         if entry.scratch_vm:
             await tending.remove_tpm(entry.connect, entry.scratch_vm)
-        await _on_disk(_clear, entry)
+        await blocking.on_path(entry.directory, DISK_S, _clear, entry, done="removed", kind=LeftoverError)
     except SnapmountError as error:
         return Orphan(entry.directory, error.message, False, error.remedy)
     if not is_there:
         return Orphan(str(journal.path(entry.directory)), f"{whose}; {entry.directory} had gone already", True)
     return Orphan(entry.directory, whose, True)
-
-
-async def _on_disk(function: Callable[[Entry], T], entry: Entry) -> T:
-    """What looks at files, or removes them, which may lie on a file server that does not answer."""
-    try:
-        return await blocking.call(DISK_S, function, entry)
-    except trio.TooSlowError:
-        raise LeftoverError(f"{entry.directory}: its file system did not answer within {DISK_S:g} s") from None
 
 
 def _is_there(entry: Entry) -> bool:

@@ -7,9 +7,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
-
-import trio
 
 from . import blocking, hypervisor, mounts
 from .core import domainxml, names, plan
@@ -25,7 +22,6 @@ from .sources import pull
 from .state import Store
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 CHECK_S = 10.0
 
@@ -72,9 +68,9 @@ class Plan:
 
 async def check_host(request: Request) -> None:
     """Raise MissingError where this host cannot mount the view, NotFoundError or StateError for the mountpoint."""
-    await _check("/dev/fuse", mounts.check_host, request.allow_other)
+    await blocking.on_path("/dev/fuse", CHECK_S, mounts.check_host, request.allow_other)
     if request.mountpoint:
-        await _check(request.mountpoint, mounts.check_mountpoint, request.mountpoint)
+        await blocking.on_path(request.mountpoint, CHECK_S, mounts.check_mountpoint, request.mountpoint)
 
 
 async def make(request: Request, store: Store, connection: hypervisor.Hypervisor, warn: Callable[[str], None]) -> Plan:
@@ -108,7 +104,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     record = Record(
         snapshot=snapshot,
         connect=request.connect,
-        mountpoint=await _check(mountpoint, os.path.realpath, mountpoint),
+        mountpoint=await blocking.on_path(mountpoint, CHECK_S, os.path.realpath, mountpoint),
         mount_source=names.mount_source(domain.name, snapshot.id),
         socket=pull.socket_path(await domain.run_id(), snapshot.id, directory),
         scratch=str(directory),
@@ -151,11 +147,3 @@ async def _check_state(domain: hypervisor.Domain, store: Store) -> None:
         f"{domain.name} has a backup job already, of another program; a VM can have one at a time",
         f"{names.command('virsh', 'domjobinfo', domain.name)}   (and wait for its end)",
     )
-
-
-async def _check(path: str, function: Callable[..., T], *args: object) -> T:
-    """A check of the host that may block, on a file server that does not answer for instance."""
-    try:
-        return await blocking.call(CHECK_S, function, *args)
-    except trio.TooSlowError:
-        raise StateError(f"{path}: its file system did not answer within {CHECK_S:g} s") from None

@@ -56,9 +56,9 @@ async def tear_down(claim: Claim) -> None:
                 raise not_thawed
             await _end_standby(record)
             log.info("removing %s", record.scratch)
-            await _on_disk(_remove_files, record)
+            await _remove(_remove_files, record)
         claim.forget()
-        await _on_disk(_forget, record)
+        await _remove(_forget, record)
     except SnapmountError as error:
         claim.note(State.LEFTOVER, error.message)
         again = names.command("snapmount", "delete", record.id)
@@ -150,14 +150,9 @@ async def withdraw(claim: Claim) -> None:
             claim.update(publication=None)
 
 
-async def _on_disk(remove: Callable[[Record], None], record: Record) -> None:
-    """What removes files, which may lie on a file server that does not answer.  Raises LeftoverError."""
-    try:
-        await blocking.call(REMOVE_S, remove, record)
-    except trio.TooSlowError:
-        raise LeftoverError(f"{record.scratch} has not been removed within {REMOVE_S:g} s") from None
-    except OSError as error:
-        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
+async def _remove(function: Callable[[Record], None], record: Record) -> None:
+    """Raises LeftoverError."""
+    await blocking.on_path(record.scratch, REMOVE_S, function, record, done="removed", kind=LeftoverError)
 
 
 def _remove_files(record: Record) -> None:

@@ -76,12 +76,8 @@ async def remove_tpm(connect: str, uuid: str) -> None:
 async def _remove(directory: str) -> None:
     """Raises LeftoverError."""
     log.info("removing %s", directory)
-    try:
-        await blocking.call(REMOVE_S, directories.remove, Path(directory))
-    except trio.TooSlowError:
-        raise LeftoverError(f"{directory} was not removed within {REMOVE_S:g} s") from None
-    except OSError as error:
-        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
+    remove, path = directories.remove, Path(directory)
+    await blocking.on_path(path, REMOVE_S, remove, path, done="removed", kind=LeftoverError)
 
 
 async def end_all(record: Record, directory: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trio
 
 from snapmount import blocking
-from snapmount.errors import UnreachableError
+from snapmount.errors import LeftoverError, SpaceError, StateError, UnreachableError
 from snapmount.hypervisor import calls
 
 MANY = 100
@@ -47,3 +48,16 @@ async def test_file_systems_that_hang_leave_libvirt_to_be_called_and_programs_to
         await host_hangs(hang)
     assert await calls.call("ask", lambda: "asked") == "asked"
     assert (await blocking.run(30, ["echo", "run"])).stdout == b"run\n"
+
+
+async def test_what_becomes_of_a_look_at_a_path_is_said_in_words(hang: threading.Event, tmp_path: Path) -> None:
+    there, gone = tmp_path / "there", tmp_path / "gone"
+    there.write_text("content")
+    assert await blocking.on_path(there, 30, there.read_text) == "content"
+    with pytest.raises(SpaceError, match=r"^/srv: its file system did not answer within 0\.01 s$") as slow:
+        await blocking.on_path("/srv", SOON_S, hang.wait, kind=SpaceError, remedy="elsewhere")
+    assert slow.value.remedy == "elsewhere"
+    with pytest.raises(StateError, match=f"^{gone} cannot be read: No such file or directory$"):
+        await blocking.on_path(tmp_path, 30, gone.read_bytes)
+    with pytest.raises(LeftoverError, match=f"^{gone} cannot be removed: No such file or directory$"):
+        await blocking.on_path(tmp_path, 30, gone.unlink, done="removed", kind=LeftoverError)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -41,16 +42,21 @@ async def test_scratch_files_that_cannot_be_removed_for_a_hung_file_system_are_l
     monkeypatch.setattr(teardown, "REMOVE_S", 0.05)
     record = replace(a_record(), scratch=str(tmp_path / "scratch"), socket=str(tmp_path / "socket"))
     claim = store.claim(record)
-    with pytest.raises(LeftoverError, match=f"{record.scratch} has not been removed within 0.05 s") as caught:
+    with pytest.raises(
+        LeftoverError, match=f"^.*: {record.scratch}: its file system did not answer within 0.05 s"
+    ) as caught:
         await teardown.tear_down(claim)
     assert f"rm -rf {record.scratch}" in caught.value.message
     assert claim.record.state is State.LEFTOVER
 
 
 async def test_a_mountpoint_that_hangs_is_not_waited_for_for_ever(
-    monkeypatch: pytest.MonkeyPatch, hang: threading.Event
+    store: Store,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    hang: threading.Event,
 ) -> None:
     monkeypatch.setattr(mounts, "check_mountpoint", lambda _: hang.wait())
     monkeypatch.setattr(adopting, "CHECK_S", 0.05)
-    with pytest.raises(StateError, match=r"^/mnt/snap: its file system did not answer within"):
-        await adopting._check_mountpoint("/mnt/snap")
+    claim = store.claim(a_record())
+    with pytest.raises(StateError, match=f"^{claim.record.mountpoint}: its file system did not answer within 0.05 s"):
+        await adopting._prepare(claim, Mock())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import trio
 
@@ -20,6 +20,8 @@ from ..errors import SpaceError
 from . import directories
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CHECK_S = 10.0
 
@@ -69,17 +71,12 @@ async def _candidate(path: Path, file_system: FileSystem, worst: int, allocated:
 
 async def free_bytes(path: Path) -> int:
     """What may be written on the path's file system.  Raises SpaceError where that does not answer."""
-    free: int = await _on_host(path, directories.free_bytes, path)
-    return free
+    return await _on_host(path, directories.free_bytes, path)
 
 
-async def _on_host(path: Path, function: Any, *args: object) -> Any:
-    try:
-        return await blocking.call(CHECK_S, function, *args)
-    except trio.TooSlowError:
-        raise SpaceError(
-            f"{path}: its file system did not answer within {CHECK_S:g} s", directories.SCRATCH.remedy
-        ) from None
+async def _on_host(path: Path, function: Callable[..., T], *args: object) -> T:
+    """Raises SpaceError."""
+    return await blocking.on_path(path, CHECK_S, function, *args, kind=SpaceError, remedy=directories.SCRATCH.remedy)
 
 
 async def _can_reach(directory: Path, user: User) -> bool:
