@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import trio
 
 from . import attachments, hypervisor, journal, mounts, scratchvm
 from .core.names import command
 from .errors import SnapmountError, UnreachableError
+from .hypervisor import Domain
 from .publish import iscsi
 from .records import Record
 from .scratch import devices
 from .scratchvm import ScratchVm
 from .state import Claim
 
-LOOK_S = 2.0
-
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-ASK_S = 5.0
+ASK_S = 3.0
 _UNDEFINE = ("--nvram", "--managed-save", "--snapshots-metadata", "--checkpoints-metadata")  # as Domain.remove() does
 
 
@@ -68,20 +69,21 @@ def _unless_gone(virsh: tuple[str, ...], uuid: str, *words: str) -> str:
 
 async def _is_defined(record: Record, vm: ScratchVm) -> bool:
     """Whether libvirt will know it also when it does not run, or does not answer now."""
-    with contextlib.suppress(UnreachableError), trio.move_on_after(ASK_S):
-        async with hypervisor.connected(record.connect) as connection:
-            domain = await connection.domain_by_uuid(vm.uuid)
-            return domain is not None and await domain.is_persistent()
-    return True
+    return await _ask(record, vm.uuid, Domain.is_persistent) is not False
 
 
 async def _is_stopped(record: Record) -> bool:
     """Whether an error of a disk has paused the guest; not where libvirt does not tell soon."""
-    with trio.move_on_after(LOOK_S), contextlib.suppress(UnreachableError):
+    return await _ask(record, record.snapshot.vm_uuid, Domain.stopped_by) not in (None, False)
+
+
+async def _ask(record: Record, uuid: str, question: Callable[[Domain], Awaitable[T]]) -> T | Literal[False] | None:
+    """The answer to a question about the VM, False where there is no such VM, None where libvirt does not tell soon."""
+    with contextlib.suppress(UnreachableError), trio.move_on_after(ASK_S):
         async with hypervisor.connected(record.connect) as connection:
-            domain = await connection.domain_by_uuid(record.snapshot.vm_uuid)
-            return domain is not None and await domain.stopped_by() is not None
-    return False
+            domain = await connection.domain_by_uuid(uuid)
+            return domain is not None and await question(domain)
+    return None
 
 
 async def _publication(claim: Claim) -> list[str]:
