@@ -8,8 +8,11 @@ host has made: file servers may show this directory to several.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from .state import Store
 
 VERSION = 2
 WRITE_S = 30.0  # a disk may have much else to write first
+UNFINISHED_S = 600.0  # of another host, that may use the directory too, the clock may differ
 NAME = re.compile(r"snapmount-([0-9a-f]{8})(-vm-[0-9a-f]{8})?")
 
 
@@ -134,6 +138,17 @@ def load_all() -> tuple[list[Entry], dict[Path, StateError]]:
         else:
             entries += [entry] if entry else []
     return entries, broken
+
+
+def unfinished() -> Iterator[tuple[Path, str]]:
+    """Files that nobody writes any more and that have not got their names, with the ids of their snapshots: a power cut
+    leaves such.  What they were to name had not been made then.
+    """
+    for file in sorted(directories.default_parent().glob("snapmount-*.json.new")):
+        match = NAME.fullmatch(file.name.partition(".")[0])
+        with contextlib.suppress(FileNotFoundError):
+            if match and time.time() - file.lstat().st_mtime > UNFINISHED_S:
+                yield file, match[1]
 
 
 def forget(directory: str) -> None:

@@ -6,6 +6,7 @@ and no backup job uses it.  All else is named, with the command that removes it,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -54,6 +55,7 @@ async def sweep(store: Store, tell: Callable[[str], None]) -> list[Orphan]:
     found: list[Orphan] = []
     async with exclusive(store):
         found += _sweep_unwritten(store)
+        found += _sweep_unfinished(store)
         entries, broken = journal.load_all()
         for entry in entries:
             if entry.host != Host.this():
@@ -76,6 +78,17 @@ def _sweep_unwritten(store: Store) -> Iterator[Orphan]:
         if not (path / "record.json").exists() and not store.is_served(snapshot_id):
             shutil.rmtree(path, ignore_errors=True)
             yield Orphan(str(path), "who was to write a record there has died", not path.exists())
+
+
+def _sweep_unfinished(store: Store) -> Iterator[Orphan]:
+    """Files of the journal whose writer has died before they told anything."""
+    known = store.ids()
+    for file, snapshot_id in journal.unfinished():
+        if snapshot_id not in known:
+            with contextlib.suppress(OSError):
+                file.unlink()
+                directories.remove_parent(file.parent)
+            yield Orphan(str(file), "who was to write it has died", not os.path.lexists(file))
 
 
 def _of_another_host(entry: Entry) -> str:

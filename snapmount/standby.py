@@ -1,16 +1,17 @@
 """Stands by a snapshot's server, as a process of its own: when the server has gone and left its snapshot, somebody must
 see to it that the guest does not suffer.
 
-A snapshot that was readable stays dead until it is recovered, and is given up before its scratch space runs out, which
-would stop the guest.  One that cannot be re-attached is undone: its guest may be frozen, or its job run on for ever.
-The standby is forked from the server before that makes anything, sleeps as long as the server lives, and ends with the
-snapshot (teardown.py).
+A snapshot that was readable stays dead until it is recovered or expires, and is given up before its scratch space runs
+out, which would stop the guest.  One that cannot be re-attached is undone: its guest may be frozen, or its job run on
+for ever.  The standby is forked from the server before that makes anything, sleeps as long as the server lives, and
+ends with the snapshot (teardown.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -80,6 +81,11 @@ def was_readable(record: Record) -> bool:
     return record.state in (State.ACTIVE, State.LOST, State.GAVE_UP)
 
 
+def is_done_with(record: Record) -> bool:
+    """Whether nobody reads it any more: it was never readable, is lost, given up or being undone, or has expired."""
+    return record.state is not State.ACTIVE or record.left_s == 0
+
+
 async def _stand_by(server: Process, store: Store) -> None:
     await server.wait_gone()
     record = left_by(server, store)
@@ -94,12 +100,12 @@ async def _stand_by(server: Process, store: Store) -> None:
     while left := _left(record, store):
         began = trio.current_time()
         try:
-            if left.state is State.ACTIVE:
-                fill = await _read(gauge, left)
-                wait_s = fill.wait_s
-                has_ended = fill.is_short and await _give_up(store, left, fill)
-            else:
+            if is_done_with(left):
                 has_ended = await _end(store, left)
+            else:
+                fill = await _read(gauge, left)
+                wait_s = min(fill.wait_s, math.inf if left.left_s is None else left.left_s)
+                has_ended = fill.is_short and await _give_up(store, left, fill)
             if has_ended:
                 return
         except SnapmountError as error:
@@ -108,7 +114,7 @@ async def _stand_by(server: Process, store: Store) -> None:
                 log.error("this cannot be done yet: %s", problem)
                 logging.getLogger().setLevel(logging.ERROR)  # the same steps again and again are not worth telling
             wait_s = space.LONGEST_WAIT_S
-        if left.state is not State.ACTIVE:
+        if is_done_with(left):
             wait_s = max(AGAIN_S, trio.current_time() - began)  # others that wait for the lock get it in between
         await trio.sleep(wait_s)
     log.info("it is in other hands, or has ended")
@@ -135,7 +141,7 @@ async def _end(store: Store, record: Record) -> bool:
     with _taken_over(store, record) as claim:
         if claim is None:
             return False
-        if not was_readable(claim.record):
+        if not was_readable(claim.record) or claim.record.left_s == 0:
             await tear_down(claim)
             return True
         await pull.end(claim.record)

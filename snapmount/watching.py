@@ -293,7 +293,7 @@ class Watch:
 
     async def end_job(self) -> None:
         """By the open connection, if there is one; where libvirtd is down, as soon as it is back."""
-        began = trio.current_time()
+        began, problem = trio.current_time(), ""
         while True:
             try:
                 with trio.CancelScope(shield=True):
@@ -304,7 +304,9 @@ class Watch:
                 log.info("the backup job has ended %.0f ms after that", 1000 * (trio.current_time() - began))
                 return
             except UnreachableError as error:
-                log.warning("the backup job cannot be ended yet: %s", error.message)
+                if error.message != problem:
+                    problem = error.message
+                    log.warning("the backup job cannot be ended yet: %s", problem)
             await trio.sleep(RETRY_S)
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from snapmount.hosts import Host
-from snapmount.journal import VERSION, mount_of
+from snapmount.journal import UNFINISHED_S, VERSION, mount_of
 
 from ..rig import power, traces, vm
 from ..rig.command import snapmount, snapmount_json
@@ -137,6 +138,19 @@ def test_what_was_made_before_its_record_is_removed(writer: vm.VM) -> None:
     (traces.RUNTIME / ID).mkdir(parents=True)
     assert f"removed {traces.RUNTIME / ID}" in snapmount("recover").stdout
     assert traces.found() == []
+
+
+def test_a_file_of_the_journal_that_was_never_finished_is_removed(writer: vm.VM) -> None:
+    """Not one of just now: its writer may be another host's."""
+    with directory_of_snapshot(traces.SCRATCH / f"snapmount-{ID}") as path:
+        path.rmdir()
+        unfinished = Path(f"{journal(path)}.new")
+        unfinished.write_text('{"version"')
+        assert snapmount("recover").stdout == ""
+        long_ago = time.time() - 2 * UNFINISHED_S
+        os.utime(unfinished, (long_ago, long_ago))
+        assert snapmount("recover").stdout == f"removed {unfinished}, who was to write it has died\n"
+        assert traces.found() == []
 
 
 def test_a_directory_that_no_journal_names_is_named_and_left(writer: vm.VM) -> None:

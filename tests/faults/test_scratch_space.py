@@ -238,6 +238,15 @@ def test_a_standby_lets_be_what_cannot_run_out_and_ends_with_its_snapshot(guest:
     assert not Path("/proc", str(second["standby_pid"])).exists()
 
 
+def test_when_the_server_was_killed_its_standby_ends_the_snapshot_when_it_expires(
+    guest: vm.VM, mountpoint: Path
+) -> None:
+    taken = snapmount_json("--expire", "5s", guest.name, mountpoint)
+    os.kill(taken["server"]["pid"], signal.SIGKILL)
+    wait_for(lambda: traces.found() == [], "it has ended")
+    assert not guest.has_job()
+
+
 def least_oom_score_adj() -> int:
     """What root gives the server, so that others go first when memory runs out; a container's root may not."""
     (capabilities,) = re.findall(r"^CapEff:\t(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
