@@ -7,15 +7,21 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from snapmount import mounts
+from snapmount.scratch import directories
+from snapmount.state import Store
 
 from .rig import checks, libvirtd, stock_kernel, traces, vm
+from .rig.account import Account
 from .rig.command import snapmount, snapmount_json
+from .rig.libvirtd import wait_for
+from .rig.records import OwnStore
 
 SEED = 7
 CHECKS_S = 1100.0
@@ -157,3 +163,44 @@ def mountpoint(clean: None) -> Iterator[Path]:
     yield directory
     subprocess.run(["umount", "-q", "-l", directory])  # only where the test has failed
     shutil.rmtree(directory)
+
+
+@pytest.fixture
+def hang() -> Iterator[threading.Event]:
+    """What waits for it hangs until the end of the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A store for records, which lets go of all its claims at the end."""
+    own = OwnStore(tmp_path / "run" / "snapmount")
+    yield own
+    for claim in own.claims:
+        claim.release()
+
+
+@pytest.fixture
+def scratch_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default parent of scratch directories."""
+    path = tmp_path / "snapmount"
+    monkeypatch.setattr(directories, "SYSTEM_DEFAULT", path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    return path
+
+
+@pytest.fixture
+def account(clean: None) -> Iterator[Account]:
+    """An ordinary user; the libvirt daemons that libvirt starts for a user's session end with the test."""
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        pytest.skip("/dev/fuse is not open to ordinary users: chmod 666 /dev/fuse")
+    with tempfile.TemporaryDirectory(prefix=f"{vm.PREFIX}-home-", dir="/var/tmp") as home:
+        user = Account("nobody", Path(home))
+        user.runtime.mkdir(mode=0o700)
+        user.own(user.home)
+        yield user
+        for pid in user.daemons():
+            os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not user.daemons(), "the user's libvirt daemons have ended")

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from snapmount.core.domainxml import UNCONFINABLE
 from snapmount.core.plan import LeftOut
 from snapmount.core.snapshot import Disk, Nvram, Snapshot
+from snapmount.processes import Process
+from snapmount.records import Record, State
 
 # The same examples in each run, and none too slow: a busy host is not a failure.
 PROPERTY = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -51,4 +53,26 @@ snapshots = st.builds(
         format=st.sampled_from(["raw", "qcow2"]),
         origin=file_names,
     ),
+)
+records = st.builds(
+    Record,
+    snapshot=snapshots,
+    connect=st.text(),
+    mountpoint=file_names,
+    mount_source=st.text(),
+    socket=st.text(),
+    scratch=file_names,
+    server=st.builds(Process, pid=st.integers(min_value=1), start_ticks=st.integers(min_value=0), boot_id=st.text()),
+    state=st.sampled_from(State),
+    reason=st.none() | st.text(),
+    frozen=st.booleans(),
+    is_hidden=st.booleans(),
+    is_for_boot=st.booleans(),
+    is_open=st.booleans(),
+    expires_s=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
+    max_leaves=8,
 )

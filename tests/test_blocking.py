@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from snapmount.hypervisor import calls
 
 MANY = 100
 SOON_S = 0.01
-
-
-@pytest.fixture
-def hang() -> Iterator[threading.Event]:
-    """What waits for it hangs until the end of the test."""
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 async def libvirt_hangs(hang: threading.Event) -> None:

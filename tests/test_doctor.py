@@ -25,7 +25,6 @@ from snapmount.doctor.subject import Subject
 from .rig import libvirtd, vm
 from .rig.account import Account
 from .rig.command import SNAPMOUNT, snapmount, snapmount_json
-from .test_user_session import account, command_of  # noqa: F401
 
 pytestmark = pytest.mark.vm
 SYSTEM = ("--connect", "qemu:///system")
@@ -98,8 +97,8 @@ def test_all_that_snapshots_need_is_there_and_nothing_is_changed(clean: None) ->
     assert "\x1b" not in text
 
 
-def test_an_ordinary_user_is_told_of_what_that_user_needs(account: Account) -> None:  # noqa: F811
-    done = account.run(*command_of(account), "doctor", "--json")
+def test_an_ordinary_user_is_told_of_what_that_user_needs(account: Account) -> None:
+    done = account.run(*account.snapmount(), "doctor", "--json")
     document = json.loads(done.stdout)
     findings = document["findings"]
     assert document["connect"] == "qemu:///session"
@@ -162,8 +161,8 @@ async def test_a_libvirt_that_answers_but_probes_qemu_for_long_is_not_told_to_ha
     assert findings[1].remedy == "virsh -c qemu:///session capabilities"
 
 
-def test_a_user_is_told_that_vms_of_root_s_libvirt_need_root(account: Account) -> None:  # noqa: F811
-    command = [*command_of(account), "doctor", *SYSTEM]
+def test_a_user_is_told_that_vms_of_root_s_libvirt_need_root(account: Account) -> None:
+    command = [*account.snapmount(), "doctor", *SYSTEM]
     done = subprocess.run(command, **account.options(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 7
     assert "  try: sudo snapmount doctor --connect qemu:///system" in done.stdout.splitlines()
@@ -200,7 +199,7 @@ def test_other_verbs_say_which_python_module_is_missing(libvirt: None, mountpoin
 
 def test_a_dev_fuse_that_is_closed_to_users_is_opened_by_the_command_that_is_told(
     namespace: list[str],
-    account: Account,  # noqa: F811
+    account: Account,
 ) -> None:
     device = account.home / "fuse"
     run(*namespace, "mount", "-t", "tmpfs", "none", account.runtime)  # no nodev: a device can be opened there
@@ -216,9 +215,9 @@ def test_a_dev_fuse_that_is_closed_to_users_is_opened_by_the_command_that_is_tol
     assert _fuse_of(account, [*namespace, *as_user])["status"] == "ok"
 
 
-def _fuse_of(account: Account, within: list[str]) -> Finding:  # noqa: F811
+def _fuse_of(account: Account, within: list[str]) -> Finding:
     environment = [f"HOME={account.home}", f"XDG_RUNTIME_DIR={account.home}/none", f"PATH={os.environ['PATH']}"]
-    command = [*within, "env", *environment, *map(str, command_of(account)), "doctor", "--json"]
+    command = [*within, "env", *environment, *map(str, account.snapmount()), "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     return the(json.loads(done.stdout)["findings"], "FUSE", "/dev/fuse")
 

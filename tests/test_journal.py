@@ -19,25 +19,10 @@ from snapmount.errors import SpaceError, StateError
 from snapmount.hosts import Host
 from snapmount.journal import Entry
 from snapmount.records import Record
-from snapmount.scratch import directories
 from snapmount.state import Store
 
-from .strategies import PROPERTY
-from .test_state import ID, OTHER_ID, a_record, a_snapshot, json_values
-
-
-@pytest.fixture
-def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The default parent of scratch directories."""
-    path = tmp_path / "snapmount"
-    monkeypatch.setattr(directories, "SYSTEM_DEFAULT", path)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "run")
+from .rig.records import ID, OTHER_ID, a_record, a_snapshot
+from .strategies import PROPERTY, json_values
 
 
 def directory_of(record: Record) -> str:
@@ -48,7 +33,9 @@ def write(record: Record, store: Store, owner_uid: int) -> None:
     trio.run(journal.write, record, store, directory_of(record), owner_uid)
 
 
-def test_what_was_written_is_read_and_is_private_and_gone_when_it_is_forgotten(parent: Path, store: Store) -> None:
+def test_what_was_written_is_read_and_is_private_and_gone_when_it_is_forgotten(
+    scratch_parent: Path, store: Store
+) -> None:
     record = a_record()
     write(record, store, 64055)
     ((entry,), broken) = journal.load_all()
@@ -62,14 +49,14 @@ def test_what_was_written_is_read_and_is_private_and_gone_when_it_is_forgotten(p
     assert entry.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert entry.host == Host.this()
     assert entry.mount == "/"
-    assert [path.name for path in parent.iterdir()] == [f"snapmount-{ID}.json"]
+    assert [path.name for path in scratch_parent.iterdir()] == [f"snapmount-{ID}.json"]
     assert journal.path(entry.directory).stat().st_mode & 0o777 == 0o600
     journal.forget(entry.directory)
-    assert not parent.exists()
+    assert not scratch_parent.exists()
     journal.forget(entry.directory)
 
 
-def test_a_broken_entry_hides_no_other(parent: Path, store: Store) -> None:
+def test_a_broken_entry_hides_no_other(scratch_parent: Path, store: Store) -> None:
     record, other = a_record(), a_record(a_snapshot(OTHER_ID))
     for each in (record, other):
         write(each, store, 0)
@@ -80,7 +67,7 @@ def test_a_broken_entry_hides_no_other(parent: Path, store: Store) -> None:
     assert [(each, type(error)) for each, error in broken.items()] == [(path, StateError)]
 
 
-def test_an_entry_under_the_name_of_another_is_refused(parent: Path, store: Store) -> None:
+def test_an_entry_under_the_name_of_another_is_refused(scratch_parent: Path, store: Store) -> None:
     record = a_record()
     write(record, store, 0)
     own = journal.path(directory_of(record))
@@ -90,16 +77,16 @@ def test_an_entry_under_the_name_of_another_is_refused(parent: Path, store: Stor
     assert f"of another directory, {directory_of(record)}" in str(next(iter(broken.values())))
 
 
-def test_where_it_cannot_be_written_nothing_is_left(parent: Path, store: Store) -> None:
-    parent.mkdir()
-    (parent / f"snapmount-{ID}.json").mkdir()
+def test_where_it_cannot_be_written_nothing_is_left(scratch_parent: Path, store: Store) -> None:
+    scratch_parent.mkdir()
+    (scratch_parent / f"snapmount-{ID}.json").mkdir()
     with pytest.raises(SpaceError, match=f"tells whose {directory_of(a_record())} is, cannot be written"):
         write(a_record(), store, 0)
-    assert os.listdir(parent) == [f"snapmount-{ID}.json"]
+    assert os.listdir(scratch_parent) == [f"snapmount-{ID}.json"]
 
 
 def test_what_is_written_is_on_the_disk_before_it_has_its_name_and_so_is_the_name_then(
-    parent: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    scratch_parent: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a power cut leaves an empty file, and scratch files that nobody owns."""
     synced: list[tuple[str, bool]] = []

@@ -16,7 +16,7 @@ from snapmount.errors import SpaceError
 from snapmount.scratch import writeback
 from snapmount.scratch.measuring import CURRENT_S, Figures, Gauge
 
-from .test_state import a_record
+from .rig.records import a_record
 
 
 def test_figures_of_now_come_back(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from snapmount.core.snapshot import Nvram
 from snapmount.errors import StateError
 from snapmount.state import Claim, Store
 
-from .test_state import ID, a_record
+from .rig.records import ID, a_record
 
 WHERE = "<nvram format='{form}'>{path}</nvram>"
 

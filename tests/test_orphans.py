@@ -18,10 +18,9 @@ from snapmount.orphans import Orphan
 from snapmount.scratch import directories
 from snapmount.state import Store
 
-from .test_journal import parent  # noqa: F401
-from .test_state import ID, OTHER_ID, a_record
+from .rig.records import ID, OTHER_ID, a_record
 
-pytestmark = pytest.mark.usefixtures("parent")
+pytestmark = pytest.mark.usefixtures("scratch_parent")
 
 
 async def left(tmp_path: Path, change: Callable[[Any], object] = lambda _: None) -> Path:

@@ -16,10 +16,10 @@ from snapmount.core.space import Terms
 from snapmount.scratch import directories, glances
 from snapmount.state import Store
 
-from .test_state import ID, OTHER_ID, a_record, a_snapshot, store  # noqa: F401
+from .rig.records import ID, OTHER_ID, a_record, a_snapshot
 
 
-def test_what_take_says_cannot_steer_the_terminal(store: Store) -> None:  # noqa: F811
+def test_what_take_says_cannot_steer_the_terminal(store: Store) -> None:
     record = store.claim(a_record(a_snapshot(vm="vm\x9b2J\u202e"), "/mnt/\x1b[2J")).record
     shown = present.Shown(record, store)
     for text in (shown.taken(), shown.details(), present.listing([shown])):
@@ -46,7 +46,7 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
 
 
 def test_a_scratch_file_system_that_hangs_is_waited_for_once_and_not_for_long(
-    store: Store,  # noqa: F811
+    store: Store,
     hung: list[Path],
 ) -> None:
     records = [store.claim(replace(a_record(a_snapshot(each)), scratch=f"/x/{each}")).record for each in (ID, OTHER_ID)]
@@ -60,7 +60,7 @@ def test_a_scratch_file_system_that_hangs_is_waited_for_once_and_not_for_long(
     assert time.monotonic() - before < glances.GLANCE_S * 100
 
 
-def test_what_a_device_holds_is_not_told_when_nobody_measures_it(store: Store) -> None:  # noqa: F811
+def test_what_a_device_holds_is_not_told_when_nobody_measures_it(store: Store) -> None:
     """libvirt told it to the server, which is dead."""
     terms = Terms(devices=(("vda", "/dev/null"),))
     record = store.claim(replace(a_record(), terms=terms)).record

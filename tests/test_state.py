@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -22,20 +21,16 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount.core.snapshot import Disk, Snapshot, dump
+from snapmount.core.snapshot import dump
 from snapmount.errors import NotFoundError, StateError
 from snapmount.exclusion import exclusive
 from snapmount.hosts import Host
-from snapmount.processes import Process, is_stopped
+from snapmount.processes import Process
 from snapmount.records import VERSION, Record, State
-from snapmount.state import Claim, Store
+from snapmount.state import Store
 
-from .rig.libvirtd import wait_for
-from .strategies import PROPERTY, file_names, snapshots
-
-ID, OTHER_ID = "3f2a91bc", "00c0ffee"
-UUID, OTHER_UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f", "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11"
-CREATED = datetime(2026, 11, 23, 12, 5, 1, 123, tzinfo=UTC)
+from .rig.records import CREATED, ID, OTHER_ID, OTHER_UUID, UUID, a_record, a_snapshot
+from .strategies import PROPERTY, json_values, records
 
 # Serves a snapshot as a server does: its record is on standard input; it says so, and waits.
 SERVE = """
@@ -46,66 +41,6 @@ claim = Store(pathlib.Path(sys.argv[1])).claim(Record.from_json(json.loads(sys.s
 print("claimed", flush=True)
 sys.stdin.read()
 """
-
-records = st.builds(
-    Record,
-    snapshot=snapshots,
-    connect=st.text(),
-    mountpoint=file_names,
-    mount_source=st.text(),
-    socket=st.text(),
-    scratch=file_names,
-    server=st.builds(Process, pid=st.integers(min_value=1), start_ticks=st.integers(min_value=0), boot_id=st.text()),
-    state=st.sampled_from(State),
-    reason=st.none() | st.text(),
-    frozen=st.booleans(),
-    is_hidden=st.booleans(),
-    is_for_boot=st.booleans(),
-    is_open=st.booleans(),
-    expires_s=st.none() | st.floats(allow_nan=False, allow_infinity=False),
-)
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
-    max_leaves=8,
-)
-
-
-def a_snapshot(snapshot_id: str = ID, vm: str = "vm1", uuid: str = UUID, created: datetime = CREATED) -> Snapshot:
-    return Snapshot(snapshot_id, vm, uuid, created, "pull", False, (Disk("vda", 1 << 30, "raw", "/vda.img"),), ())
-
-
-def a_record(snapshot: Snapshot | None = None, mountpoint: str = "/mnt/snap") -> Record:
-    snapshot = snapshot or a_snapshot()
-    return Record(
-        snapshot=snapshot,
-        connect="qemu:///system",
-        mountpoint=mountpoint,
-        mount_source=f"snapmount:vm1:{snapshot.id}",
-        socket="/run/vm1.sock",
-        scratch=f"/scratch/snapmount-{snapshot.id}",
-        server=Process.of_pid(os.getpid()),
-    )
-
-
-class OwnStore(Store):
-    """A store that knows its claims: a process holds each of them to its end, a test must let go of them."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.claims: list[Claim] = []
-
-    def claim(self, record: Record) -> Claim:
-        self.claims.append(super().claim(record))
-        return self.claims[-1]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    own = OwnStore(tmp_path / "run" / "snapmount")
-    yield own
-    for claim in own.claims:
-        claim.release()
 
 
 @contextlib.contextmanager
@@ -257,6 +192,14 @@ def test_a_new_id_is_of_no_snapshot_that_exists(store: Store) -> None:
     ids = {store.new_id() for _ in range(20)}
     assert len(ids) == 20
     assert all(len(each) == 8 and int(each, 16) >= 0 for each in ids)
+
+
+def test_an_id_that_is_taken_meanwhile_costs_the_other_snapshot_nothing(store: Store) -> None:
+    record = store.claim(a_record()).record
+    with pytest.raises(StateError):
+        store.claim(a_record(a_snapshot(ID, vm="another")))
+    assert store.load(ID) == record
+    assert store.is_served(ID)
 
 
 # -- the lock ----------------------------------------------------------------------------------------------------------
@@ -446,6 +389,12 @@ def test_a_record_with_a_fact_that_makes_no_sense_is_refused(store: Store, chang
         store.load(ID)
 
 
+def test_a_record_that_is_nested_too_deeply_is_an_error_that_names_it(store: Store) -> None:
+    path = write(store, ID, b"[" * 100_000)
+    with pytest.raises(StateError, match=f"the record {path} cannot be read"):
+        store.load(ID)
+
+
 # -- all, and one of them ----------------------------------------------------------------------------------------------
 
 
@@ -459,6 +408,14 @@ def test_all_records_come_oldest_first_with_an_error_for_each_broken_one(store: 
     assert [record.id for record in records] == ["00000002", "00000003", "00000001"]
     assert [type(error) for error in errors] == [StateError]
     assert str(broken) in str(errors[0])
+
+
+def test_a_record_whose_time_has_no_zone_hides_no_other(store: Store) -> None:
+    store.claim(a_record())
+    snapshot = a_snapshot(OTHER_ID).document() | {"created": "2026-11-23T12:00:00"}
+    write(store, OTHER_ID, dump(a_record().to_json() | {"snapshot": snapshot}))
+    records, broken = store.load_all()
+    assert len(records) + len(broken) == 2
 
 
 def test_without_a_runtime_directory_there_are_no_records(store: Store) -> None:
@@ -540,75 +497,3 @@ def test_root_s_records_are_in_run_and_a_user_s_in_the_user_s_runtime_directory(
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = Path("/run/snapmount") if os.geteuid() == 0 else tmp_path / ".cache" / f"snapmount-{Host.this().id}"
     assert Store.of_user().directory == expected, "homes may be shared by hosts"
-
-
-# -- processes ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_process_is_itself_each_time_one_looks_and_no_other() -> None:
-    own = Process.of_pid(os.getpid())
-    assert own.pid == os.getpid()
-    assert Process.of_pid(os.getpid()) == own
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
-        process = Process.of_pid(child.pid)
-        assert process.pid == child.pid
-        assert process.start_ticks >= own.start_ticks
-        assert process != replace(process, start_ticks=process.start_ticks + 1), "a later process with the same pid"
-
-
-def test_a_process_of_another_boot_is_none_of_this(store: Store) -> None:
-    own = Process.of_pid(os.getpid())
-    assert own.runs()
-    assert not replace(own, boot_id="another").runs()
-    replace(own, boot_id="another").send(signal.SIGKILL)
-
-
-def test_a_process_that_is_stopped_is_known_and_ends_when_it_is_asked_to() -> None:
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
-        process = Process.of_pid(child.pid)
-        assert not is_stopped(child.pid)
-        child.send_signal(signal.SIGSTOP)
-        wait_for(lambda: is_stopped(child.pid), "it is stopped")
-        trio.run(process.end, "a test", 60)
-        assert child.wait() == -signal.SIGTERM
-    assert not is_stopped(child.pid)
-
-
-def test_a_process_that_has_ended_is_an_oserror() -> None:
-    with subprocess.Popen(["true"]) as child:
-        pass
-    with pytest.raises(OSError, match="No such"):
-        Process.of_pid(child.pid)
-
-
-@pytest.mark.parametrize("name", ["a b", ") R 1 2", "((", "(x) S 0"])
-def test_a_process_may_have_any_name(tmp_path: Path, name: str) -> None:
-    program = tmp_path / name
-    program.symlink_to("/bin/cat")
-    own = Process.of_pid(os.getpid())
-    with subprocess.Popen([program], stdin=subprocess.PIPE) as child:
-        comm = Path(f"/proc/{child.pid}/comm")  # the kernel sets it a moment after Popen() knows of the execve(2)
-        wait_for(lambda: comm.read_text() == f"{name}\n", "the process has its name")
-        assert Process.of_pid(child.pid).start_ticks >= own.start_ticks > 0
-
-
-def test_an_id_that_is_taken_meanwhile_costs_the_other_snapshot_nothing(store: Store) -> None:
-    record = store.claim(a_record()).record
-    with pytest.raises(StateError):
-        store.claim(a_record(a_snapshot(ID, vm="another")))
-    assert store.load(ID) == record
-    assert store.is_served(ID)
-
-
-def test_a_record_whose_time_has_no_zone_hides_no_other(store: Store) -> None:
-    store.claim(a_record())
-    snapshot = a_snapshot(OTHER_ID).document() | {"created": "2026-11-23T12:00:00"}
-    write(store, OTHER_ID, dump(a_record().to_json() | {"snapshot": snapshot}))
-    records, broken = store.load_all()
-    assert len(records) + len(broken) == 2
-
-
-def test_a_record_that_is_nested_too_deeply_is_an_error_that_names_it(store: Store) -> None:
-    path = write(store, ID, b"[" * 100_000)
-    with pytest.raises(StateError, match=f"the record {path} cannot be read"):
-        store.load(ID)

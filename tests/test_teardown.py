@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -17,19 +16,11 @@ from snapmount.scratch import files
 from snapmount.sources import pull
 from snapmount.state import Store
 
-from .test_state import a_record, store  # noqa: F401
-
-
-@pytest.fixture
-def hang() -> Iterator[threading.Event]:
-    """What waits for it hangs until the end of the test."""
-    event = threading.Event()
-    yield event
-    event.set()
+from .rig.records import a_record
 
 
 async def test_scratch_files_that_cannot_be_removed_for_a_hung_file_system_are_left_over(
-    store: Store,  # noqa: F811
+    store: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     hang: threading.Event,
@@ -51,7 +42,7 @@ async def test_scratch_files_that_cannot_be_removed_for_a_hung_file_system_are_l
 
 
 async def test_a_mountpoint_that_hangs_is_not_waited_for_for_ever(
-    store: Store,  # noqa: F811
+    store: Store,
     monkeypatch: pytest.MonkeyPatch,
     hang: threading.Event,
 ) -> None:

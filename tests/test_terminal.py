@@ -29,8 +29,8 @@ from snapmount.records import Publication, State
 from snapmount.scratchvm import ScratchVm
 from snapmount.state import Store
 
+from .rig.records import UUID, a_record, a_snapshot
 from .strategies import disk_names
-from .test_state import UUID, a_record, a_snapshot
 
 FEW = settings(
     deadline=None,

@@ -2,79 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pwd
 import shlex
-import shutil
 import signal
-import site
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
 import pytest
 
-import snapmount
-
 from .rig import prefix, vm
 from .rig.account import Account
-from .rig.command import SNAPMOUNT
 from .rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
 SEED = 7
 
 
-@pytest.fixture
-def account(clean: None) -> Iterator[Account]:
-    """An ordinary user; the libvirt daemons that libvirt starts for a user's session end with the test."""
-    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
-        pytest.skip("/dev/fuse is not open to ordinary users: chmod 666 /dev/fuse")
-    with tempfile.TemporaryDirectory(prefix=f"{vm.PREFIX}-home-", dir="/var/tmp") as home:
-        user = Account("nobody", Path(home))
-        user.runtime.mkdir(mode=0o700)
-        user.own(user.home)
-        yield user
-        for pid in daemons_of(user):
-            os.kill(pid, 15)
-            wait_for(functools.partial(has_ended, user, pid), "the user's libvirt daemon has ended")
-
-
-def command_of(account: Account) -> list[str | Path]:
-    """The command, or a copy of it where the source tree lies in a directory that is closed to other users."""
-    if subprocess.run(["test", "-x", SNAPMOUNT], **account.options()).returncode == 0:
-        return [SNAPMOUNT]
-    libraries = account.home / "libraries"
-    shutil.copytree(site.getsitepackages()[0], libraries)
-    shutil.copytree(Path(snapmount.__file__).parent, libraries / "snapmount")
-    account.own(libraries)
-    return ["env", f"PYTHONPATH={libraries}", "/usr/bin/python3", "-m", "snapmount"]
-
-
-def daemons_of(account: Account) -> list[int]:
-    listed = subprocess.run(["pgrep", "-u", account.user], capture_output=True, text=True).stdout
-    marker = f"XDG_RUNTIME_DIR={account.runtime}\0".encode()
-    return [int(pid) for pid in listed.split() if marker in environment_of(pid)]
-
-
-def has_ended(account: Account, pid: int) -> bool:
-    return pid not in daemons_of(account)
-
-
-def environment_of(pid: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return b""
-
-
 def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account) -> None:
-    command = command_of(account)
+    command = account.snapmount()
 
     def run(*args: str | Path) -> str:
         return account.run(*command, *args).stdout

@@ -27,8 +27,9 @@ from snapmount.state import Store
 
 from ..rig import traces, vm
 from ..rig.command import snapmount, snapmount_json
+from ..rig.records import a_record, a_snapshot
+from ..strategies import json_values
 from ..test_scratchvm import a_vm
-from ..test_state import a_record, a_snapshot, json_values
 
 BOUNDED = settings(
     deadline=None,

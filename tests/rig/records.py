@@ -1,0 +1,45 @@
+"""Records of snapshots that nobody has taken, and a store for them."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from snapmount.core.snapshot import Disk, Snapshot
+from snapmount.processes import Process
+from snapmount.records import Record
+from snapmount.state import Claim, Store
+
+ID, OTHER_ID = "3f2a91bc", "00c0ffee"
+UUID, OTHER_UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f", "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11"
+CREATED = datetime(2026, 11, 23, 12, 5, 1, 123, tzinfo=UTC)
+
+
+def a_snapshot(snapshot_id: str = ID, vm: str = "vm1", uuid: str = UUID, created: datetime = CREATED) -> Snapshot:
+    return Snapshot(snapshot_id, vm, uuid, created, "pull", False, (Disk("vda", 1 << 30, "raw", "/vda.img"),), ())
+
+
+def a_record(snapshot: Snapshot | None = None, mountpoint: str = "/mnt/snap") -> Record:
+    snapshot = snapshot or a_snapshot()
+    return Record(
+        snapshot=snapshot,
+        connect="qemu:///system",
+        mountpoint=mountpoint,
+        mount_source=f"snapmount:vm1:{snapshot.id}",
+        socket="/run/vm1.sock",
+        scratch=f"/scratch/snapmount-{snapshot.id}",
+        server=Process.of_pid(os.getpid()),
+    )
+
+
+class OwnStore(Store):
+    """A store that knows its claims: a process holds each of them to its end, a test must let go of them."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.claims: list[Claim] = []
+
+    def claim(self, record: Record) -> Claim:
+        self.claims.append(super().claim(record))
+        return self.claims[-1]
