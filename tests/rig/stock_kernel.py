@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import guest
+from . import guest, libvirtd
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "stock-kernel"
@@ -144,6 +144,7 @@ def running(command: list[str], deadline_s: float) -> Iterator[Machine]:
     with tempfile.TemporaryDirectory(prefix="snapmount-tests-", dir="/var/tmp") as name:
         shared = Path(name)
         contained = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        contained += libvirtd.AS_BATCH
         with (
             (shared / VM_OUTPUT).open("wb") as said,
             subprocess.Popen(
