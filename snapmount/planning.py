@@ -101,6 +101,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     mountpoint = request.mountpoint or str(directories.view(snapshot.id))
     log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
     directory = parent / f"snapmount-{snapshot.id}"
+    domainxml.check_scratch(xml, str(directory))
     record = Record(
         snapshot=snapshot,
         connect=request.connect,

@@ -138,7 +138,7 @@ def test_the_disk_is_raw_read_only_and_relabelled_by_nobody(file: str, bus: str)
 
 @pytest.mark.parametrize("path", ["/mnt/a[b]/vda.raw", "/mnt/{a,b}/vda.raw", "/mnt/a\\b/vda.raw", '/mnt/"a"/vda.raw'])
 def test_a_path_that_a_profile_of_apparmor_would_misunderstand_is_refused(path: str) -> None:
-    with pytest.raises(StateError, match="libvirt cannot let a VM's AppArmor profile read it") as caught:
+    with pytest.raises(StateError, match="libvirt cannot let a VM's AppArmor profile have it") as caught:
         disk_xml(path)
     assert caught.value.remedy == "a snapshot with another MOUNTPOINT"
     unconfined = attachment.disk_xml("<domain/>", path, alias="a", serial="s", bus="virtio", target="vdb")

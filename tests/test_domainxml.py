@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from snapmount.core import domainxml
 from snapmount.core.domainxml import DiskDefinition, NvramDefinition, Owner
-from snapmount.errors import SnapmountError
+from snapmount.errors import SnapmountError, StateError
 
 from .strategies import PROPERTY, disk_names, xml_text
 
@@ -160,6 +160,15 @@ def test_qemu_s_user_is_that_of_the_dac_label() -> None:
 )
 def test_a_domain_without_a_dac_label_has_no_owner(labels: str) -> None:
     assert domainxml.owner(domain(labels)) is None
+
+
+def test_scratch_whose_path_a_profile_of_apparmor_would_misunderstand_is_refused() -> None:
+    confined, plain = DOMAIN, domain("<seclabel model='dac'><label>a:b</label></seclabel>")
+    domainxml.check_scratch(confined, "/srv/a (b), c/snapmount-00c0ffee")
+    domainxml.check_scratch(plain, "/srv/[b]/snapmount-00c0ffee")
+    with pytest.raises(StateError, match=r"^/srv/\[b\]/snapmount-00c0ffee has \[\] in its path: .* AppArmor") as caught:
+        domainxml.check_scratch(confined, "/srv/[b]/snapmount-00c0ffee")
+    assert caught.value.remedy == "another --scratch-dir"
 
 
 def test_a_backup_job_lists_the_chosen_disks_and_those_left_out() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from snapmount.core import scratchdomain
 from snapmount.core.scratchdevices import Source
 from snapmount.core.scratchdomain import KVM, TCG, Derived, Wish
-from snapmount.errors import SnapmountError
+from snapmount.errors import SnapmountError, StateError
 
 from .strategies import PROPERTY, confinable_text, disk_names, xml_text
 
@@ -273,6 +273,12 @@ def test_no_security_driver_relabels_the_view() -> None:
     labels = [each.attrib for each in domain.findall("devices/disk[1]/backingStore/source/seclabel")]
     assert labels == [{"model": "apparmor", "relabel": "no"}, {"model": "dac", "relabel": "no"}]
     assert domain.find("devices/disk[1]/source/seclabel") is None, "libvirt gives the overlays to QEMU"
+
+
+def test_overlays_whose_path_a_profile_of_apparmor_would_misunderstand_are_refused() -> None:
+    with pytest.raises(StateError, match="AppArmor") as caught:
+        derived(disks={"vda": Source("/srv/{a}/vda.qcow2", "/mnt/vda.raw")})
+    assert caught.value.remedy == "another --overlay-dir"
 
 
 def test_of_static_labels_only_the_user_is_inherited() -> None:

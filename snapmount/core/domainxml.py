@@ -176,20 +176,26 @@ def add_unlabelled_source(parent: ElementTree.Element, file: str, models: Collec
 
     Raises StateError where AppArmor's driver cannot do so.
     """
-    if "apparmor" in models:
-        _check_confinable(file)
+    check_confinable(file, models, "a snapshot with another MOUNTPOINT")
     source = ElementTree.SubElement(parent, "source", file=file)
     for model in models:
         ElementTree.SubElement(source, "seclabel", model=model, relabel="no")
 
 
-def _check_confinable(file: str) -> None:
-    found = "".join(sorted(UNCONFINABLE.intersection(file)))
+def check_confinable(path: str, models: Collection[str], remedy: str) -> None:
+    """Raise StateError where AppArmor's driver is one of these and cannot let a VM's profile have the path."""
+    found = "".join(sorted(UNCONFINABLE.intersection(path))) if "apparmor" in models else ""
     if found:
         raise StateError(
-            f"{names.printable(file)} has {found} in its path: libvirt cannot let a VM's AppArmor profile read it",
-            "a snapshot with another MOUNTPOINT",
+            f"{names.printable(path)} has {found} in its path: libvirt cannot let a VM's AppArmor profile have it",
+            remedy,
         )
+
+
+def check_scratch(domain_xml: str, directory: str) -> None:
+    """Raise StateError where a running domain's AppArmor profile cannot have scratch files in the directory."""
+    models = label_models(parse(domain_xml, "the domain's definition"))
+    check_confinable(directory, models, "another --scratch-dir")
 
 
 def has_device(domain_xml: str, alias: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element, SubElement
 
-from .domainxml import add_unlabelled_source
+from .domainxml import add_unlabelled_source, check_confinable
 from .plan import LeftOut
 
 NONE, ISOLATED = "none", "isolated"  # the networks that are not libvirt's
@@ -88,6 +88,7 @@ class Keeper:
         if source:
             # unsafe: flushes may be left out, since after a crash of the host the view would be gone anyway
             SubElement(new, "driver", {"name": "qemu", "type": "qcow2", "cache": "unsafe", **_ON_ERROR, **options})
+            check_confinable(source.overlay, self.label_models, "another --overlay-dir")
             SubElement(new, "source", file=source.overlay)
             new.append(self._backing(source.file))
         new.extend(child for child in disk if child.tag in _OF_THE_GUEST or child.tag == "readonly")
