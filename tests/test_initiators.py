@@ -1,6 +1,6 @@
 """The commands with which initiators log in are complete, right where they can be tried, and show no secret to others.
 
-QEMU's are tried against a real target in test_tgt.py.
+QEMU's are tried against a real target in tgt/test_luns.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`snapmount --iscsi`, as a user runs it: a running VM's disks as LUNs of a tgtd, and what the commands say of them.
 
-What the target itself does is looked at in test_tgt.py and test_lio.py.
+What the target itself does is looked at in tgt/ and test_lio.py.
 """
 
 from __future__ import annotations
