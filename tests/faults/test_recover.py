@@ -177,7 +177,9 @@ def test_a_snapshot_whose_vm_has_ended_or_was_started_anew_is_removed_and_said(o
 
 
 def test_a_snapshot_that_expires_while_it_is_dead_is_removed(writer: vm.VM, mountpoint: Path) -> None:
+    """Nobody was there to end it: its standby would."""
     taken = snapmount_json("--expire", "4s", writer.name, mountpoint)
+    os.kill(taken["server"]["standby_pid"], signal.SIGKILL)
     kill_server(taken)
     wait_for(lambda: listed(taken["id"])["expires"] <= now(), "its time is over")
     assert "removed: it has expired" in snapmount("recover", taken["id"]).stdout
