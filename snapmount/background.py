@@ -2,7 +2,8 @@
 ready.
 
 The messages are JSON, one a line: {"tell": TEXT}, {"ready": ID}, {"error": {"message", "remedy", "exit_code"}}.  If
-the foreground process goes away before the view is ready, the session sees the socket close and undoes everything.
+the foreground process goes away before the view is ready, or is to, the session sees its side of the socket close and
+undoes everything.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -102,8 +104,16 @@ class _Forwarder(logging.Handler):
         self._tell(record.getMessage())
 
 
-def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str], None]) -> str:
-    """Leave a process behind that gets hold of a snapshot and serves it; return its id when the view is readable.
+@dataclass(frozen=True)
+class Started:
+    """A snapshot whose view is readable."""
+
+    id: str
+    is_unwanted: bool  # a signal has asked for the command's end, too late for the server
+
+
+def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str], None]) -> Started:
+    """Leave a process behind that gets hold of a snapshot and serves it; return when the view is readable.
 
     Warnings, and with `verbose` what is being done, are handed to `tell`.
 
@@ -123,27 +133,31 @@ def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str
         _serve(begin, store, theirs, verbose)
     theirs.close()
     server = Process.of_pid(pid)
-    with _signals_forwarded(server) as forwarded:
+    with _signals_passed_on(ours) as came:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         try:
-            return _wait_ready(ours, server, tell)
+            snapshot_id = _wait_ready(ours, server, tell)
         except ServerDiedError as death:
             _undo_what_is_left(death, server, store)
-            if forwarded:
+            if came:
                 raise InterruptedByUserError("interrupted; nothing was left behind") from None
             raise
+    return Started(snapshot_id, is_unwanted=bool(came))
 
 
 @contextlib.contextmanager
-def _signals_forwarded(server: Process) -> Iterator[list[int]]:
-    """Send what would end this process to the server instead, which undoes and tells; yields the signals that came."""
+def _signals_passed_on(sock: socket.socket) -> Iterator[list[int]]:
+    """Let the server know of what would end this process, as if that had gone: where its view is not ready, it undoes
+    and tells.  Yields the signals that came.
+    """
     came: list[int] = []
 
-    def forward(number: int, _frame: FrameType | None) -> None:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        server.send(signal.SIGTERM)
+        with contextlib.suppress(OSError):  # the server has gone
+            sock.shutdown(socket.SHUT_WR)
 
-    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
         yield came
     finally:

@@ -9,17 +9,18 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from . import logs, notify
 from .arguments import parse
 from .core import names
-from .errors import MissingError, NotFoundError, SnapmountError, StateError, UsageError
+from .errors import InterruptedByUserError, MissingError, NotFoundError, SnapmountError, StateError, UsageError
 
 if TYPE_CHECKING:
     import argparse
 
     from .core.iscsi import Session
+    from .planning import Request
     from .records import Record
     from .state import Store
 
@@ -89,7 +90,7 @@ def _print_json(document: object) -> None:
 
 
 def _take(arguments: argparse.Namespace) -> int:
-    from . import background, foreground, requesting, taking
+    from . import foreground, requesting
 
     request, store = requesting.take(arguments), _store()
     if arguments.foreground:
@@ -97,16 +98,31 @@ def _take(arguments: argparse.Namespace) -> int:
         foreground.serve(request, store, reporter, _tell)
         return 0
     _revive(arguments.vm, store, arguments.verbose)
-    snapshot_id = background.start(partial(taking.taken, request, store), store, arguments.verbose, _tell)
-    _print_taken(_loaded(store, snapshot_id), store, arguments.json)
+    record = _taken(request, store, arguments.verbose)
+    try:
+        _print_taken(record, store, arguments.json)
+    except KeyboardInterrupt:
+        _end_unwanted(store, record)
     return 0
 
 
-def _loaded(store: Store, snapshot_id: str) -> Record:
-    record = store.load(snapshot_id)
+def _taken(request: Request, store: Store, verbose: bool) -> Record:
+    """Take a snapshot, and leave it to a background process."""
+    from . import background, taking
+
+    started = background.start(partial(taking.taken, request, store), store, verbose, _tell)
+    record = store.load(started.id)
     if record is None:
-        raise SnapmountError(f"snapshot {snapshot_id} has been ended already, by somebody else")
+        raise SnapmountError(f"snapshot {started.id} has been ended already, by somebody else")
+    if started.is_unwanted:
+        _end_unwanted(store, record)
     return record
+
+
+def _end_unwanted(store: Store, record: Record) -> NoReturn:
+    """End what a signal came too late for."""
+    _end(store, record, force=True)
+    raise InterruptedByUserError("interrupted; nothing was left behind")
 
 
 def _print_taken(record: Record, store: Store, as_json: bool) -> None:
@@ -167,10 +183,9 @@ def _active(word: str, store: Store) -> Record | None:
 
 def _take_to_boot(arguments: argparse.Namespace, store: Store) -> Record:
     """Take a snapshot that ends with its last scratch VM."""
-    from . import background, requesting, taking
+    from . import requesting
 
-    request = requesting.take_to_boot(arguments)
-    return _loaded(store, background.start(partial(taking.taken, request, store), store, arguments.verbose, _tell))
+    return _taken(requesting.take_to_boot(arguments), store, arguments.verbose)
 
 
 def _end_unless_used(store: Store, record: Record) -> None:

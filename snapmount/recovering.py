@@ -78,7 +78,7 @@ def recover(record: Record, store: Store, verbose: bool, tell: Tell) -> Recovere
     Raises SnapmountError where neither can be done now; then it is left as it is.
     """
     try:
-        background.start(partial(adopting.adopted, record.id, store), store, verbose, tell)
+        started = background.start(partial(adopting.adopted, record.id, store), store, verbose, tell)
     except InterruptedByUserError:
         remedy = names.command("snapmount", "recover", record.id)
         raise InterruptedByUserError(f"interrupted; snapshot {record.id} is as it was", remedy) from None
@@ -91,6 +91,8 @@ def recover(record: Record, store: Store, verbose: bool, tell: Tell) -> Recovere
         if store.load(record.id) is not None:
             raise
         return Recovered(record, error.message)
+    if started.is_unwanted:
+        raise InterruptedByUserError(f"interrupted; snapshot {record.id} has been re-attached by then")
     return Recovered(store.load(record.id) or record)
 
 

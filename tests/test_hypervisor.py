@@ -11,6 +11,7 @@ from typing import Any
 
 import libvirt
 import pytest
+import trio
 
 from snapmount import hypervisor
 from snapmount.core import scratchdomain
@@ -59,21 +60,86 @@ async def test_a_scratch_vm_is_known_by_its_mark() -> None:
         assert await scratch.scratch_vm_of() is None, "it has ended"
 
 
-# -- the guest agent ---------------------------------------------------------------------------------------------------
-
-
 class AVm:
-    """A VM of a libvirt that does what those of the tests cannot be made to: `asked` is asked for the guest's time."""
-
-    def __init__(self, asked: Any, is_alive: bool = True) -> None:
-        self.getTime = asked
-        self.isAlive = lambda: is_alive
+    """A VM of a libvirt that does what those of the tests cannot be made to."""
 
     def name(self) -> str:
         return "vm1"
 
     def UUIDString(self) -> str:  # noqa: N802  # libvirt's name
         return "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11"
+
+
+# -- the start of the backup job ---------------------------------------------------------------------------------------
+
+JOB = "<domainbackup><server transport='unix' socket='/run/ours.sock'/></domainbackup>"
+
+
+class Slow(AVm):
+    """The start of its job has begun, and ends when it may."""
+
+    def __init__(self) -> None:
+        self.begins, self.may_end = threading.Event(), threading.Event()
+        self.job: str | None = None
+        self.was_aborted = False
+
+    def backupBegin(self, job: str, _checkpoint: None, _flags: int) -> None:  # noqa: N802
+        self.begins.set()
+        self.may_end.wait()
+        self.job = job
+
+    def backupGetXMLDesc(self) -> str:  # noqa: N802
+        if self.job is None:
+            none = libvirt.libvirtError("no backup job")
+            none.err = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP,)
+            raise none
+        return self.job
+
+    def jobStats(self) -> dict[str, int]:  # noqa: N802
+        runs = self.begins.is_set() and not self.was_aborted
+        return {"type": 2, "operation": libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP} if runs else {"type": 0}
+
+    def abortJob(self) -> None:  # noqa: N802
+        self.was_aborted = True
+        self.job = None
+
+
+async def test_a_job_whose_start_is_interrupted_has_started_by_the_time_it_is_looked_for() -> None:
+    vm = Slow()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Domain(vm).begin_backup, JOB)
+        await trio.to_thread.run_sync(vm.begins.wait)
+        nursery.cancel_scope.cancel()
+        threading.Timer(0.2, vm.may_end.set).start()
+    assert vm.job == JOB
+
+
+async def test_a_job_whose_start_was_given_up_is_ended_all_the_same() -> None:
+    vm = Slow()
+    with pytest.raises(UnreachableError, match=r"did not answer within 0\.05 s: start the backup job"):
+        await Domain(vm).begin_backup(JOB, 0.05)
+    threading.Timer(0.2, vm.may_end.set).start()
+    await Domain(vm).end_backup("/run/ours.sock")
+    assert vm.was_aborted
+
+
+async def test_no_job_is_waited_for_where_none_starts() -> None:
+    vm = Slow()
+    await Domain(vm).end_backup("/run/ours.sock")
+    vm.job = JOB
+    await Domain(vm).end_backup("/run/another.sock")
+    assert not vm.was_aborted
+
+
+# -- the guest agent ---------------------------------------------------------------------------------------------------
+
+
+class WithAgent(AVm):
+    """`asked` is asked for the guest's time."""
+
+    def __init__(self, asked: Any, is_alive: bool = True) -> None:
+        self.getTime = asked
+        self.isAlive = lambda: is_alive
 
     def connect(self) -> AVm:
         return self
@@ -88,15 +154,15 @@ async def test_an_agent_that_has_got_stuck_does_not_answer(monkeypatch: pytest.M
     monkeypatch.setattr(agent_module, "AGENT_S", 0.05)
     ended = threading.Event()
     try:
-        assert not await Domain(AVm(ended.wait)).agent.answers()
+        assert not await Domain(WithAgent(ended.wait)).agent.answers()
     finally:
         ended.set()
 
 
 async def test_an_agent_that_is_not_there_does_not_answer() -> None:
-    assert not await Domain(AVm(refuse)).agent.answers()
+    assert not await Domain(WithAgent(refuse)).agent.answers()
 
 
 async def test_a_closed_connection_says_nothing_of_the_agent() -> None:
     with pytest.raises(UnreachableError, match="vm1: the connection to libvirt is closed: client socket is closed"):
-        await Domain(AVm(refuse, is_alive=False)).agent.answers()
+        await Domain(WithAgent(refuse, is_alive=False)).agent.answers()

@@ -25,7 +25,7 @@ from .agent import Agent
 from .calls import call, explained
 from .uri import is_unprivileged
 
-BEGIN_S = 120.0  # making scratch files on a slow disk takes its time
+BEGIN_S = 35.0  # libvirt waits 30 s for another job of the VM, and then says which
 JOB_END_S = 20.0  # where AppArmor confines QEMU, libvirt loads its profile anew for each disk
 VERSION_S = 10.0
 SYSTEM_PIDS = Path("/run/libvirt/qemu")
@@ -155,8 +155,10 @@ class Domain:
         Raises StateError where QEMU or libvirt refuses, UnreachableError at the deadline.
         """
         reuse = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
+        begin = partial(call, "start the backup job", self._handle.backupBegin, job_xml, None, reuse)
         try:
-            await call("start the backup job", self._handle.backupBegin, job_xml, None, reuse, deadline_s=deadline_s)
+            with trio.CancelScope(shield=True):  # nobody would end the job that a thread left behind starts
+                await begin(deadline_s=deadline_s)
         except libvirt.libvirtError as error:
             raise StateError(f"{self.name}: the backup job cannot be started: {error}") from error
 
@@ -165,15 +167,33 @@ class Domain:
 
         Raises UnreachableError where that cannot be had.
         """
-        if not await self.has_job_at(socket):
-            return
         with trio.move_on_after(JOB_END_S):
+            if not await self._has_or_starts_job_at(socket):
+                return
             with contextlib.suppress(libvirt.libvirtError):  # it may end by itself at this moment; the loop below tells
                 await call("end the backup job", self._handle.abortJob, deadline_s=math.inf)
             while await self.has_job_at(socket):
                 await trio.sleep(POLL_S)
             return
         raise UnreachableError(f"{self.name}: the backup job has not ended within {JOB_END_S:g} s")
+
+    async def _has_or_starts_job_at(self, socket: str) -> bool:
+        """The same as has_job_at(), but a job that is being started just now, of which libvirt tells nothing else, is
+        waited for: our own start may have been given up at its deadline.
+        """
+        while (job := await self.backup_job()) is None and await self._is_starting_backup():
+            await trio.sleep(POLL_S)
+        return job is not None and domainxml.backup_socket(job) == socket
+
+    async def _is_starting_backup(self) -> bool:
+        with explained(f"{self.name}: ask for its job"):
+            try:
+                job: dict[str, Any] = await call("ask for its job", self._handle.jobStats)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() in _ENDED:
+                    return False
+                raise
+        return bool(job.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP)
 
     async def scratch_indexes(self, socket: str) -> dict[str, int]:
         """The index of each disk's scratch, see domainxml; none where the job at that socket does not run."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
 from snapmount import background
-from snapmount.processes import Process
 
-from ..rig import dying, traces, vm
+from ..rig import dying, interrupting, traces, vm
 from ..rig.command import SNAPMOUNT, snapmount, snapmount_json, state_of
 from ..rig.libvirtd import wait_for
 from ..rig.signals import interrupted
@@ -80,9 +80,39 @@ def test_an_interrupted_take_whose_server_is_killed_while_it_undoes_that_leaves_
     assert not writer.has_job()
 
 
+@pytest.mark.parametrize(
+    ("call", "boots"),
+    [
+        ("snapmount.background:_wait_ready", False),
+        ("snapmount.background:_wait_ready", True),
+        ("snapmount.present:Shown.taken", False),
+    ],
+)
+def test_a_ctrl_c_when_the_view_is_just_ready_leaves_nothing_too(
+    writer: vm.VM, mountpoint: Path, call: str, boots: bool
+) -> None:
+    words = ["boot", writer.name] if boots else [writer.name, mountpoint]
+    code, complaint = interrupting.run(call, *words)
+    assert (code, complaint) == (130, "snapmount: interrupted; nothing was left behind\n")
+    assert traces.found() == []
+    assert not writer.has_job()
+
+
+def test_a_ctrl_c_when_a_snapshot_is_just_re_attached_leaves_it_so(writer: vm.VM, mountpoint: Path) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    os.kill(taken["server"]["pid"], signal.SIGKILL)
+    wait_for(lambda: state_of(writer.name) == ("dead", None), "list shows that the server is dead")
+    code, complaint = interrupting.run("snapmount.background:_wait_ready", "recover", taken["id"])
+    assert code == 130
+    assert complaint == f"snapmount: interrupted; snapshot {taken['id']} has been re-attached by then\n"
+    assert state_of(writer.name) == ("active", None)
+    snapmount("delete", writer.name)
+
+
 def test_a_signal_that_comes_after_the_end_of_the_server_reaches_nobody() -> None:
-    ended = os.posix_spawn("/bin/true", ["true"], {})
-    with background._signals_forwarded(Process.of_pid(ended)) as came:
-        os.waitpid(ended, 0)
+    ours, theirs = socket.socketpair()
+    with ours, background._signals_passed_on(ours) as came:
+        theirs.close()
         signal.raise_signal(signal.SIGTERM)
-    assert came == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGTERM)
+    assert came == [signal.SIGTERM, signal.SIGTERM]

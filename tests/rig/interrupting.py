@@ -1,0 +1,45 @@
+"""Runs snapmount, and lets it be interrupted at a certain call: python -m tests.rig.interrupting CALL WORD...
+
+CALL is MODULE:FUNCTION, or MODULE:CLASS.METHOD; SIGINT comes when that has returned.  To be run where tests are, in the
+project's directory.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def run(call: str, *words: str | Path) -> tuple[int, str]:
+    """Its exit code, and what it complains of."""
+    command = [sys.executable, "-m", __name__, call, *map(str, words)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
+def _interrupt_at(call: str) -> None:
+    module, _, path = call.partition(":")
+    *holders, name = path.split(".")
+    owner: Any = functools.reduce(getattr, holders, importlib.import_module(module))
+    function: Callable[..., Any] = getattr(owner, name)
+
+    def last_call(*args: Any) -> Any:
+        result = function(*args)
+        signal.raise_signal(signal.SIGINT)
+        return result
+
+    setattr(owner, name, last_call)
+
+
+if __name__ == "__main__":
+    _interrupt_at(sys.argv[1])
+    sys.argv = ["snapmount", *sys.argv[2:]]
+    from snapmount.cli import main
+
+    sys.exit(main())
