@@ -8,7 +8,7 @@ import libvirt
 
 from ..core import names
 from ..errors import MissingError, StateError, UnreachableError
-from .calls import CALL_S, call, explained
+from .calls import CALL_S, call, change, explained
 
 AGENT_S = 15.0  # libvirt itself waits 5 s for its first word
 
@@ -41,7 +41,7 @@ class Agent:
         UnreachableError is raised.
         """
         try:
-            await call("freeze the guest's file systems", self._handle.fsFreeze)
+            await change("freeze the guest's file systems", self._handle.fsFreeze)
         except libvirt.libvirtError as error:
             message = f"{self._vm}: the guest's file systems cannot be frozen: {error}"
             if _has_answered(error):

@@ -30,6 +30,15 @@ async def call(what: str, function: Callable[..., T], *args: Any, deadline_s: fl
         raise UnreachableError(f"libvirt did not answer within {deadline_s:g} s: {what}") from None
 
 
+async def change(what: str, function: Callable[..., T], *args: Any, deadline_s: float = CALL_S) -> T:
+    """call() for what makes something, which is waited for also where we are cancelled: who undoes it then must find it
+    made, or not, and no thread left behind that makes it later.
+    """
+    with trio.CancelScope(shield=True):
+        made = await call(what, function, *args, deadline_s=deadline_s)
+    return made
+
+
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
     """Turn a libvirtError into an UnreachableError that says what was being done."""

@@ -13,7 +13,7 @@ import trio
 from ..core import domainxml, names
 from ..core.user import User
 from ..errors import NotFoundError, SnapmountError, StateError, UnreachableError
-from .calls import call, explained
+from .calls import call, change, explained
 from .domain import Domain, user_of
 
 CONNECT_S = 15.0
@@ -148,9 +148,10 @@ class Hypervisor:
         """
         try:
             if not persistent:
-                return Domain(await call("start the VM", self._connection.createXML, domain_xml, 0, deadline_s=START_S))
-            handle = await call("define the VM", self._connection.defineXML, domain_xml)
-            await call("start the VM", handle.create, deadline_s=START_S)
+                create = self._connection.createXML
+                return Domain(await change("start the VM", create, domain_xml, 0, deadline_s=START_S))
+            handle = await change("define the VM", self._connection.defineXML, domain_xml)
+            await change("start the VM", handle.create, deadline_s=START_S)
             return Domain(handle)
         except libvirt.libvirtError as error:
             raise StateError(f"the VM cannot be started: {error}") from error

@@ -22,7 +22,7 @@ from ..core import domainxml, names, scratchdomain
 from ..core.user import User
 from ..errors import NotFoundError, StateError, UnreachableError
 from .agent import Agent
-from .calls import call, explained
+from .calls import call, change, explained
 from .uri import is_unprivileged
 
 BEGIN_S = 35.0  # libvirt waits 30 s for another job of the VM, and then says which
@@ -155,10 +155,8 @@ class Domain:
         Raises StateError where QEMU or libvirt refuses, UnreachableError at the deadline.
         """
         reuse = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
-        begin = partial(call, "start the backup job", self._handle.backupBegin, job_xml, None, reuse)
         try:
-            with trio.CancelScope(shield=True):  # nobody would end the job that a thread left behind starts
-                await begin(deadline_s=deadline_s)
+            await change("start the backup job", self._handle.backupBegin, job_xml, None, reuse, deadline_s=deadline_s)
         except libvirt.libvirtError as error:
             raise StateError(f"{self.name}: the backup job cannot be started: {error}") from error
 
@@ -284,7 +282,7 @@ class Domain:
         QEMU refuses.
         """
         try:
-            await call("plug a device", self._handle.attachDeviceFlags, device_xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            await change("plug a device", self._handle.attachDeviceFlags, device_xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
             raise StateError(f"{self.name}: the device cannot be plugged in: {error}") from error
 
