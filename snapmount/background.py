@@ -25,13 +25,12 @@ import trio
 from . import ending, logs, processes, session, standby
 from .core import names
 from .errors import InterruptedByUserError, SnapmountError
+from .interruptible import SIGNALS, restore
 from .processes import Process
 from .records import Record
 from .state import Store
 
 log = logging.getLogger(__name__)
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class SocketReporter:
@@ -124,7 +123,7 @@ def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str
     sys.stdout.flush()
     sys.stderr.flush()
     # Signals that come before both sides are ready for them must wait.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     pid = os.fork()
     if pid == 0:
         ours.close()
@@ -148,7 +147,7 @@ def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str
 @contextlib.contextmanager
 def _signals_passed_on(sock: socket.socket) -> Iterator[list[int]]:
     """Let the server know of what would end this process, as if that had gone: where its view is not ready, it undoes
-    and tells.  Yields the signals that came.
+    and tells.  Yields the signals that came; one that comes when all is done changes nothing any more.
     """
     came: list[int] = []
 
@@ -157,12 +156,12 @@ def _signals_passed_on(sock: socket.socket) -> Iterator[list[int]]:
         with contextlib.suppress(OSError):  # the server has gone
             sock.shutdown(socket.SHUT_WR)
 
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except BaseException:
+        restore(before)
+        raise
 
 
 class ServerDiedError(SnapmountError):

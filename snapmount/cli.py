@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from . import logs, notify
 from .arguments import parse
@@ -98,11 +98,7 @@ def _take(arguments: argparse.Namespace) -> int:
         foreground.serve(request, store, reporter, _tell)
         return 0
     _revive(arguments.vm, store, arguments.verbose)
-    record = _taken(request, store, arguments.verbose)
-    try:
-        _print_taken(record, store, arguments.json)
-    except KeyboardInterrupt:
-        _end_unwanted(store, record)
+    _print_taken(_taken(request, store, arguments.verbose), store, arguments.json)
     return 0
 
 
@@ -115,14 +111,9 @@ def _taken(request: Request, store: Store, verbose: bool) -> Record:
     if record is None:
         raise SnapmountError(f"snapshot {started.id} has been ended already, by somebody else")
     if started.is_unwanted:
-        _end_unwanted(store, record)
+        _end(store, record, force=True)
+        raise InterruptedByUserError("interrupted; nothing was left behind")
     return record
-
-
-def _end_unwanted(store: Store, record: Record) -> NoReturn:
-    """End what a signal came too late for."""
-    _end(store, record, force=True)
-    raise InterruptedByUserError("interrupted; nothing was left behind")
 
 
 def _print_taken(record: Record, store: Store, as_json: bool) -> None:

@@ -36,7 +36,7 @@ async def change(what: str, function: Callable[..., T], *args: Any, deadline_s: 
     """
     with trio.CancelScope(shield=True):
         made = await call(what, function, *args, deadline_s=deadline_s)
-    return made
+    return made  # noqa: RET504  # mypy: a scope may swallow what is raised within
 
 
 @contextlib.contextmanager

@@ -80,22 +80,26 @@ def test_an_interrupted_take_whose_server_is_killed_while_it_undoes_that_leaves_
     assert not writer.has_job()
 
 
-@pytest.mark.parametrize(
-    ("call", "boots"),
-    [
-        ("snapmount.background:_wait_ready", False),
-        ("snapmount.background:_wait_ready", True),
-        ("snapmount.present:Shown.taken", False),
-    ],
-)
-def test_a_ctrl_c_when_the_view_is_just_ready_leaves_nothing_too(
-    writer: vm.VM, mountpoint: Path, call: str, boots: bool
-) -> None:
+@pytest.mark.parametrize("boots", [False, True])
+def test_a_ctrl_c_when_the_view_is_just_ready_leaves_nothing_too(writer: vm.VM, mountpoint: Path, boots: bool) -> None:
     words = ["boot", writer.name] if boots else [writer.name, mountpoint]
-    code, complaint = interrupting.run(call, *words)
+    code, complaint = interrupting.run("snapmount.background:_wait_ready", *words)
     assert (code, complaint) == (130, "snapmount: interrupted; nothing was left behind\n")
     assert traces.found() == []
     assert not writer.has_job()
+
+
+def test_a_ctrl_c_that_comes_when_all_is_done_changes_nothing_and_what_was_done_is_told(
+    writer: vm.VM, helper: vm.VM, mountpoint: Path
+) -> None:
+    taken = interrupting.run("snapmount.present:Shown.taken", writer.name, mountpoint)
+    attached = interrupting.run("snapmount.present:attached", "attach", writer.name, helper.name)
+    assert (taken, attached) == ((0, ""), (0, ""))
+    (shown,) = snapmount_json("list")
+    assert (shown["state"], len(shown["attachments"])) == ("active", 2)
+    deleted = interrupting.run("snapmount.interruptible:run", "delete", "--force", writer.name)
+    assert deleted == (0, "")
+    assert traces.found() == []
 
 
 def test_a_ctrl_c_when_a_snapshot_is_just_re_attached_leaves_it_so(writer: vm.VM, mountpoint: Path) -> None:
