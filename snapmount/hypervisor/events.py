@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import libvirt
@@ -101,12 +101,14 @@ async def _registered(
     try:
         yield
     finally:  # what is registered would keep the connection open
-        with trio.CancelScope(shield=True):
-            for number in numbers:
-                await _quietly(connection.domainEventDeregisterAny, number)
-            await _quietly(connection.unregisterCloseCallback)
+        with trio.CancelScope(shield=True), contextlib.suppress(SnapmountError):
+            await call("listen no more", _unregister, connection, numbers, deadline_s=CLOSE_S)
 
 
-async def _quietly(function: Callable[..., object], *args: object) -> None:
-    with contextlib.suppress(SnapmountError, libvirt.libvirtError):
-        await call("listen no more", function, *args, deadline_s=CLOSE_S)
+def _unregister(connection: Any, numbers: Iterable[int]) -> None:
+    """What cannot be done any more need not be."""
+    for number in numbers:
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.domainEventDeregisterAny(number)
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.unregisterCloseCallback()
