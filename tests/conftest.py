@@ -24,6 +24,8 @@ from .rig.libvirtd import wait_for
 from .rig.records import OwnStore
 
 SEED = 7
+# A guest that writes without a pause takes a whole processor where there is no KVM.
+WRITES = f"snapmount.seed={SEED} snapmount.pause=1000"
 CHECKS_S = 1100.0
 CDROM = "<disk type='file' device='cdrom'><target dev='sda' bus='ide'/></disk>"
 
@@ -107,7 +109,7 @@ def clean(libvirt: None) -> Iterator[None]:
 def shared_vm(libvirt: None) -> Iterator[vm.VM]:
     """A VM that writes all the time, for tests that leave it as it is: two disks and an empty CD-ROM drive."""
     disks = [vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2")]
-    with vm.running(f"{vm.PREFIX}-vm", disks, command_line=f"snapmount.seed={SEED}", extra_devices=CDROM) as running:
+    with vm.running(f"{vm.PREFIX}-vm", disks, command_line=WRITES, extra_devices=CDROM) as running:
         running.virsh("suspend", running.name)
         yield running
 
@@ -131,7 +133,7 @@ def writer(shared_vm: vm.VM, clean: None) -> Iterator[vm.VM]:
 def own_vm(clean: None) -> Iterator[vm.VM]:
     """A VM as the shared one, for a test that stops or breaks it."""
     disks = [vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2")]
-    with vm.running(f"{vm.PREFIX}-own", disks, command_line=f"snapmount.seed={SEED}") as running:
+    with vm.running(f"{vm.PREFIX}-own", disks, command_line=WRITES) as running:
         running.keeps_writing(100)
         yield running
 

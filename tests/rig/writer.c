@@ -1,6 +1,8 @@
 /* The guest's program: writes sequence-stamped sectors at random places, one at a time.
  *
- *   writer SEED DEVICE...
+ *   writer SEED PAUSE DEVICE...
+ *
+ * with so many microseconds between two writes.
  *
  * Write number N (1, 2, ...) goes to a device and sector that follow from SEED and N alone, so that whoever
  * reads the disks can replay the sequence (tests/rig/prefix.py is the other half).  A write begins only when the one
@@ -42,16 +44,18 @@ static uint64_t now_us(void)
 
 int main(int argc, char **argv)
 {
-    if (argc < 3 || argc - 2 > MAX_DEVICES)
-        return fprintf(stderr, "usage: writer SEED DEVICE...\n"), 2;
+    if (argc < 4 || argc - 3 > MAX_DEVICES)
+        return fprintf(stderr, "usage: writer SEED PAUSE DEVICE...\n"), 2;
     uint64_t seed = strtoull(argv[1], NULL, 0);
-    int devices = argc - 2, fd[MAX_DEVICES];
+    useconds_t pause = strtoul(argv[2], NULL, 0);
+    char **names = argv + 3;
+    int devices = argc - 3, fd[MAX_DEVICES];
     uint64_t sectors[MAX_DEVICES];
     for (int i = 0; i < devices; i++) {
         uint64_t size;
-        fd[i] = open(argv[2 + i], O_RDWR | O_DIRECT);
+        fd[i] = open(names[i], O_RDWR | O_DIRECT);
         if (fd[i] < 0 || ioctl(fd[i], BLKGETSIZE64, &size) < 0)
-            return perror(argv[2 + i]), 1;
+            return perror(names[i]), 1;
         sectors[i] = size / SECTOR;
     }
     uint64_t *sector;
@@ -73,7 +77,7 @@ int main(int argc, char **argv)
         uint64_t start = now_us();
         while (pwrite(fd[device], sector, SECTOR, where * SECTOR) != SECTOR) {
             errors++;
-            printf("error: write %llu to %s: %s\n", (unsigned long long)n, argv[2 + device], strerror(errno));
+            printf("error: write %llu to %s: %s\n", (unsigned long long)n, names[device], strerror(errno));
             fflush(stdout);
             usleep(100000);
         }
@@ -87,5 +91,7 @@ int main(int argc, char **argv)
             last_line = end;
             longest = 0;
         }
+        if (pause)
+            usleep(pause);
     }
 }
