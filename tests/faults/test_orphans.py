@@ -114,7 +114,7 @@ def test_an_orphan_whose_job_still_runs_is_left_until_that_is_ended(writer: vm.V
     assert remedy == f"virsh -c qemu:///system domjobabort {writer.name} && snapmount recover"
     writer.abort_job()
     assert "before its runtime record has gone" in snapmount("recover").stdout
-    assert traces.found() == []
+    wait_for(lambda: traces.found() == [], "nothing is left, once its standby has looked again")
     assert os.listdir(mountpoint) == [], "its dead mount is gone too"
 
 
