@@ -115,7 +115,9 @@ def encrypted(clean: None) -> Iterator[vm.VM]:
     with vm.running(NAME, [vm.Disk("vda", "qcow2", fill=filled)], start=False) as odd:
         image, plain = odd.directory / "vda.qcow2", odd.directory / "vda.img"
         image.unlink()
-        subprocess.run(["qemu-img", "convert", "-O", "qcow2", *LUKS, plain, image], check=True)
+        encrypt = ["qemu-img", "convert", "-O", "qcow2", *LUKS, plain, image]
+        # QEMU measures first how fast it derives keys: now and then it is "unable to get accurate CPU usage"
+        wait_for(lambda: subprocess.run(encrypt).returncode == 0, "the disk is encrypted")
         (odd.directory / "key.xml").write_text(f"<secret private='yes'><uuid>{key}</uuid></secret>")
         (odd.directory / "key").write_text("pass")
         odd.virsh("secret-define", str(odd.directory / "key.xml"))
