@@ -18,6 +18,7 @@ from snapmount.core.user import User
 
 from .rig import traces, vm
 from .rig.command import read_direct, snapmount, snapmount_json
+from .rig.libvirtd import wait_for
 from .test_scratchdomain import MODULES, NODES, WISH
 
 pytestmark = pytest.mark.vm
@@ -115,7 +116,7 @@ def encrypted(clean: None) -> Iterator[vm.VM]:
     with vm.running(NAME, [vm.Disk("vda", "qcow2", fill=filled)], start=False) as odd:
         image, plain = odd.directory / "vda.qcow2", odd.directory / "vda.img"
         image.unlink()
-        encrypt = ["qemu-img", "convert", "-O", "qcow2", *LUKS, plain, image]
+        encrypt = ["qemu-img", "convert", "-O", "qcow2", *LUKS, str(plain), str(image)]
         # QEMU measures first how fast it derives keys: now and then it is "unable to get accurate CPU usage"
         wait_for(lambda: subprocess.run(encrypt).returncode == 0, "the disk is encrypted")
         (odd.directory / "key.xml").write_text(f"<secret private='yes'><uuid>{key}</uuid></secret>")
