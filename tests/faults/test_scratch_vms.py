@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -65,12 +68,19 @@ def test_after_sigkill_of_server_and_copy_delete_needs_no_force(writer: vm.VM) -
     assert traces.found() == []
 
 
-def test_what_a_killed_boot_has_made_is_removed_by_the_server(writer: vm.VM, mountpoint: Path) -> None:
-    taken = snapmount_json(writer.name, mountpoint)
+@contextlib.contextmanager
+def boot_that_is_killed(taken: dict[str, Any]) -> Iterator[Path]:
+    """A boot whose record is written, below that directory, and which is killed at the end of the block."""
     vms = traces.RUNTIME / taken["id"] / "scratch-vm"
-    with subprocess.Popen([SNAPMOUNT, "boot", writer.name], stdout=subprocess.DEVNULL) as booting:
+    with subprocess.Popen([SNAPMOUNT, "boot", taken["vm"]["name"]], stdout=subprocess.DEVNULL) as booting:
         wait_for(lambda: list(vms.glob("*.json")), "the record is written")
+        yield vms
         booting.kill()
+
+
+def test_what_a_killed_boot_has_made_is_removed_by_the_server(writer: vm.VM, mountpoint: Path) -> None:
+    with boot_that_is_killed(snapmount_json(writer.name, mountpoint)) as vms:
+        pass
     wait_for(lambda: running() or not list(vms.glob("*.json")), "it is undone, or runs: this host was faster")
     runs_already = running()
     snapmount("delete", *(["--force"] if runs_already else []), writer.name)
@@ -80,11 +90,8 @@ def test_what_a_killed_boot_has_made_is_removed_by_the_server(writer: vm.VM, mou
 def test_what_a_killed_boot_has_made_is_removed_by_delete(writer: vm.VM, mountpoint: Path) -> None:
     """The server has died too."""
     taken = snapmount_json(writer.name, mountpoint)
-    vms = traces.RUNTIME / taken["id"] / "scratch-vm"
-    with subprocess.Popen([SNAPMOUNT, "boot", writer.name], stdout=subprocess.DEVNULL) as booting:
-        wait_for(lambda: list(vms.glob("*.json")), "the record is written")
+    with boot_that_is_killed(taken) as vms:
         os.kill(taken["server"]["pid"], signal.SIGKILL)
-        booting.kill()
     [record] = vms.glob("*.json")
     runs_already = json.loads(record.read_text())["is_started"]
     snapmount("delete", *(["--force"] if runs_already else []), writer.name)

@@ -6,6 +6,7 @@ command that waits for it, its standby, or nobody, as ALSO says.  To be run wher
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import signal
@@ -30,12 +31,15 @@ def run(call: str, also: str, *words: str | Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def _let_die(call: str, also: str) -> None:
+def place_of(call: str) -> tuple[Any, str]:
+    """What has the function that a CALL names, and the function's name there."""
     module, _, path = call.partition(":")
-    owner: Any = importlib.import_module(module)
     *holders, name = path.split(".")
-    for each in holders:
-        owner = getattr(owner, each)
+    return functools.reduce(getattr, holders, importlib.import_module(module)), name
+
+
+def _let_die(call: str, also: str) -> None:
+    owner, name = place_of(call)
     function: Callable[..., Awaitable[Any]] = getattr(owner, name)
     waits_for_it = os.getpid()
 

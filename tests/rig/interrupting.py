@@ -6,14 +6,14 @@ project's directory.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from .dying import place_of
 
 
 def run(call: str, *words: str | Path) -> tuple[int, str]:
@@ -24,9 +24,7 @@ def run(call: str, *words: str | Path) -> tuple[int, str]:
 
 
 def _interrupt_at(call: str) -> None:
-    module, _, path = call.partition(":")
-    *holders, name = path.split(".")
-    owner: Any = functools.reduce(getattr, holders, importlib.import_module(module))
+    owner, name = place_of(call)
     function: Callable[..., Any] = getattr(owner, name)
 
     def last_call(*args: Any) -> Any:
