@@ -80,7 +80,7 @@ async def _why_lost(record: Record) -> str | None:
         return record.reason or f"its server has died while it was {record.state.value}"
     if record.is_for_boot:
         return "it was taken for scratch VMs, which do not outlive the death of its server"
-    if record.left_s == 0:
+    if record.has_expired:
         return "it has expired"
     async with hypervisor.connected(record.connect) as connection:
         domain = await connection.domain_by_uuid(record.snapshot.vm_uuid)

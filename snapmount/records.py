@@ -84,6 +84,11 @@ class Record:
         return None if self.expires_s is None else max(0.0, self.expires_s - time.monotonic())
 
     @property
+    def has_expired(self) -> bool:
+        """Whether it has no time left."""
+        return self.left_s == 0
+
+    @property
     def expires(self) -> datetime | None:
         """When that will be, as the clock goes now."""
         return None if self.left_s is None else datetime.now(UTC) + timedelta(seconds=self.left_s)

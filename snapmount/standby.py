@@ -83,7 +83,7 @@ def was_readable(record: Record) -> bool:
 
 def is_done_with(record: Record) -> bool:
     """Whether nobody reads it any more: it was never readable, is lost, given up or being undone, or has expired."""
-    return record.state is not State.ACTIVE or record.left_s == 0
+    return record.state is not State.ACTIVE or record.has_expired
 
 
 async def _stand_by(server: Process, store: Store) -> None:
@@ -141,7 +141,7 @@ async def _end(store: Store, record: Record) -> bool:
     with _taken_over(store, record) as claim:
         if claim is None:
             return False
-        if not was_readable(claim.record) or claim.record.left_s == 0:
+        if not was_readable(claim.record) or claim.record.has_expired:
             await tear_down(claim)
             return True
         await pull.end(claim.record)
