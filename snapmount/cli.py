@@ -1,8 +1,7 @@
-"""The command line: what each verb does.  The only module that prints or exits."""
+"""The command line: what each verb does."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -11,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import logs, notify
+from . import logs, output
 from .arguments import parse
 from .core import names
 from .errors import InterruptedByUserError, MissingError, NotFoundError, SnapmountError, StateError, UsageError
@@ -25,27 +24,23 @@ if TYPE_CHECKING:
     from .state import Store
 
 
-class _CannotPrintError(Exception):
-    """Nobody reads our standard output."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except SnapmountError as error:
-        _complain(error)
+        output.complain(error)
         return error.exit_code
     except ModuleNotFoundError as error:
         name = error.name or ""
         if name.startswith("snapmount"):
             raise
         remedy = names.command(sys.executable, "-m", "pip", "install", name)
-        _complain(MissingError(f"the Python module {name} is missing", remedy))
+        output.complain(MissingError(f"the Python module {name} is missing", remedy))
         return MissingError.exit_code
     except KeyboardInterrupt:
         return 130
-    except _CannotPrintError:
+    except output.CannotPrintError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the interpreter's own last flush
         return 128 + 13  # as if SIGPIPE had ended us
 
@@ -57,34 +52,6 @@ def _run(argv: list[str]) -> int:
     return _COMMANDS[arguments.verb](arguments)
 
 
-def _complain(error: SnapmountError) -> None:
-    _say(logging.ERROR, f"snapmount: {names.printable(error.message)}")
-    for line in error.evidence:
-        _say(logging.ERROR, f"  {names.printable(line)}")
-    if error.remedy:
-        _say(logging.ERROR, f"  try: {names.printable(error.remedy)}")
-
-
-def _tell(text: str) -> None:
-    _say(logging.WARNING, f"snapmount: {names.printable(text)}")
-
-
-def _say(level: int, line: str) -> None:
-    print(notify.prioritised(level, line) if notify.has_journal() else line, file=sys.stderr)
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise _CannotPrintError from None
-
-
-def _print_json(document: object) -> None:
-    _print(json.dumps(document, indent=2) + "\n")
-
-
 # -- commands ----------------------------------------------------------------------------------------------------------
 # The modules behind a command are imported when it runs: `list` needs neither libvirt nor FUSE.
 
@@ -94,8 +61,8 @@ def _take(arguments: argparse.Namespace) -> int:
 
     request, store = requesting.take(arguments), _store()
     if arguments.foreground:
-        reporter = foreground.Reporter(store, lambda taken: _print_taken(taken, store, arguments.json), _tell)
-        foreground.serve(request, store, reporter, _tell)
+        reporter = foreground.Reporter(store, lambda taken: _print_taken(taken, store, arguments.json), output.tell)
+        foreground.serve(request, store, reporter, output.tell)
         return 0
     _revive(arguments.vm, store, arguments.verbose)
     _print_taken(_taken(request, store, arguments.verbose), store, arguments.json)
@@ -106,7 +73,7 @@ def _taken(request: Request, store: Store, verbose: bool) -> Record:
     """Take a snapshot, and leave it to a background process."""
     from . import background, taking
 
-    started = background.start(partial(taking.taken, request, store), store, verbose, _tell)
+    started = background.start(partial(taking.taken, request, store), store, verbose, output.tell)
     record = store.load(started.id)
     if record is None:
         raise SnapmountError(f"snapshot {started.id} has been ended already, by somebody else")
@@ -121,9 +88,9 @@ def _print_taken(record: Record, store: Store, as_json: bool) -> None:
 
     shown = present.Shown(record, store, with_secret=True)
     if as_json:
-        _print_json(shown.document())
+        output.print_json(shown.document())
     else:
-        _print(shown.taken())
+        output.print_text(shown.taken())
 
 
 def _revive(word: str, store: Store, verbose: bool) -> None:
@@ -131,7 +98,7 @@ def _revive(word: str, store: Store, verbose: bool) -> None:
     from . import recovering
 
     for record in recovering.dead(store, word):
-        _tell(str(recovering.recover(record, store, verbose, _tell)))
+        output.tell(str(recovering.recover(record, store, verbose, output.tell)))
 
 
 def _boot(arguments: argparse.Namespace) -> int:
@@ -157,9 +124,9 @@ def _boot(arguments: argparse.Namespace) -> int:
             _end_unless_used(store, record)
         raise
     if arguments.json:
-        _print_json(vm.document() | {"snapshot": record.id})
+        output.print_json(vm.document() | {"snapshot": record.id})
     else:
-        _print(present.booted(vm, record))
+        output.print_text(present.booted(vm, record))
     if arguments.console:
         os.execvp("virsh", ["virsh", "-c", record.connect, "console", "--", vm.name])
     return 0
@@ -186,7 +153,7 @@ def _end_unless_used(store: Store, record: Record) -> None:
     except StateError:
         pass
     except SnapmountError as error:
-        _complain(error)
+        output.complain(error)
 
 
 def _attach(arguments: argparse.Namespace) -> int:
@@ -201,9 +168,9 @@ def _attach(arguments: argparse.Namespace) -> int:
     request = attaching.AttachRequest(arguments.helper, tuple(arguments.disk), arguments.bus)
     made = interruptible.run(attaching.attach, request, record, store)
     if arguments.json:
-        _print_json({"snapshot": record.id, "attachments": [each.document() for each in made]})
+        output.print_json({"snapshot": record.id, "attachments": [each.document() for each in made]})
     else:
-        _print(present.attached(made, record))
+        output.print_text(present.attached(made, record))
     return 0
 
 
@@ -230,19 +197,12 @@ def _list(arguments: argparse.Namespace) -> int:
     sessions = _sessions(records, store)
     snapshots = [present.Shown(record, store, sessions[record.id]) for record in records]
     if arguments.json:
-        _print_json([shown.document() for shown in snapshots])
+        output.print_json([shown.document() for shown in snapshots])
     elif snapshots:
-        _print(present.listing(snapshots))
+        output.print_text(present.listing(snapshots))
     elif sys.stdout.isatty():
-        _print("no snapshots\n")
-    return _complain_all([*broken, *(error for shown in snapshots for error in shown.faults())])
-
-
-def _complain_all(errors: Sequence[SnapmountError]) -> int:
-    """Return the exit code."""
-    for error in errors:
-        _complain(error)
-    return errors[0].exit_code if errors else 0
+        output.print_text("no snapshots\n")
+    return output.complain_all([*broken, *(error for shown in snapshots for error in shown.faults())])
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -254,13 +214,13 @@ def _show(arguments: argparse.Namespace) -> int:
     if store.state(record) is State.DEAD:
         from . import recovering
 
-        record = recovering.alive(record, store, _tell)
+        record = recovering.alive(record, store, output.tell)
     shown = present.Shown(record, store, _sessions([record], store)[record.id], with_secret=arguments.show_secret)
     if arguments.json:
-        _print_json(shown.document())
+        output.print_json(shown.document())
     else:
-        _print(shown.details())
-    return _complain_all(shown.faults())
+        output.print_text(shown.details())
+    return output.complain_all(shown.faults())
 
 
 def _sessions(records: Sequence[Record], store: Store) -> dict[str, list[Session] | None]:
@@ -281,7 +241,7 @@ def _delete(arguments: argparse.Namespace) -> int:
         try:
             _end(store, store.find(word), arguments.force)
         except SnapmountError as error:
-            _complain(error)
+            output.complain(error)
             failed = failed or error.exit_code
     return failed
 
@@ -290,12 +250,12 @@ def _recover(arguments: argparse.Namespace) -> int:
     from . import recovering
 
     store = _store()
-    done = recovering.recover_all(arguments.snapshots, store, arguments.verbose, _tell)
+    done = recovering.recover_all(arguments.snapshots, store, arguments.verbose, output.tell)
     if arguments.json:
-        _print_json(done.document(store))
+        output.print_json(done.document(store))
     else:
-        _print(done.text() or ("nothing to recover\n" if sys.stdout.isatty() and not done.errors else ""))
-    return _complain_all(done.errors)
+        output.print_text(done.text() or ("nothing to recover\n" if sys.stdout.isatty() and not done.errors else ""))
+    return output.complain_all(done.errors)
 
 
 def _umount(arguments: argparse.Namespace) -> int:
@@ -324,9 +284,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
     connect = doctor.uri(subject)
     findings = trio.run(doctor.examine, subject)
     if arguments.json:
-        _print_json(health.document(findings, connect))
+        output.print_json(health.document(findings, connect))
     else:
-        _print(health.text(findings))
+        output.print_text(health.text(findings))
     return MissingError.exit_code if health.verdict(findings) is health.Status.PROBLEM else 0
 
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from snapmount import __version__, arguments
+from snapmount.arguments import grammar
 from snapmount.records import State
 
 ROOT = Path(__file__).parents[1]
@@ -15,7 +16,7 @@ MAN = (ROOT / "contrib" / "snapmount.1").read_text().replace("\\-", "-")
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    return dict(arguments._parser()[1])
+    return dict(grammar.parser()[1])
 
 
 def test_the_man_page_tells_of_every_option() -> None:

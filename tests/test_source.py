@@ -225,7 +225,11 @@ def test_nothing_rests_on_the_command_line() -> None:
     assert importers("snapmount.cli") == {"snapmount.__main__"}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "snapmount.cli"])
+def test_nothing_but_the_command_line_prints() -> None:
+    assert importers("snapmount.output") == {"snapmount.cli"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("snapmount.cli", "snapmount.output")])
 def test_only_the_command_line_prints_or_exits(name: str) -> None:
     assert called(name) & {"print", "sys.exit", "exit", "quit"} == set()
 

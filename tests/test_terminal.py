@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapmount import cli, logs, luns, present, scratchvm
+from snapmount import logs, luns, output, present, scratchvm
 from snapmount.core import domainxml, iscsi, names
 from snapmount.core.iscsi import Credentials, Session
 from snapmount.core.plan import LeftOut
@@ -99,8 +99,8 @@ def test_what_an_error_says(message: str, remedy: str) -> None:
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", said)
-        cli._complain(SnapmountError(message, names.command("virsh", remedy)))
-        cli._tell(message)
+        output.complain(SnapmountError(message, names.command("virsh", remedy)))
+        output.tell(message)
     assert_harmless(said.getvalue())
     assert len(said.getvalue().splitlines()) == 3
 

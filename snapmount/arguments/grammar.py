@@ -1,16 +1,14 @@
-"""The grammar of the command line: verbs, options, exit codes.  It parses words, and looks at nothing else."""
+"""The verbs of the command line and their options, and what `--help` says."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import math
 from typing import Any, NoReturn
 
-from . import __version__
-from .core import units
-from .core.attachment import PREFIXES
-from .errors import UsageError
+from .. import __version__
+from ..core.attachment import PREFIXES
+from ..errors import UsageError
+from . import values
 
 EXIT_CODES = """\
 exit codes:
@@ -29,78 +27,7 @@ exit codes:
 """
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The arguments, of which the first word that is no option is the verb, or else the VM of a `take`."""
-    parser, verbs = _parser()
-    arguments = parser.parse_args(_in_order(argv, verbs))
-    if arguments.verb in ("take", "boot"):
-        _check_scratch_devices(arguments.scratch_device)
-    if arguments.verb == "take" and not arguments.iscsi:
-        _check_without_iscsi(arguments)
-    if arguments.verb == "boot" and arguments.console and arguments.json:
-        raise UsageError("--console and --json do not go together", "snapmount boot --help")
-    if arguments.verb == "boot" and arguments.wait_timeout is not None and arguments.wait_for is None:
-        raise UsageError("--wait-timeout needs --wait-for", "snapmount boot --help")
-    return arguments
-
-
-def _check_scratch_devices(given: list[tuple[str, str]]) -> None:
-    for words in zip(*given, strict=True):
-        for word in words:
-            if words.count(word) > 1:
-                raise UsageError(f"--scratch-device names {word} twice", "a device for each disk")
-
-
-def _check_without_iscsi(arguments: argparse.Namespace) -> None:
-    given = {
-        "--portal": arguments.portal,
-        "--initiator": arguments.initiator,
-        "--mutual": arguments.mutual,
-        "--secret-file": arguments.secret_file,
-        "--target": arguments.target != "auto",
-    }
-    for option, value in given.items():
-        if value:
-            raise UsageError(f"{option} needs --iscsi", "snapmount take --help")
-    if arguments.mountpoint is None:
-        raise UsageError("a MOUNTPOINT is missing, or --iscsi", "snapmount take --help")
-
-
-def _in_order(argv: list[str], verbs: dict[str, _Parser]) -> list[str]:
-    """The verb, or `take`, then the options, which may have stood anywhere, then the other words."""
-    with_value = {
-        option
-        for verb in verbs.values()
-        for action in verb._actions
-        if action.nargs != 0
-        for option in action.option_strings
-    }
-    options: list[str] = []
-    words: list[str] = []
-    rest = iter(argv)
-    for word in rest:
-        if word == "--":
-            break
-        if word in with_value:
-            options += [word, *itertools.islice(rest, 1)]
-        elif word.startswith("-") and word != "-":
-            options.append(word)
-        else:
-            words.append(word)
-    else:
-        if not words:  # no verb, no VM
-            if argv and not any(option in ("-h", "--help", "--version") for option in options):
-                raise UsageError("a VM or a verb is missing", "snapmount --help")
-            return argv or ["--help"]
-    verb = words.pop(0) if words and words[0] in verbs else "take"
-    words += rest
-    lacks_value = options[-1:] == argv[-1:] and argv[-1] in with_value
-    if lacks_value or any(word.startswith("-") for word in words):
-        words.insert(0, "--")
-    return [verb, *options, *words]
-
-
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Complains as the rest of the command does, and takes no abbreviations, which could be taken for other words."""
 
     def __init__(self, **options: Any) -> None:
@@ -110,8 +37,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, f"{self.prog} --help")
 
 
-def _parser() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(
+def parser() -> tuple[Parser, dict[str, Parser]]:
+    main = Parser(
         prog="snapmount",
         usage="snapmount [OPTION...] VM MOUNTPOINT\n       snapmount --iscsi [OPTION...] VM [MOUNTPOINT]\n"
         "       snapmount VERB [OPTION...] [ARGUMENT...]",
@@ -120,11 +47,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         epilog=f"`snapmount VERB --help` tells the options of a verb.\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"snapmount {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, prog="snapmount")
-    acting = _Parser(add_help=False)
+    main.add_argument("--version", action="version", version=f"snapmount {__version__}")
+    verbs = main.add_subparsers(title="verbs", metavar="VERB", required=True, prog="snapmount")
+    acting = Parser(add_help=False)
     acting.add_argument("-v", "--verbose", action="store_true", help="tell what is being done")
-    printing = _Parser(add_help=False)
+    printing = Parser(add_help=False)
     printing.add_argument("--json", action="store_true", help="print JSON")
     _add_take(verbs, [acting, printing])
 
@@ -140,7 +67,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     added.add_argument("--show-secret", action="store_true", help="show the secret of its iSCSI target too")
     added.set_defaults(verb="show")
 
-    ending = _Parser(add_help=False, parents=[acting])
+    ending = Parser(add_help=False, parents=[acting])
     ending.add_argument(
         "-f",
         "--force",
@@ -170,10 +97,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     added.add_argument("-c", "--connect", metavar="URI", help="libvirt connection (default: as virsh)")
     added.add_argument("--scratch-dir", metavar="DIR", help="look at this place for scratch files too")
     added.set_defaults(verb="doctor")
-    return parser, verbs.choices
+    return main, verbs.choices
 
 
-def _add_take(verbs: Any, parents: list[_Parser]) -> None:
+def _add_take(verbs: Any, parents: list[Parser]) -> None:
     take = verbs.add_parser(
         "take",
         parents=parents,
@@ -197,7 +124,7 @@ def _add_take(verbs: Any, parents: list[_Parser]) -> None:
     take.add_argument(
         "--read-timeout",
         metavar="SECONDS",
-        type=_seconds,
+        type=values.seconds,
         default=30.0,
         help="a read that QEMU does not answer fails then (default: 30)",
     )
@@ -205,14 +132,14 @@ def _add_take(verbs: Any, parents: list[_Parser]) -> None:
         "--foreground", action="store_true", help="serve the view in this process, until Ctrl-C or an unmount"
     )
     take.add_argument(
-        "--expire", metavar="TIME", type=_duration, help="end the snapshot after this time: 90s, 15m, 2h, 1d"
+        "--expire", metavar="TIME", type=values.duration, help="end the snapshot after this time: 90s, 15m, 2h, 1d"
     )
     _add_scratch(take)
     _add_iscsi(take)
     take.set_defaults(verb="take")
 
 
-def _add_boot(verbs: Any, parents: list[_Parser]) -> None:
+def _add_boot(verbs: Any, parents: list[Parser]) -> None:
     boot = verbs.add_parser(
         "boot",
         parents=parents,
@@ -223,8 +150,12 @@ def _add_boot(verbs: Any, parents: list[_Parser]) -> None:
     boot.add_argument("source", metavar="VM-OR-SNAPSHOT", help="a snapshot's id, VM or mountpoint; else a running VM")
     boot.add_argument("-c", "--connect", metavar="URI", help="libvirt connection, where a snapshot is taken")
     boot.add_argument("--name", metavar="NAME", help="the scratch VM's name (default: VM-scratch- and four digits)")
-    boot.add_argument("--memory", metavar="SIZE", type=_memory, help="such as 512M or 2G (default: as the original's)")
-    boot.add_argument("--vcpus", metavar="N", type=_count, help="number of processors (default: as the original's)")
+    boot.add_argument(
+        "--memory", metavar="SIZE", type=values.memory, help="such as 512M or 2G (default: as the original's)"
+    )
+    boot.add_argument(
+        "--vcpus", metavar="N", type=values.count, help="number of processors (default: as the original's)"
+    )
     boot.add_argument(
         "--network",
         metavar="none|isolated|NAME",
@@ -238,13 +169,15 @@ def _add_boot(verbs: Any, parents: list[_Parser]) -> None:
         metavar="agent|REGEX|TIME",
         help="return when its guest agent answers, its console shows this, or it still runs after this time",
     )
-    boot.add_argument("--wait-timeout", metavar="TIME", type=_duration, help="how long to wait for that (default: 5m)")
+    boot.add_argument(
+        "--wait-timeout", metavar="TIME", type=values.duration, help="how long to wait for that (default: 5m)"
+    )
     boot.add_argument("--console", action="store_true", help="then connect to its console, with virsh")
     _add_scratch(boot)
     boot.set_defaults(verb="boot")
 
 
-def _add_attach(verbs: Any, parents: list[_Parser]) -> None:
+def _add_attach(verbs: Any, parents: list[Parser]) -> None:
     attach = verbs.add_parser(
         "attach",
         parents=parents,
@@ -261,7 +194,7 @@ def _add_attach(verbs: Any, parents: list[_Parser]) -> None:
     attach.set_defaults(verb="attach")
 
 
-def _add_detach(verbs: Any, parents: list[_Parser]) -> None:
+def _add_detach(verbs: Any, parents: list[Parser]) -> None:
     detach = verbs.add_parser(
         "detach",
         parents=parents,
@@ -275,7 +208,7 @@ def _add_detach(verbs: Any, parents: list[_Parser]) -> None:
     detach.add_argument(
         "--wait-timeout",
         metavar="TIME",
-        type=_duration,
+        type=values.duration,
         default=30.0,
         help="how long the guest may take to let go (default: 30s)",
     )
@@ -286,7 +219,10 @@ def _add_scratch(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("scratch space", "where QEMU keeps what the guest overwrites meanwhile")
     group.add_argument("--scratch-dir", metavar="DIR", help="below this directory (default: the fastest that suits)")
     group.add_argument(
-        "--scratch-limit", metavar="SIZE", type=_size, help="give the snapshot up when it takes this much, such as 20G"
+        "--scratch-limit",
+        metavar="SIZE",
+        type=values.size,
+        help="give the snapshot up when it takes this much, such as 20G",
     )
     group.add_argument(
         "--scratch-reserve", action="store_true", help="allocate it beforehand, so that it cannot run out"
@@ -296,7 +232,7 @@ def _add_scratch(verb: argparse.ArgumentParser) -> None:
         metavar="DISK=DEVICE",
         action="append",
         default=[],
-        type=_disk_device,
+        type=values.disk_device,
         help="on an empty block device, for this disk (repeatable)",
     )
 
@@ -326,44 +262,3 @@ def _add_iscsi(take: argparse.ArgumentParser) -> None:
         default="auto",
         help="the target software: the kernel's, or tgtd (default: the first that works)",
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
-    return value
-
-
-def _memory(text: str) -> int:
-    try:
-        return units.parse_memory(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _size(text: str) -> int:
-    return _memory(text) * units.KIB
-
-
-def _disk_device(text: str) -> tuple[str, str]:
-    disk, separator, device = text.partition("=")
-    if not (disk and separator and device.startswith("/")):
-        raise argparse.ArgumentTypeError(f"{text} is not of the form vda=/dev/NAME")
-    return disk, device
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 4096):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 4096")
-    return int(text)
-
-
-def _duration(text: str) -> float:
-    try:
-        return units.parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
