@@ -48,7 +48,7 @@ class SocketReporter:
 
     def claimed(self, record: Record) -> None:
         """Let everything that is printed or logged go to the snapshot's log, and with -v to the user too."""
-        log_file = logs.open_log(self._store, record)
+        log_file = self._store.open_log(record.id)
         logs.replace_standard_streams(log_file)
         os.close(log_file)
         level = logging.DEBUG if self._verbose else logging.INFO

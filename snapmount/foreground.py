@@ -40,7 +40,7 @@ class Reporter:
         else:
             for handler in root.handlers:
                 handler.setLevel(root.level)
-            root.addHandler(_to_file(logs.open_log(self._store, record)))
+            root.addHandler(_to_file(self._store.open_log(record.id)))
             root.setLevel(level)
         logging.getLogger("pyfuse3").setLevel(logging.INFO)  # its debug output is a line for each request
 

@@ -6,14 +6,9 @@ import logging
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from .core import names
-from .locks import cannot_write
-
-if TYPE_CHECKING:
-    from .records import Record
-    from .state import Store
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # of a snapshot's log
 
@@ -36,15 +31,6 @@ def log_to(stream: TextIO, level: int, form: str) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(PrintableFormatter(form))
     logging.basicConfig(handlers=[handler], level=level, force=True)
-
-
-def open_log(store: Store, record: Record) -> int:
-    """A descriptor of the snapshot's log, to append to it.  Raises StateError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-    try:
-        return os.open(store.log(record.id), flags, 0o600)
-    except OSError as error:
-        raise cannot_write(store.path(record.id), error) from error
 
 
 def replace_standard_streams(descriptor: int) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import trio
 
 from . import blocking
-from .core import health, names
+from .core import names
+from .core.fuseconf import permits_allow_other
 from .errors import LeftoverError, MissingError, NotFoundError, StateError
 
 DEADLINE_S = 10.0
@@ -71,7 +72,7 @@ def check_host(allow_other: bool) -> None:
         )
     if os.geteuid() != 0 and not shutil.which("fusermount3"):
         raise MissingError("fusermount3 is missing", "sudo apt-get install fuse3")
-    if allow_other and os.geteuid() != 0 and not health.permits_allow_other(fuse_conf()):
+    if allow_other and os.geteuid() != 0 and not permits_allow_other(fuse_conf()):
         raise MissingError(
             f"--allow-other: {FUSE_CONF} does not permit ordinary users to admit others to their mounts",
             f"echo user_allow_other | sudo tee -a {FUSE_CONF}",

@@ -91,7 +91,7 @@ async def _stand_by(server: Process, store: Store) -> None:
     record = left_by(server, store)
     if record is None:
         return
-    logs.replace_standard_streams(logs.open_log(store, record))
+    logs.replace_standard_streams(store.open_log(record.id))
     logs.log_to(sys.stderr, logging.INFO, logs.FORMAT)
     log.warning("process %d, the server, has gone, and has left snapshot %s: minding it", server.pid, record.id)
     gauge, problem = Gauge(record), ""

@@ -56,6 +56,13 @@ class Store:
         """The log of a snapshot's server."""
         return self.path(snapshot_id) / "log"
 
+    def open_log(self, snapshot_id: str) -> int:
+        """A descriptor of that log, to append to it.  Raises StateError."""
+        try:
+            return os.open(self.log(snapshot_id), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise locks.cannot_write(self.path(snapshot_id), error) from error
+
     def credentials(self, snapshot_id: str) -> Credentials | None:
         """Who may log in to the snapshot's iSCSI target; None where that was never written."""
         return jsonfiles.read(self.path(snapshot_id) / "credentials.json", lambda fields: Credentials(**fields))

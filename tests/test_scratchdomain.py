@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount.core import scratchdomain
+from snapmount.core import mark, scratchdomain
 from snapmount.core.scratchdevices import Source
 from snapmount.core.scratchdomain import KVM, TCG, Derived, Wish
 from snapmount.errors import SnapmountError, StateError
@@ -159,7 +159,7 @@ def test_it_is_a_vm_of_its_own() -> None:
     assert text(domain, "sysinfo/system/entry[@name='uuid']") == WISH.uuid, "libvirt insists on that"
     assert text(domain, "sysinfo/system/entry[@name='manufacturer']") == "me"
     assert text(domain, "genid") == "", "the guest learns that it is a copy"
-    assert [each.tag for each in domain.findall("metadata/*")] == [f"{{{scratchdomain.METADATA_URI}}}scratch-vm"]
+    assert [each.tag for each in domain.findall("metadata/*")] == [f"{{{mark.URI}}}scratch-vm"]
     for gone in ("title", "cputune", "numatune", "memoryBacking", "resource", "seclabel"):
         assert domain.find(gone) is None, gone
 

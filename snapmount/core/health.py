@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from . import names, units
+from .fuseconf import permits_allow_other
 from .place import MEMORY, why_not
 from .remedies import Remedies
 from .space import FLOOR_BYTES
@@ -118,11 +119,6 @@ def allow_other(fuse_conf: str, remedies: Remedies) -> Finding:
         "cannot be used: /etc/fuse.conf does not permit it to ordinary users",
         f"echo user_allow_other | {remedies.as_root('tee', '-a', '/etc/fuse.conf')}",
     )
-
-
-def permits_allow_other(fuse_conf: str) -> bool:
-    """Whether the text of /etc/fuse.conf lets ordinary users admit others to their mounts."""
-    return re.search(r"^[ \t]*user_allow_other[ \t]*$", fuse_conf, re.MULTILINE) is not None
 
 
 def propagation(root_is_shared: bool, remedies: Remedies) -> Finding:

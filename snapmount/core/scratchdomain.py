@@ -11,13 +11,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from . import scratchdevices
+from . import mark, scratchdevices
 from .domainxml import parse
 from .plan import LeftOut
 from .scratchdevices import Left, Source
 
 KVM, TCG = "kvm", "qemu"  # <domain type=...>
-METADATA_URI = "http://snapmount.internal/xmlns/domain/1.0"  # of the mark in <metadata>
 
 # What belongs to this run of the original, to its tuning on this host, or to whoever manages it.
 _NOT_INHERITED = frozenset(
@@ -82,7 +81,7 @@ def derive(domain_xml: str, wish: Wish) -> Derived:
     domain = ElementTree.Element("domain", type=wish.accelerator)
     for tag, text in (("name", wish.name), ("uuid", wish.uuid), ("description", wish.description)):
         ElementTree.SubElement(domain, tag).text = text
-    ElementTree.SubElement(domain, "metadata").append(_mark(wish.snapshot))
+    ElementTree.SubElement(domain, "metadata").append(mark.element(wish.snapshot))
     if original.find("genid") is not None:
         ElementTree.SubElement(domain, "genid")  # anew: the guest must learn that it is a copy
     for element in original:
@@ -112,22 +111,6 @@ def derive(domain_xml: str, wish: Wish) -> Derived:
         has_console=keeper.has_console,
         has_agent_channel=keeper.has_agent_channel,
     )
-
-
-def _mark(snapshot: str) -> ElementTree.Element:
-    """What proves that the VM is a scratch VM, since nobody else has reason to write it.
-
-    Its namespace is declared by itself, not by the root, as ElementTree would: what lies in `<metadata>` is kept alone.
-    """
-    return ElementTree.Element("snapmount:scratch-vm", {"xmlns:snapmount": METADATA_URI, "snapshot": snapshot})
-
-
-def marked(metadata_xml: str) -> str | None:
-    """The snapshot that the mark names, as libvirt tells it to who asks for that namespace, and without it
-    (virDomainGetMetadata); None where it is another element.  Raises SnapmountError where that is not well-formed.
-    """
-    mark = parse(metadata_xml, "the scratch VM's mark")
-    return mark.get("snapshot") if mark.tag.rpartition("}")[2] == "scratch-vm" else None
 
 
 def _labels(original: ElementTree.Element) -> list[ElementTree.Element]:

@@ -18,7 +18,7 @@ import libvirt
 import trio
 
 from .. import blocking
-from ..core import domainxml, names, scratchdomain
+from ..core import domainxml, mark, names
 from ..core.user import User
 from ..errors import NotFoundError, StateError, UnreachableError
 from .agent import Agent
@@ -88,17 +88,17 @@ class Domain:
             return await call("read the id", self._handle.ID)
 
     async def scratch_vm_of(self) -> str | None:
-        """The snapshot whose scratch VM it is, by the mark that core/scratchdomain.py makes; None for any other VM, and
+        """The snapshot whose scratch VM it is, by its mark (core/mark.py); None for any other VM, and
         for one that is gone.  Raises UnreachableError.
         """
-        element, uri = libvirt.VIR_DOMAIN_METADATA_ELEMENT, scratchdomain.METADATA_URI
+        element, uri = libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.URI
         try:
-            mark = await call("read the metadata", self._handle.metadata, element, uri)
+            found = await call("read the metadata", self._handle.metadata, element, uri)
         except libvirt.libvirtError as error:
             if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, *_ENDED):
                 return None
             raise UnreachableError(f"{self.name}: read the metadata: {error}") from error
-        return scratchdomain.marked(mark)
+        return mark.snapshot_of(found)
 
     async def why_shut_off(self) -> str | None:
         """'was shut down', 'was destroyed' and so on; None where it runs."""
