@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, bootcheck, hypervisor, journal, scratchvm, tending, views
+from . import blocking, bootcheck, datadirectory, hypervisor, journal, scratchvm, tending, views
 from .bootcheck import WaitFor
 from .core import names, scratchdomain
 from .core.scratchdevices import ISOLATED, NONE, Source
@@ -81,7 +81,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
         record.server.send(tending.BELL)  # it undoes what we make, should we be killed
         try:
             store.check_active(record, "booted")  # not before: what ends the snapshot looks for the record
-            await journal.write(record, store, vm.overlays, user.uid, vm)
+            await journal.write(record, store, vm.overlays, user.uid, vm.uuid)
             await _make_files(record, vm, user)
             domain = await connection.start(derived.xml, persistent=request.is_kept)
             vm = _started(vm, domain, record)
@@ -115,7 +115,7 @@ async def _plan(
     await connection.check_name_is_free(name)
     if request.network not in (NONE, ISOLATED):
         await connection.check_network(request.network)
-    parent = Path(request.overlay_dir or directories.default_parent())
+    parent = Path(request.overlay_dir or datadirectory.path())
     names.check_utf_8(str(parent), "the overlay directory")
     accelerator, notes = original_accelerator, list[str]()
     if accelerator == scratchdomain.KVM and not os.access(KVM_DEVICE, os.R_OK | os.W_OK):

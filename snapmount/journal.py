@@ -19,14 +19,12 @@ from typing import Any
 
 import trio
 
-from . import blocking, jsonfiles, mounts
+from . import blocking, datadirectory, jsonfiles, mounts
 from .core import names
 from .errors import LeftoverError, SpaceError, StateError
 from .hosts import Host
 from .processes import boot_id
 from .records import Record
-from .scratch import directories
-from .scratchvm import ScratchVm
 from .state import Store
 
 VERSION = 2
@@ -74,26 +72,28 @@ class Entry:
 
 def path(directory: str) -> Path:
     """The file that says whose the directory is."""
-    return directories.default_parent() / f"{Path(directory).name}.json"
+    return datadirectory.path() / f"{Path(directory).name}.json"
 
 
-async def write(record: Record, store: Store, directory: str, owner_uid: int, vm: ScratchVm | None = None) -> None:
-    """Write down, on the disk, that this directory is about to be made for the snapshot.  Raises SpaceError."""
+async def write(record: Record, store: Store, directory: str, owner_uid: int, scratch_vm: str | None = None) -> None:
+    """Write down, on the disk, that this directory is about to be made for the snapshot, or for the scratch VM of that
+    uuid on it.  Raises SpaceError.
+    """
     what = f"{path(directory)}, which tells whose {directory} is,"
     try:
         with trio.CancelScope(shield=True):  # what is written later, by a thread left behind, nobody would remove
-            await blocking.call(WRITE_S, _write, record, store, directory, owner_uid, vm)
+            await blocking.call(WRITE_S, _write, record, store, directory, owner_uid, scratch_vm)
     except trio.TooSlowError:
         raise SpaceError(f"{what} has not been written within {WRITE_S:g} s") from None
     except OSError as error:
         raise SpaceError(f"{what} cannot be written: {error.strerror}") from error
 
 
-def _write(record: Record, store: Store, directory: str, owner_uid: int, vm: ScratchVm | None) -> None:
+def _write(record: Record, store: Store, directory: str, owner_uid: int, scratch_vm: str | None) -> None:
     snapshot = record.snapshot
     file = path(directory)
     try:
-        directories.make_parent(file.parent)
+        datadirectory.make()
         entry = Entry(
             directory=directory,
             mount=mount_of(directory),
@@ -107,12 +107,12 @@ def _write(record: Record, store: Store, directory: str, owner_uid: int, vm: Scr
             socket=record.socket,
             boot_id=boot_id(),
             host=Host.this(),
-            devices=() if vm else tuple(device for _, device in record.terms.devices),
-            scratch_vm=vm.uuid if vm else None,
+            devices=() if scratch_vm else tuple(device for _, device in record.terms.devices),
+            scratch_vm=scratch_vm,
         )
         jsonfiles.write(file, {"version": VERSION, **asdict(entry)}, lasts=True)
     except OSError:
-        directories.remove_parent(file.parent)
+        datadirectory.remove_if_empty()
         raise
 
 
@@ -128,7 +128,7 @@ def load_all() -> tuple[list[Entry], dict[Path, StateError]]:
     """All entries, by the directories' names, and an error for each file that cannot be read."""
     entries: list[Entry] = []
     broken: dict[Path, StateError] = {}
-    for file in sorted(directories.default_parent().glob("snapmount-*.json")):
+    for file in sorted(datadirectory.path().glob("snapmount-*.json")):
         try:
             entry = jsonfiles.read(file, Entry.from_json)
             if entry and path(entry.directory) != file:
@@ -144,7 +144,7 @@ def unfinished() -> Iterator[tuple[Path, str]]:
     """Files that nobody writes any more and that have not got their names, with the ids of their snapshots: a power cut
     leaves such.  What they were to name had not been made then.
     """
-    for file in sorted(directories.default_parent().glob("snapmount-*.json.new")):
+    for file in sorted(datadirectory.path().glob("snapmount-*.json.new")):
         match = NAME.fullmatch(file.name.partition(".")[0])
         with contextlib.suppress(FileNotFoundError):
             if match and time.time() - file.lstat().st_mtime > UNFINISHED_S:
@@ -159,4 +159,4 @@ def forget(directory: str) -> None:
             each.unlink(missing_ok=True)
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
-    directories.remove_parent(file.parent)
+    datadirectory.remove_if_empty()

@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from . import blocking, hypervisor, journal, mounts, tending
+from . import blocking, datadirectory, hypervisor, journal, mounts, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError
 from .exclusion import exclusive
@@ -87,7 +87,7 @@ def _sweep_unfinished(store: Store) -> Iterator[Orphan]:
         if snapshot_id not in known:
             with contextlib.suppress(OSError):
                 file.unlink()
-                directories.remove_parent(file.parent)
+                datadirectory.remove_if_empty()
             yield Orphan(str(file), "who was to write it has died", not os.path.lexists(file))
 
 
@@ -208,7 +208,7 @@ def _remove(entry: Entry) -> None:
         for device in entry.devices:
             devices.wipe(device, entry.snapshot)
         directories.remove(Path(entry.directory))
-        directories.remove_view(directories.view(entry.snapshot))
+        datadirectory.remove_view(datadirectory.view(entry.snapshot))
         _remove_socket(entry)
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
@@ -229,7 +229,7 @@ def _unknown() -> Iterator[Orphan]:
     Others take and end snapshots meanwhile: what is there has been named before it was made, and is named until it has
     gone.
     """
-    there = sorted(directories.default_parent().glob("snapmount-*"))
+    there = sorted(datadirectory.path().glob("snapmount-*"))
     known = {Path(entry.directory).name for entry in journal.load_all()[0]}
     for path in there:
         is_named = path.name in known or path.is_symlink() or not path.exists()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from . import blocking, hypervisor, mounts
+from . import blocking, datadirectory, hypervisor, mounts
 from .core import domainxml, names, plan
 from .core.iscsi import Portal
 from .core.snapshot import Disk, Snapshot
@@ -17,7 +17,7 @@ from .core.user import User
 from .errors import StateError
 from .processes import Process
 from .records import Record
-from .scratch import directories, room
+from .scratch import room
 from .sources import pull
 from .state import Store
 
@@ -98,7 +98,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         disks=disks,
         left_out=selection.left_out,
     )
-    mountpoint = request.mountpoint or str(directories.view(snapshot.id))
+    mountpoint = request.mountpoint or str(datadirectory.view(snapshot.id))
     log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
     directory = parent / f"snapmount-{snapshot.id}"
     domainxml.check_scratch(xml, str(directory))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from . import hypervisor, journal, nbd, nvram, planning, watching
+from . import datadirectory, hypervisor, journal, nbd, nvram, planning, watching
 from .core import names
 from .core.iscsi import target_of
 from .errors import StateError
@@ -80,7 +80,7 @@ async def _make(request: Request, planned: planning.Plan, claim: Claim) -> None:
     await directories.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
     await files.make(record, planned.user)
     if record.is_hidden:
-        directories.make_view(Path(record.mountpoint))
+        datadirectory.make_view(Path(record.mountpoint))
     left_out = [each.name for each in record.snapshot.left_out]
     claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
     await pull.begin(domain, claim, left_out=left_out, quiesce=request.quiesce)

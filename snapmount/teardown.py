@@ -16,12 +16,12 @@ from pathlib import Path
 
 import trio
 
-from . import attaching, blocking, byhand, journal, mounts, tending
+from . import attaching, blocking, byhand, datadirectory, journal, mounts, tending
 from .core import names
 from .errors import LeftoverError, SnapmountError, StateError, UnreachableError
 from .publish import iscsi
 from .records import Record, State
-from .scratch import directories, files
+from .scratch import files
 from .sources import pull
 from .state import Claim
 
@@ -159,7 +159,7 @@ def _remove_files(record: Record) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(record.socket)
     if record.is_hidden:
-        directories.remove_view(Path(record.mountpoint))
+        datadirectory.remove_view(Path(record.mountpoint))
     files.remove(record)
 
 

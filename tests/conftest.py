@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import mounts
-from snapmount.scratch import directories
+from snapmount import datadirectory, mounts
 from snapmount.state import Store
 
 from .rig import checks, libvirtd, stock_kernel, traces, vm
@@ -188,7 +187,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def scratch_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default parent of scratch directories."""
     path = tmp_path / "snapmount"
-    monkeypatch.setattr(directories, "SYSTEM_DEFAULT", path)
+    monkeypatch.setattr(datadirectory, "SYSTEM", path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     return path
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from snapmount import journal, mounts, orphans
+from snapmount import datadirectory, journal, mounts, orphans
 from snapmount.journal import Entry
 from snapmount.orphans import Orphan
-from snapmount.scratch import directories
 from snapmount.state import Store
 
 from .rig.records import ID, OTHER_ID, a_record
@@ -153,7 +152,7 @@ def test_a_snapshot_that_is_taken_or_ended_meanwhile_is_not_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if each came just after one look and before the next."""
-    taken, ended = (directories.default_parent() / f"snapmount-{each}" for each in (ID, OTHER_ID))
+    taken, ended = (datadirectory.path() / f"snapmount-{each}" for each in (ID, OTHER_ID))
     load_all, glob = journal.load_all, Path.glob
 
     def take_after(*args: Any) -> Any:

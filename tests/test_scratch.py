@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from snapmount import datadirectory
 from snapmount.core.user import User
 from snapmount.errors import SpaceError
 from snapmount.scratch import directories, files
@@ -34,12 +35,10 @@ def data_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_default_is_on_a_disk_that_lasts(data_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_root = os.geteuid() == 0
-    assert directories.default_parent() == (directories.SYSTEM_DEFAULT if as_root else data_home / "snapmount")
+    assert datadirectory.path() == (datadirectory.SYSTEM if as_root else data_home / "snapmount")
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", "/home/me")
-    assert directories.default_parent() == (
-        directories.SYSTEM_DEFAULT if as_root else Path("/home/me/.local/share/snapmount")
-    )
+    assert datadirectory.path() == (datadirectory.SYSTEM if as_root else Path("/home/me/.local/share/snapmount"))
 
 
 def test_free_space_is_what_an_ordinary_user_may_still_write(tmp_path: Path) -> None:
@@ -48,9 +47,9 @@ def test_free_space_is_what_an_ordinary_user_may_still_write(tmp_path: Path) -> 
 
 
 def test_the_default_parent_need_not_exist_yet(data_home: Path) -> None:
-    existed = directories.default_parent().exists()
-    assert directories.free_bytes(directories.default_parent()) > 0
-    assert directories.default_parent().exists() == existed
+    existed = datadirectory.path().exists()
+    assert directories.free_bytes(datadirectory.path()) > 0
+    assert datadirectory.path().exists() == existed
 
 
 def test_a_directory_that_does_not_exist_comes_with_the_command_that_makes_it(tmp_path: Path) -> None:

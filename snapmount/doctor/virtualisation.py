@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from .. import blocking, mounts
+from .. import blocking, datadirectory, mounts
 from ..core import health, names
 from ..core.health import Finding, Place, SELinux
 from ..core.user import User
@@ -71,7 +71,7 @@ async def check(subject: Subject) -> list[Finding]:
     findings.append(health.qemu(qemu.version, qemu.supports_backup, subject.remedies))
     if not hypervisor.is_unprivileged(connect):
         findings.append(_console_log(subject))
-    parents = [directories.default_parent(), *([Path(subject.scratch_dir)] if subject.scratch_dir else [])]
+    parents = [datadirectory.path(), *([Path(subject.scratch_dir)] if subject.scratch_dir else [])]
     findings += [await _place(subject, parent, qemu.user) for parent in dict.fromkeys(parents)]
     findings.append(health.confinement(qemu.security_models, _selinux(), subject.remedies))
     return findings
@@ -161,7 +161,7 @@ def _look_at(parent: Path) -> Place:
     free = directories.free_bytes(parent)
     real = next(each for each in (parent.resolve(), *parent.resolve().parents) if each.exists())
     mount = mounts.holding(str(real), mounts.current())
-    fstype, is_default = mount.fstype if mount else "unknown", parent == directories.default_parent()
+    fstype, is_default = mount.fstype if mount else "unknown", parent == datadirectory.path()
     return Place(str(parent), fstype, free, _rotates(real.stat().st_dev), is_default)
 
 

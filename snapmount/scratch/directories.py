@@ -17,12 +17,11 @@ from typing import Any
 
 import trio
 
-from .. import blocking
+from .. import blocking, datadirectory
 from ..core import names, space, units
 from ..core.user import User
 from ..errors import SpaceError
 
-SYSTEM_DEFAULT = Path("/var/lib/libvirt/snapmount")
 CHECK_S = 10.0
 PROBE_CLUSTERS = 16
 
@@ -40,14 +39,6 @@ class Use:
 
 SCRATCH = Use("scratch directory", "snapmount VM MOUNTPOINT --scratch-dir DIRECTORY   (one that QEMU's user can write)")
 OVERLAY = Use("overlay directory", "snapmount boot VM --overlay-dir DIRECTORY   (one that QEMU's user can write)")
-
-
-def default_parent() -> Path:
-    """Where scratch directories are made unless the user says otherwise; never on a tmpfs."""
-    if os.geteuid() == 0:
-        return SYSTEM_DEFAULT
-    data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "snapmount"
 
 
 def free_bytes(parent: Path, use: Use = SCRATCH) -> int:
@@ -68,7 +59,7 @@ def free_bytes(parent: Path, use: Use = SCRATCH) -> int:
 
 def nearest(parent: Path) -> Path:
     """The directory, or of the default parent, which need not exist yet, the nearest that does."""
-    if parent != default_parent():
+    if parent != datadirectory.path():
         return parent
     return next(each for each in (parent, *parent.parents) if each.exists())
 
@@ -114,26 +105,9 @@ async def create(directory: Path, user: User, qemu_pid: int | None, use: Use = S
         )
 
 
-def view(snapshot_id: str) -> Path:
-    """Where a snapshot is mounted for which nobody asked for a mount: QEMU's user must get there for scratch VMs."""
-    return default_parent() / f"snapmount-{snapshot_id}-view"
-
-
-def make_view(directory: Path) -> None:
-    """Make that mountpoint.  Raises OSError."""
-    make_parent(directory.parent)
-    directory.mkdir(mode=0o700)
-
-
-def make_parent(parent: Path) -> None:
-    """Make the default parent, where it is that.  Raises OSError."""
-    if parent == default_parent():
-        parent.mkdir(parents=True, exist_ok=True)
-        parent.chmod(0o711)  # whatever the umask: QEMU's user must get through
-
-
 def _make(directory: Path, user: User) -> None:
-    make_parent(directory.parent)
+    if directory.parent == datadirectory.path():
+        datadirectory.make()
     directory.mkdir(mode=0o700)
     if user.uid == os.geteuid():
         return
@@ -223,20 +197,5 @@ def remove(directory: Path) -> None:
     while os.path.lexists(directory):
         with contextlib.suppress(FileNotFoundError):  # libvirt removes its files at the same time
             shutil.rmtree(directory)
-    remove_parent(directory.parent)
-
-
-def remove_view(directory: Path) -> None:
-    """Remove the mountpoint that make_view() has made; none is fine.  Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        directory.rmdir()
-    remove_parent(directory.parent)
-
-
-def remove_parent(parent: Path) -> None:
-    """Remove the default parent, where it is that and empty."""
-    if parent == default_parent():
-        try:
-            parent.rmdir()
-        except OSError:
-            pass  # other snapshots live there, or it is gone
+    if directory.parent == datadirectory.path():
+        datadirectory.remove_if_empty()

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import trio
 
-from .. import blocking
+from .. import blocking, datadirectory
 from ..core.place import Candidate, Place, choose, warning
 from ..core.space import Space
 from ..core.user import User
@@ -41,7 +41,7 @@ async def find(origins: Iterable[str], user: User, worst: int, allocated: int) -
     Besides the default, the directories of the VM's images are thought of, where they are on other file systems and we
     are root, who can make a directory for QEMU there.  Raises SpaceError.
     """
-    default = directories.default_parent()
+    default = datadirectory.path()
     file_system = await _file_system(default)
     candidates = [await _candidate(default, file_system, worst, allocated)]
     seen = {file_system.device}
@@ -66,7 +66,7 @@ async def _candidate(path: Path, file_system: FileSystem, worst: int, allocated:
     free = await free_bytes(path)
     rotational = await _on_host(path, is_rotational, file_system)
     space = Space(free, worst, allocated)
-    return Candidate(str(path), file_system.fstype, rotational, space, path == directories.default_parent())
+    return Candidate(str(path), file_system.fstype, rotational, space, path == datadirectory.path())
 
 
 async def free_bytes(path: Path) -> int:
