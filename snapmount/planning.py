@@ -81,11 +81,11 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     selection = plan.select(domain.name, domainxml.disks(xml), request.only, request.exclude)
     plan.check_iothreads(domain.name, selection.chosen, await domain.qemu_version(request.connect))
     sizes = await domain.allocation()
-    disks = tuple(Disk(d.name, sizes[d.name][0], d.format, d.origin) for d in selection.chosen)
+    disks = tuple(Disk(d.name, sizes[d.name][0], d.format, str(d.origin)) for d in selection.chosen)
     user = hypervisor.qemu_user(xml)
     in_use = await _devices_in_use(connection, store) if request.terms.devices else {}
     allocated = {name: size for name, (_, size) in sizes.items()}
-    files = [disk.origin for disk in selection.chosen if disk.kind == "file"]
+    files = [str(disk.origin) for disk in selection.chosen if disk.kind == "file"]
     needs = room.Needs(domain.name, disks, allocated, files, user, in_use)
     parent, terms = await room.find(needs, request.scratch_dir, request.terms, warn)
     snapshot = Snapshot(

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.core import domainxml
-from snapmount.core.domainxml import DiskDefinition, NvramDefinition, Owner
+from snapmount.core.diskdefinition import DiskDefinition
+from snapmount.core.domainxml import NvramDefinition, Owner
+from snapmount.core.origin import Host, NetworkOrigin
 from snapmount.errors import SnapmountError, StateError
 
 from .strategies import PROPERTY, disk_names, xml_text
@@ -70,9 +72,9 @@ def test_the_disks_of_a_domain_are_read_in_their_order() -> None:
     assert domainxml.disks(DOMAIN) == (
         DiskDefinition("vda", "disk", "file", "qcow2", "/images/a & b.qcow2"),
         DiskDefinition("sda", "lun", "block", "raw", "/dev/sdb"),
-        DiskDefinition("vdb", "disk", "network", "raw", "rbd/pool/image"),
+        DiskDefinition("vdb", "disk", "network", "raw", NetworkOrigin("rbd", "pool/image", (Host("ceph1", "6789"),))),
         DiskDefinition("vdc", "disk", "volume", "raw", "default/vm1.img"),
-        DiskDefinition("sdb", "cdrom", "file", "raw", ""),
+        DiskDefinition("sdb", "cdrom", "file", "raw", "", is_readonly=True),
         DiskDefinition("fda", "floppy", "dir", "raw", "/floppy"),
     )
 
@@ -122,7 +124,7 @@ def test_a_domain_without_disks_has_none() -> None:
         ("<nvram format='qcow2'>\n/vm1.qcow2\n</nvram>", NvramDefinition("file", "qcow2", "/vm1.qcow2")),
         ("<nvram type='file'><source file='/a &amp; b'/></nvram>", NvramDefinition("file", "raw", "/a & b")),
         ("<nvram type='block'><source dev='/dev/vg/v'/></nvram>", NvramDefinition("block", "raw", "/dev/vg/v")),
-        ("<nvram type='network'><source protocol='nbd'/></nvram>", NvramDefinition("network", "raw", "nbd")),
+        ("<nvram type='network'><source protocol='nbd'/></nvram>", NvramDefinition("network", "raw", "nbd:///")),
         ("<varstore template='/t.json' path='/vm1.json'/>", NvramDefinition("file", "json", "/vm1.json")),
         ("<nvram/>", NvramDefinition("file", "raw", "")),
         ("<loader/>", None),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.core import plan
-from snapmount.core.domainxml import DiskDefinition
+from snapmount.core.diskdefinition import DiskDefinition
 from snapmount.core.plan import LeftOut
 from snapmount.errors import NotFoundError, StateError
 

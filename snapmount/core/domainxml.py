@@ -11,26 +11,15 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from ..errors import SnapmountError, StateError
-from . import names
+from . import diskdefinition, names
+from .diskdefinition import DiskDefinition
+from .origin import of_source
 
 XML_MAX = 4 << 20
 DEPTH_MAX = 256
 # virt-aa-helper writes a path as it is into a profile, where these have a meaning (apparmor.d(5), "Globbing").  So have
 # * and ?, but what they match includes the path itself.
 UNCONFINABLE = frozenset('[]{}\\"')
-
-
-@dataclass(frozen=True)
-class DiskDefinition:
-    """A `<disk>` of a domain."""
-
-    name: str  # <target dev=...>
-    device: str  # disk, cdrom, floppy or lun
-    kind: str  # <disk type=...>: file, block, network, volume, nvme, vhostuser, ...
-    format: str  # raw, qcow2, ...
-    origin: str  # a path, or what identifies the source otherwise; '' for an empty drive
-    alias: str = ""  # of a running VM's device
-    has_iothread: bool = False  # whether a thread of its own serves it, and not QEMU's main loop
 
 
 @dataclass(frozen=True)
@@ -80,51 +69,7 @@ class _Builder(ElementTree.TreeBuilder):
 
 def disks(domain_xml: str) -> tuple[DiskDefinition, ...]:
     """The disks of a domain in their order.  Raises SnapmountError where the XML is not well-formed."""
-    domain = parse(domain_xml, "the domain's definition")
-    threaded = {
-        controller.get("index", "0")
-        for controller in domain.findall("./devices/controller[@type='scsi']")
-        if _has_iothread(controller)
-    }
-    return tuple(_disk(element, threaded) for element in domain.findall("./devices/disk"))
-
-
-def _has_iothread(element: ElementTree.Element) -> bool:
-    """`<driver iothread=...>`, or its `<iothreads>`, since libvirt 10.0."""
-    driver = element.find("driver")
-    return driver is not None and ("iothread" in driver.attrib or driver.find("iothreads") is not None)
-
-
-def _disk(element: ElementTree.Element, threaded_controllers: Collection[str]) -> DiskDefinition:
-    target = element.find("target")
-    driver = element.find("driver")
-    alias = element.find("alias")
-    return DiskDefinition(
-        name="" if target is None else target.get("dev", ""),
-        device=element.get("device", "disk"),
-        kind=element.get("type", "file"),
-        format="raw" if driver is None else driver.get("type", "raw"),
-        origin=_origin(element.find("source")),
-        alias="" if alias is None else alias.get("name", ""),
-        has_iothread=_has_iothread(element) or _controller(element) in threaded_controllers,
-    )
-
-
-def _controller(disk: ElementTree.Element) -> str | None:
-    """The index of the SCSI controller that the disk is on."""
-    target, address = disk.find("target"), disk.find("address[@type='drive']")
-    is_scsi = target is not None and target.get("bus") == "scsi"
-    return address.get("controller", "0") if is_scsi and address is not None else None
-
-
-def _origin(source: ElementTree.Element | None) -> str:
-    if source is None:
-        return ""
-    for attribute in ("file", "dev", "dir"):
-        if attribute in source.attrib:
-            return source.attrib[attribute]
-    # a network disk, a storage volume, ...: protocol and name, pool and volume
-    return "/".join(value for key, value in source.attrib.items() if key not in ("index", "startupPolicy"))
+    return diskdefinition.disks(parse(domain_xml, "the domain's definition").find("devices"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +93,7 @@ def nvram(domain_xml: str) -> NvramDefinition | None:
     return NvramDefinition(
         kind=element.get("type", "file"),
         format=element.get("format", "raw"),
-        origin=(element.text or "").strip() if source is None else _origin(source),
+        origin=(element.text or "").strip() if source is None else str(of_source(source)),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import NotFoundError, StateError
 from . import attachment, names
-from .domainxml import DiskDefinition
+from .diskdefinition import DiskDefinition
 
 QEMU_NBD_IN_IOTHREADS = (8, 2, 3)  # the first version that can
 

@@ -20,7 +20,7 @@ _AS_THEY_ARE = frozenset({"controller", "crypto", "emulator", "hub", "iommu", "m
 # What of a disk concerns the guest, and not the image behind it.
 _OF_THE_GUEST = frozenset({"target", "address", "boot", "serial", "wwn", "vendor", "product", "geometry", "blockio"})
 _OF_THE_DRIVER = frozenset(
-    {"ats", "event_idx", "ioeventfd", "iommu", "iothread", "packed", "page_per_vq", "queues"}
+    {"ats", "event_idx", "ioeventfd", "iommu", "iothread", "packed", "page_per_vq", "queue_size", "queues"}
     | {"discard", "detect_zeroes"}
 )
 # Where the view is lost, the guest gets errors, whatever the original's guest would; a full file system of the overlays

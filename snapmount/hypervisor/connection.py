@@ -114,7 +114,7 @@ class Hypervisor:
         for domain in map(Domain, handles):
             for disk in domainxml.disks(await domain.xml()):
                 if disk.kind == "block":
-                    found[disk.origin] = f"the disk {disk.name} of {domain.name}"
+                    found[str(disk.origin)] = f"the disk {disk.name} of {domain.name}"
         return found
 
     async def check_name_is_free(self, name: str) -> None:
