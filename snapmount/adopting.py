@@ -11,10 +11,11 @@ import trio
 
 from . import attaching, attachments, blocking, hypervisor, mounts, nbd, tending, watching
 from .core import names
+from .core.lifecycle import State
 from .errors import NotFoundError, SpaceError, StateError, UnreachableError, first_cause
 from .processes import boot_id
 from .publish import iscsi
-from .records import Record, State
+from .records import Record
 from .session import Held, Reporter, connect
 from .state import Claim, Store
 from .teardown import tear_down
@@ -77,7 +78,7 @@ async def _why_lost(record: Record) -> str | None:
     if record.server.boot_id != boot_id():
         return "the host has been restarted"
     if record.state is not State.ACTIVE:
-        return record.reason or f"its server has died while it was {record.state.value}"
+        return record.why or f"its server has died while it was {record.state.value}"
     if record.is_for_boot:
         return "it was taken for scratch VMs, which do not outlive the death of its server"
     if record.has_expired:

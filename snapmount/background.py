@@ -179,7 +179,7 @@ def _undo_what_is_left(death: ServerDiedError, server: Process, store: Store) ->
     record = standby.left_by(server, store)
     if record is None:
         return
-    if standby.was_readable(record):
+    if record.state.was_readable:
         raise SnapmountError(
             f"{death.what}; snapshot {record.id} is there", names.command("snapmount", "recover", record.id)
         ) from None

@@ -207,7 +207,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from . import present
-    from .records import State
+    from .core.lifecycle import State
 
     store = _store()
     record = store.find(arguments.snapshot)

@@ -16,11 +16,12 @@ from . import attachments, luns, scratchvm
 from .attachments import Attachment
 from .core import names, units
 from .core.iscsi import Credentials, Session
+from .core.lifecycle import State
 from .core.plan import LeftOut
 from .core.snapshot import Disk, Nvram, format_time
 from .core.space import rate
 from .errors import StateError
-from .records import Record, State
+from .records import Record
 from .scratch import glances
 from .scratch.measuring import Figures
 from .scratchvm import ScratchVm
@@ -86,7 +87,7 @@ class Shown:
         return shown | {
             "connect": record.connect,
             "state": self.store.state(record).value,
-            "reason": record.reason,
+            "reason": record.why,
             "expires": record.expires and format_time(record.expires),
             "mountpoint": None if record.is_hidden else record.mountpoint,
             "iscsi": record.publication
@@ -244,9 +245,9 @@ def _size(length: int | None, unknown: str = "-") -> str:
 def _status(record: Record, state: State) -> str:
     """The state in words, with the reason where there is one."""
     if state is State.DEAD:
-        then = f"; {record.reason}" if record.reason else ""
+        then = f"; {record.why}" if record.why else ""
         return f"dead: its server process is gone{then} ({names.command('snapmount', 'recover', record.id)})"
-    return f"{state.value}: {record.reason}" if record.reason else state.value
+    return f"{state.value}: {record.why}" if record.why else state.value
 
 
 def _age(record: Record) -> str:

@@ -6,27 +6,16 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from enum import Enum
 from typing import Any
 
 from .core.iscsi import Target
+from .core.lifecycle import State
 from .core.snapshot import Snapshot
 from .core.space import DEFAULT_TERMS, Terms
 from .processes import Process
 
-VERSION = 6
-
-
-class State(Enum):
-    """The state of a snapshot."""
-
-    STARTING = "starting"  # being made
-    ACTIVE = "active"  # the view is readable
-    LOST = "lost"  # the point in time can no longer be served: reads fail with EIO
-    GAVE_UP = "gave up"  # the same, by ourselves: before the scratch space ran out
-    ENDING = "ending"  # being undone
-    LEFTOVER = "leftover"  # something could not be undone
-    DEAD = "dead"  # never recorded: the process that served it is gone
+VERSION = 7
+READABLE = (6, 7)  # what versions of snapmount have written that can be read: 6 knew no `problem`
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,8 @@ class Record:
     standby: Process | None = None  # of the server: who watches the scratch space when that was killed
     state: State = State.STARTING
     terms: Terms = DEFAULT_TERMS  # how it uses scratch space
-    reason: str | None = None  # for LOST, GAVE_UP and LEFTOVER
+    reason: str | None = None  # why it is LOST, or was given up; it stays when the snapshot ends
+    problem: str | None = None  # of LEFTOVER: what could not be undone
     frozen: bool = False  # the guest's file systems may be frozen: they must be thawed
     is_hidden: bool = False  # nobody asked for the mount: it is for LUNs or scratch VMs alone
     is_for_boot: bool = False  # taken for scratch VMs: it ends with the last of them
@@ -77,6 +67,21 @@ class Record:
         return word in (self.id, self.snapshot.vm_name, self.snapshot.vm_uuid) or (
             self.mountpoint == os.path.realpath(word)
         )
+
+    def noted(self, state: State, why: str | None) -> dict[str, Any]:
+        """The fields that note that state.  `why` is the reason of LOST and GAVE_UP, or the problem of LEFTOVER; what
+        was noted before stays.
+        """
+        if state is State.LEFTOVER:
+            return {"state": state, "problem": why}
+        return {"state": state, "reason": why or self.reason}
+
+    @property
+    def why(self) -> str | None:
+        """Why it is in its state: what could not be undone, and why it was lost or given up before."""
+        if self.problem and self.reason:
+            return f"{self.problem}; before that: {self.reason}"
+        return self.problem or self.reason
 
     @property
     def left_s(self) -> float | None:
@@ -120,6 +125,7 @@ class Record:
             "state": self.state.value,
             "terms": self.terms.to_json(),
             "reason": self.reason,
+            "problem": self.problem,
             "frozen": self.frozen,
             "is_hidden": self.is_hidden,
             "is_for_boot": self.is_for_boot,
@@ -133,8 +139,8 @@ class Record:
     def from_json(cls, document: Any) -> Record:
         """The record of that shape.  Raises KeyError, TypeError or ValueError for any other."""
         fields = dict(document)
-        if fields.pop("version") != VERSION:
-            raise ValueError("it was written by another version of snapmount")
+        if fields.pop("version") not in READABLE:
+            raise ValueError("it was written by another version of snapmount, which this one does not know")
         fields["snapshot"] = Snapshot.from_document(fields["snapshot"])
         fields["server"] = Process(**fields["server"])
         fields["standby"] = fields["standby"] and Process(**fields["standby"])

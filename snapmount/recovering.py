@@ -11,9 +11,10 @@ import trio
 
 from . import adopting, background, orphans, present
 from .core import names
+from .core.lifecycle import State
 from .errors import InterruptedByUserError, LeftoverError, SnapmountError, StateError, first_cause
 from .orphans import Orphan
-from .records import Record, State
+from .records import Record
 from .state import Store
 
 Tell = Callable[[str], None]

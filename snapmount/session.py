@@ -21,12 +21,13 @@ import trio
 
 from . import hypervisor, mounts, nbd, nvram, tending, watching
 from .core.image import Image
+from .core.lifecycle import State
 from .core.snapshot import Disk, dump
 from .core.tree import Constant, File, MapText, RawImage, Tree
 from .errors import InterruptedByUserError, SnapmountError, StateError, first_cause
 from .processes import Process
 from .publish import fuse, iscsi
-from .records import Record, State
+from .records import Record
 from .sources import pull
 from .state import Claim
 from .teardown import free
@@ -121,7 +122,7 @@ def _serve_from_now_on(claim: Claim, reporter: Reporter) -> None:
     """Write down that this process is the server, in the place of one that has died perhaps."""
     before = claim.record.standby
     server = Process.of_pid(os.getpid())
-    claim.update(state=State.ACTIVE, reason=None, server=server, standby=reporter.standby)
+    claim.update(state=State.ACTIVE, server=server, standby=reporter.standby)
     if before and before != reporter.standby:
         before.send(signal.SIGKILL)
 

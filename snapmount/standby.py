@@ -24,10 +24,11 @@ import trio
 
 from . import hypervisor, logs, processes, watching
 from .core import space
+from .core.lifecycle import State
 from .core.space import Fill
 from .errors import SnapmountError, UnreachableError
 from .processes import Process
-from .records import Record, State
+from .records import Record
 from .scratch.measuring import Gauge
 from .sources import pull
 from .state import Claim, Store
@@ -74,11 +75,6 @@ def _run(server: Process, store: Store) -> NoReturn:
 def left_by(server: Process, store: Store) -> Record | None:
     """The snapshot that the server has begun, or taken over, and not ended."""
     return next((record for record in store.load_all()[0] if record.server == server), None)
-
-
-def was_readable(record: Record) -> bool:
-    """Whether users have seen it: they say then what becomes of it."""
-    return record.state in (State.ACTIVE, State.LOST, State.GAVE_UP)
 
 
 def is_done_with(record: Record) -> bool:
@@ -141,7 +137,7 @@ async def _end(store: Store, record: Record) -> bool:
     with _taken_over(store, record) as claim:
         if claim is None:
             return False
-        if not was_readable(claim.record) or claim.record.has_expired:
+        if not claim.record.state.was_readable or claim.record.has_expired:
             await tear_down(claim)
             return True
         await pull.end(claim.record)

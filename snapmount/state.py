@@ -22,10 +22,11 @@ from typing import Any
 from . import jsonfiles, locks
 from .core import names
 from .core.iscsi import Credentials
+from .core.lifecycle import State
 from .core.snapshot import dump
 from .errors import LeftoverError, NotFoundError, SnapmountError, StateError
 from .hosts import Host
-from .records import Record, State
+from .records import Record
 
 log = logging.getLogger(__name__)
 
@@ -235,16 +236,24 @@ class Claim:
         os.close(self._lock)
 
     def update(self, **changes: Any) -> None:
-        """Change the record, on disk too, atomically.  Raises StateError."""
+        """Change the record, on disk too, atomically.  Raises StateError, and ValueError for a state that may not
+        follow (core/lifecycle.py).
+        """
+        if "state" in changes:
+            self.record.state.check_next(changes["state"])
         self.record = replace(self.record, **changes)
         self._write("record.json", dump(self.record.to_json()))
 
-    def note(self, state: State, reason: str | None = None) -> None:
-        """Note the state, for list and show; that it cannot be written must not keep anything from being done."""
+    def note(self, state: State, why: str | None = None) -> None:
+        """Note the state, and why, for list and show: what cannot be written must not keep anything from being done,
+        and what comes too late to be said changes nothing.
+        """
         try:
-            self.update(state=state, reason=reason)
+            self.update(**self.record.noted(state, why))
         except StateError as error:
             log.error("%s", error.message)
+        except ValueError as error:
+            log.debug("%s: %s", why or state.value, error)
 
     def write_credentials(self, credentials: Credentials) -> None:
         """Write down who may log in, in a file apart: a record can be shown.  Raises StateError."""

@@ -19,7 +19,7 @@ from .errors import StateError
 from .exclusion import exclusive
 from .planning import LunRequest, Request
 from .publish import iscsi
-from .records import Publication, Record, State
+from .records import Publication, Record
 from .scratch import directories, files
 from .session import Held, Reporter, connect
 from .sources import pull
@@ -65,7 +65,7 @@ def _check_alone(record: Record, store: Store) -> None:
     """Raise StateError where another process is taking, or has taken, a snapshot of the VM since we have looked."""
     for other in store.load_all()[0]:
         is_of_same = (other.snapshot.vm_uuid, other.connect) == (record.snapshot.vm_uuid, record.connect)
-        if is_of_same and other.state in (State.STARTING, State.ACTIVE) and store.is_served(other.id):
+        if is_of_same and other.state.is_alive and store.is_served(other.id):
             raise StateError(
                 f"{other.snapshot.vm_name} has a snapshot already: {other.id}, {other.state.value}, "
                 f"of {store.holder(other.id)}",

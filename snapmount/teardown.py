@@ -18,9 +18,10 @@ import trio
 
 from . import attaching, blocking, byhand, datadirectory, journal, mounts, tending
 from .core import names
+from .core.lifecycle import State
 from .errors import LeftoverError, SnapmountError, StateError, UnreachableError
 from .publish import iscsi
-from .records import Record, State
+from .records import Record
 from .scratch import files
 from .sources import pull
 from .state import Claim
@@ -132,8 +133,7 @@ async def free(claim: Claim) -> None:
 
     Raises LeftoverError, StateError or UnreachableError.
     """
-    if claim.record.state is not State.LEFTOVER:  # which it is until all is undone
-        claim.note(State.ENDING)  # before it looks for them: no scratch VM is made, no disk attached from then on
+    claim.note(State.ENDING)  # before it looks for them: no scratch VM is made, no disk attached from then on
     with _deadline(FREE_S):
         await tending.end_all(claim.record, claim.directory)
         await attaching.end_all(claim.record, claim.directory)

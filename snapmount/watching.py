@@ -20,10 +20,10 @@ import trio
 
 from . import blocking, hypervisor
 from .core import space
+from .core.lifecycle import State
 from .core.space import Fill
 from .errors import NotFoundError, SnapmountError, SpaceError, UnreachableError
 from .hypervisor import DiskError
-from .records import State
 from .scratch import directories, files
 from .scratch.measuring import Figures, Gauge
 from .sources import pull
@@ -103,7 +103,7 @@ class Watch:
         """What there was when it was too little; None where the snapshot has ended otherwise."""
         problem = ""
         has_started = False
-        while self._claim.record.state in (State.STARTING, State.ACTIVE, State.ENDING):
+        while self._claim.record.state.may_cost_the_guest:
             self._bell = trio.Event()
             wait_s = space.LONGEST_WAIT_S
             try:

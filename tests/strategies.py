@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from snapmount.core.domainxml import UNCONFINABLE
+from snapmount.core.lifecycle import State
 from snapmount.core.plan import LeftOut
 from snapmount.core.snapshot import Disk, Nvram, Snapshot
 from snapmount.processes import Process
-from snapmount.records import Record, State
+from snapmount.records import Record
 
 # The same examples in each run, and none too slow: a busy host is not a failure.
 PROPERTY = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

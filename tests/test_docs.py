@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snapmount import __version__, arguments
 from snapmount.arguments import grammar
-from snapmount.records import State
+from snapmount.core.lifecycle import State
 
 ROOT = Path(__file__).parents[1]
 MAN = (ROOT / "contrib" / "snapmount.1").read_text().replace("\\-", "-")

@@ -21,12 +21,13 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snapmount.core.lifecycle import State
 from snapmount.core.snapshot import dump
 from snapmount.errors import NotFoundError, StateError
 from snapmount.exclusion import exclusive
 from snapmount.hosts import Host
 from snapmount.processes import Process
-from snapmount.records import VERSION, Record, State
+from snapmount.records import VERSION, Record
 from snapmount.state import Store
 
 from .rig.records import CREATED, ID, OTHER_ID, OTHER_UUID, UUID, a_record, a_snapshot
@@ -140,6 +141,7 @@ def test_a_claim_is_on_disk_and_so_is_each_update(store: Store) -> None:
     record = a_record()
     claim = store.claim(record)
     assert store.load(ID) == record
+    claim.update(state=State.ACTIVE)
     claim.update(state=State.LOST, reason="vm1 was destroyed")
     assert claim.record == replace(record, state=State.LOST, reason="vm1 was destroyed")
     assert store.load(ID) == claim.record
@@ -285,10 +287,29 @@ def test_a_snapshot_is_dead_until_who_takes_it_over_shows_it(store: Store) -> No
     record = replace(a_record(), state=State.ACTIVE, server=replace(Process.of_pid(os.getpid()), start_ticks=0))
     claim = store.claim(record)
     assert store.state(claim.record) is State.DEAD
-    claim.update(state=State.ENDING)
-    assert store.state(claim.record) is State.ENDING
+    assert store.state(replace(record, state=State.ENDING)) is State.ENDING
     claim.update(state=State.ACTIVE, server=Process.of_pid(os.getpid()))
     assert store.state(claim.record) is State.ACTIVE
+
+
+def test_a_state_that_may_not_follow_is_not_written(store: Store) -> None:
+    claim = store.claim(a_record())
+    claim.update(state=State.ENDING)
+    with pytest.raises(ValueError, match="'ending' does not become 'active'"):
+        claim.update(state=State.ACTIVE)
+    claim.note(State.LOST, "vm1 was destroyed")  # which comes too late
+    assert store.load(ID) == replace(a_record(), state=State.ENDING)
+
+
+def test_why_a_snapshot_was_lost_is_still_known_while_it_ends(store: Store) -> None:
+    claim = store.claim(a_record())
+    claim.update(state=State.ACTIVE)
+    claim.note(State.LOST, "QEMU has closed the connection")
+    claim.note(State.LOST, "vm1 was destroyed")
+    claim.note(State.ENDING)
+    ending = store.load(ID)
+    assert ending is not None
+    assert ending.why == "vm1 was destroyed"
 
 
 def test_it_is_told_who_holds_a_snapshot(store: Store) -> None:

@@ -10,8 +10,9 @@ from unittest.mock import Mock
 import pytest
 
 from snapmount import adopting, mounts, teardown
+from snapmount.core.lifecycle import State
 from snapmount.errors import LeftoverError, StateError
-from snapmount.records import Record, State
+from snapmount.records import Record
 from snapmount.scratch import files
 from snapmount.sources import pull
 from snapmount.state import Store

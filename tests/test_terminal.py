@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from snapmount import logs, luns, output, present, scratchvm
 from snapmount.core import domainxml, iscsi, names
 from snapmount.core.iscsi import Credentials, Session
+from snapmount.core.lifecycle import State
 from snapmount.core.plan import LeftOut
 from snapmount.core.snapshot import Disk, Nvram, Snapshot
 from snapmount.errors import SnapmountError
 from snapmount.processes import Process
-from snapmount.records import Publication, State
+from snapmount.records import Publication
 from snapmount.scratchvm import ScratchVm
 from snapmount.state import Store
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from .. import blocking, mounts
 from ..core import health, names
 from ..core.health import Finding, Program
+from ..core.lifecycle import State
 from ..publish import iscsi
 from ..publish.extension import extension
-from ..records import State
 from ..state import Store
 from .subject import Subject
 

@@ -1,0 +1,75 @@
+"""Snapshots of the version that was released before: after an upgrade they are listed, recovered and deleted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..rig import traces, vm
+from ..rig.command import read_direct, snapmount, snapmount_json
+from .test_recover import kill_server, listed
+
+pytestmark = pytest.mark.vm
+
+# What record.json had in version 6, and the journal in version 2; all else is of later ones.
+RECORD = {
+    *(
+        "version",
+        "snapshot",
+        "connect",
+        "mountpoint",
+        "mount_source",
+        "socket",
+        "scratch",
+        "server",
+        "standby",
+        "state",
+    ),
+    *("reason", "frozen", "is_hidden", "is_for_boot", "is_open", "publication", "read_timeout_s", "expires_s"),
+}
+SNAPSHOT = {"id", "vm", "created", "source", "quiesced", "disks", "nvram", "left_out"}
+DISK = {"name", "size_bytes", "format", "origin", "file"}
+
+
+def make_old(shown: dict[str, Any]) -> None:
+    """Rewrite the record as version 6 has written it."""
+    path = traces.RUNTIME / shown["id"] / "record.json"
+    record = only(json.loads(path.read_text()), RECORD) | {"version": 6}
+    record["snapshot"] = only(record["snapshot"], SNAPSHOT)
+    record["snapshot"]["disks"] = [only(disk, DISK) for disk in record["snapshot"]["disks"]]
+    path.write_text(json.dumps(record))
+
+
+def only(document: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    assert names <= document.keys(), "what was there then and is not now cannot be left out: write it"
+    return {name: document[name] for name in names}
+
+
+def test_a_snapshot_that_was_taken_before_an_upgrade_is_listed_recovered_and_deleted(
+    writer: vm.VM, mountpoint: Path
+) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    before = read_direct(mountpoint / "vda.raw")
+    make_old(taken)
+    assert listed(taken["id"]) | {"scratch": None} == taken | {"scratch": None}
+    assert taken["id"] in snapmount("show", taken["id"]).stdout
+    kill_server(taken)
+    make_old(taken)
+    assert listed(taken["id"])["state"] == "dead"
+    assert [each["id"] for each in snapmount_json("recover")["reattached"]] == [taken["id"]]
+    assert read_direct(mountpoint / "vda.raw") == before
+    make_old(taken)
+    snapmount("delete", taken["id"])
+    assert traces.found() == []
+
+
+def test_a_dead_snapshot_that_was_taken_before_an_upgrade_is_deleted(writer: vm.VM, mountpoint: Path) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    kill_server(taken)
+    make_old(taken)
+    snapmount("delete", taken["id"])
+    assert traces.found() == []
+    assert not writer.has_job()
