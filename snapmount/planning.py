@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from . import blocking, datadirectory, hypervisor, mounts
 from .core import domainxml, names, plan
-from .core.iscsi import Portal
+from .core.iscsi import PortalRequest
 from .core.snapshot import Disk, Snapshot
 from .core.space import DEFAULT_TERMS, Terms
 from .core.user import User
@@ -31,7 +31,7 @@ class LunRequest:
     """How the disks shall be published over iSCSI."""
 
     backend: str  # 'lio', 'tgt' or 'auto'
-    portals: tuple[Portal, ...]
+    portals: tuple[PortalRequest, ...]
     initiators: tuple[str, ...]  # empty: any
     mutual: bool
     secret: str | None  # None: a random one

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 def take(arguments: argparse.Namespace) -> Request:
     """What `take` asks for.  Raises UsageError."""
+    uri = _uri(arguments)
     return Request(
         vm=arguments.vm,
         mountpoint=arguments.mountpoint and os.path.abspath(arguments.mountpoint),
-        connect=_uri(arguments),
-        luns=_luns(arguments),
+        connect=uri,
+        luns=_luns(arguments, uri) if arguments.iscsi else None,
         expire_s=arguments.expire,
         only=tuple(arguments.disk),
         exclude=tuple(arguments.exclude_disk),
@@ -77,16 +78,17 @@ def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _luns(arguments: argparse.Namespace) -> LunRequest | None:
-    """How to publish; None where that is not asked for.  Raises UsageError."""
-    if not arguments.iscsi:
-        return None
+def _luns(arguments: argparse.Namespace, uri: str) -> LunRequest:
+    """How to publish.  Raises UsageError."""
     if os.geteuid() != 0:
-        raise UsageError("only root can publish over iSCSI", "sudo snapmount --iscsi ...")
-    portals = [iscsi.parse_portal(text) for text in arguments.portal] or [iscsi.Portal(iscsi.LOOPBACK)]
+        if hypervisor.is_unprivileged(uri):  # those that root finds there are root's own
+            remedy = f"{names.command('snapmount', arguments.vm, 'MOUNTPOINT')}   (its files instead)"
+            raise UsageError(f"only root can publish over iSCSI, and no VM at {uri}, which are a user's own", remedy)
+        remedy = names.command("sudo", "snapmount", "--iscsi", "--connect", uri, arguments.vm)
+        raise UsageError("only root can publish over iSCSI", remedy)
     return LunRequest(
         backend=arguments.target,
-        portals=tuple(dict.fromkeys(portals)),
+        portals=iscsi.parse_portals(arguments.portal),
         initiators=tuple(dict.fromkeys(map(iscsi.check_initiator, arguments.initiator))),
         mutual=arguments.mutual,
         secret=_secret(arguments.secret_file) if arguments.secret_file else None,

@@ -20,6 +20,7 @@ from typing import Protocol
 import trio
 
 from . import hypervisor, mounts, nbd, nvram, tending, watching
+from .core import names
 from .core.image import Image
 from .core.lifecycle import State
 from .core.snapshot import Disk, dump
@@ -149,7 +150,7 @@ async def _shown(held: Held) -> AsyncIterator[fuse.View]:
             view = await stack.enter_async_context(fuse.mounted(tree, record.mountpoint, record.mount_source))
         stack.push_async_callback(_free_first, held)
         if record.publication:
-            await _publish(held.claim)
+            await _publish(held)
         yield view
 
 
@@ -182,14 +183,22 @@ def _tree(claim: Claim, images: Sequence[Image], variables: bytes | None) -> Tre
     return Tree(files, snapshot.created_ns, user.uid, user.gid, claim.record.is_open)
 
 
-async def _publish(claim: Claim) -> None:
-    """Publish the mounted files as LUNs, as the record says."""
+async def _publish(held: Held) -> None:
+    """Publish the mounted files as LUNs, as the record says: after a crash too, where initiators know them."""
+    claim = held.claim
     publication, credentials = claim.record.publication, claim.store.credentials(claim.record.id)
     assert publication
     if credentials is None:
         raise StateError(f"the credentials of {publication.target.iqn} have gone")
     files = [f"{claim.record.mountpoint}/{_lun_file(disk)}" for disk in claim.record.snapshot.disks]
-    await iscsi.publish(publication.backend, claim.directory, publication.target, files, credentials)
+    try:
+        await iscsi.publish(publication.backend, claim.directory, publication.target, files, credentials)
+    except iscsi.PortalInUseError as error:
+        if held.ends:
+            raise
+        what = f"{error.message}, and initiators know the LUNs of snapshot {claim.record.id} there"
+        remedy = f"{names.command('snapmount', 'recover', claim.record.id)}   (once the port is free)"
+        raise StateError(what, remedy) from error
     portals = ", ".join(map(str, publication.target.portals))
     log.info("published by %s as %s at %s", publication.backend, publication.target.iqn, portals)
 

@@ -14,7 +14,7 @@ import trio
 
 from . import datadirectory, hypervisor, journal, nbd, nvram, planning, watching
 from .core import names
-from .core.iscsi import target_of
+from .core.iscsi import choose_portals, target_of
 from .errors import StateError
 from .exclusion import exclusive
 from .planning import LunRequest, Request
@@ -34,6 +34,7 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
     """A snapshot, for as long as the block lasts; at its end it is torn down.  Raises SnapmountError."""
     await planning.check_host(request)
     backend = await iscsi.choose(request.luns.backend) if request.luns else ""
+    free = await iscsi.free_ports(backend, request.luns.portals) if request.luns else []
     async with AsyncExitStack() as stack:
         async with hypervisor.connected(request.connect) as connection:
             planned = await planning.make(request, store, connection, reporter.warn)
@@ -50,7 +51,8 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
         images = await connect(stack, claim.record)
         _note_sizes(claim, images)
         if request.luns:
-            _plan_publication(request.luns, backend, claim)
+            async with exclusive(store):
+                _plan_publication(request.luns, backend, free, claim)
         if request.expire_s:
             claim.update(expires_s=time.monotonic() + request.expire_s)
         yield Held(claim, watch, images, request.booting)
@@ -97,8 +99,18 @@ def _note_sizes(claim: Claim, images: list[nbd.NbdImage]) -> None:
     claim.update(snapshot=replace(snapshot, disks=sized))
 
 
-def _plan_publication(luns: LunRequest, backend: str, claim: Claim) -> None:
-    """Write down how the disks will be published, and who may log in."""
-    target = target_of(claim.record.snapshot, luns.portals, luns.initiators)
+def _plan_publication(luns: LunRequest, backend: str, free: list[int], claim: Claim) -> None:
+    """Write down how the disks will be published, and who may log in.
+
+    A port is another snapshot's from the moment that its record says so, and stays its own if its server dies.
+    """
+    published = [other.publication for other in claim.store.load_all()[0] if other.publication]
+    reserved = [
+        portal
+        for other in published
+        for portal in other.target.portals
+        if (other.backend, backend) != ("lio", "lio")  # the kernel's targets share one
+    ]
+    target = target_of(claim.record.snapshot, choose_portals(luns.portals, free, reserved), luns.initiators)
     claim.write_credentials(iscsi.new_credentials(luns.secret, mutual=luns.mutual))
     claim.update(publication=Publication(backend, target))

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from snapmount.core import attachment
-from snapmount.core.iscsi import Credentials, Lun, Target, parse_portal
+from snapmount.core.iscsi import PORT, Credentials, Lun, Target, parse_portal
 
 from . import lio_checks
 from .rig import bootsector, command, initiator, libvirtd, traces, vm
@@ -191,7 +191,7 @@ def test_the_kernel_s_initiator_reads_the_same(taken: dict[str, Any]) -> None:
 
 
 def target_of(told: dict[str, Any]) -> Target:
-    portals = tuple(map(parse_portal, told["portals"]))
+    portals = tuple(parse_portal(text).at(PORT) for text in told["portals"])
     return Target(told["iqn"], portals, tuple(Lun(**lun) for lun in told["luns"]), ())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -107,6 +108,16 @@ def test_an_ordinary_user_is_told_of_what_that_user_needs(account: Account) -> N
     assert the(findings, "iSCSI")["status"] == "skipped"
     assert "--allow-other" in [finding["check"] for finding in findings]
     assert not (account.home / ".local/share/snapmount").exists()
+
+
+def test_a_usual_port_that_something_else_has_is_told_with_the_one_that_luns_get(clean: None) -> None:
+    with socket.socket() as other:
+        with contextlib.suppress(OSError):  # it is so already
+            other.bind(("127.0.0.1", 3260))
+            other.listen()
+        finding = the(examined(code=0), "iSCSI", "is in use by")
+    assert finding["status"] == "ok"
+    assert re.fullmatch(r"127.0.0.1:3260 is in use by .*: LUNs get port 32[6-9]\d unless .*", finding["text"])
 
 
 # -- libvirt -----------------------------------------------------------------------------------------------------------

@@ -13,22 +13,33 @@ from hypothesis import strategies as st
 from snapmount.core.iscsi import (
     NAME_MAX,
     PORT,
+    PORTS,
     PRODUCT_MAX,
     Credentials,
     Portal,
+    PortalRequest,
     Target,
     check_initiator,
     check_secret,
+    choose_portals,
     parse_portal,
+    parse_portals,
     target_of,
 )
 from snapmount.core.snapshot import Snapshot
-from snapmount.errors import UsageError
+from snapmount.errors import StateError, UsageError
 
 from .strategies import PROPERTY, snapshots
 
 LOOPBACK = Portal("127.0.0.1")
-portals = st.builds(Portal, address=st.ip_addresses().map(str), port=st.integers(min_value=1, max_value=65535))
+
+
+def is_mapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
+
+
+addresses = st.ip_addresses().filter(lambda it: not (it.is_multicast or it.is_link_local or is_mapped(it)))
+portals = st.builds(Portal, address=addresses.map(str), port=st.integers(min_value=1, max_value=65535))
 any_text = st.text(st.characters())
 
 
@@ -38,21 +49,23 @@ any_text = st.text(st.characters())
 @pytest.mark.parametrize(
     ("text", "portal"),
     [
-        ("127.0.0.1", Portal("127.0.0.1", PORT)),
-        ("192.0.2.7:3261", Portal("192.0.2.7", 3261)),
-        ("0.0.0.0", Portal("0.0.0.0", PORT)),
-        ("::1", Portal("::1", PORT)),
-        ("[::1]", Portal("::1", PORT)),
-        ("[2001:DB8:0:0::7]:860", Portal("2001:db8::7", 860)),
+        ("127.0.0.1", PortalRequest("127.0.0.1", None)),
+        ("192.0.2.7:3261", PortalRequest("192.0.2.7", 3261)),
+        ("0.0.0.0", PortalRequest("0.0.0.0", None)),
+        ("::1", PortalRequest("::1", None)),
+        ("[::1]", PortalRequest("::1", None)),
+        ("[2001:DB8:0:0::7]:860", PortalRequest("2001:db8::7", 860)),
+        ("::ffff:192.0.2.7", PortalRequest("192.0.2.7", None)),
     ],
 )
-def test_a_portal_is_an_address_with_or_without_a_port(text: str, portal: Portal) -> None:
+def test_a_portal_is_an_address_with_or_without_a_port(text: str, portal: PortalRequest) -> None:
     assert parse_portal(text) == portal
 
 
 @pytest.mark.parametrize(
     "text", ["", ":", ":3260", "[]", "localhost", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:x",
-             "127.0.0.1:-1", "127.0.0.1 ", "127.1", "[::1", "::1]", "[::1]3260", "[127.0.0.1", "1.2.3.4:5:6", "\n"]
+             "127.0.0.1:-1", "127.0.0.1 ", "127.1", "[::1", "::1]", "[::1]3260", "[127.0.0.1", "1.2.3.4:5:6", "\n",
+             "127.0.0.1:" + "9" * 5000, "224.0.0.1", "ff02::1", "fe80::1", "fe80::1%lo", "::1%lo", "[fe80::1]:3260"]
 )  # fmt: skip
 def test_what_is_no_portal_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -62,7 +75,7 @@ def test_what_is_no_portal_is_refused(text: str) -> None:
 @PROPERTY
 @given(portals)
 def test_a_portal_reads_as_it_is_written(portal: Portal) -> None:
-    assert parse_portal(str(portal)) == portal
+    assert parse_portal(str(portal)).at(PORT) == portal
 
 
 @PROPERTY
@@ -73,7 +86,44 @@ def test_any_text_is_a_portal_or_refused(text: str) -> None:
     except UsageError:
         return
     assert str(ipaddress.ip_address(portal.address)) == portal.address
-    assert 0 < portal.port < 65536
+    assert portal.port is None or 0 < portal.port < 65536
+
+
+def test_no_portal_means_the_loopback_address_and_one_that_is_named_twice_counts_once() -> None:
+    assert parse_portals([]) == (PortalRequest("127.0.0.1"),)
+    assert parse_portals(["::1", "[0::1]"]) == (PortalRequest("::1"),)
+
+
+@pytest.mark.parametrize("pair", [("0.0.0.0", "127.0.0.1"), ("[::1]:860", "[::]:860")])
+def test_an_address_beside_all_addresses_is_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match="stands for all addresses"):
+        parse_portals(pair)
+    parse_portals(["0.0.0.0", "::", "127.0.0.1:860"])  # of other families, or at other ports
+
+
+requests = st.builds(PortalRequest, st.sampled_from(["127.0.0.1", "192.0.2.7", "::1"]), st.none() | st.just(3261))
+near = st.builds(Portal, st.sampled_from(["127.0.0.1", "0.0.0.0", "::1", "::"]), st.sampled_from(PORTS[:4]))
+
+
+@PROPERTY
+@given(st.lists(requests, min_size=1, unique=True), st.lists(st.sampled_from(PORTS[:4]), unique=True), st.lists(near))
+def test_portals_without_a_port_share_the_first_one_that_is_free_and_that_no_other_snapshot_has(
+    asked: list[PortalRequest], free: list[int], reserved: list[Portal]
+) -> None:
+    free.sort()
+    portless = [request for request in asked if request.port is None]
+    usable = [port for port in free if not any(r.at(port).overlaps(other) for r in portless for other in reserved)]
+    if portless and not usable:
+        with pytest.raises(StateError, match=r"3260 to 3359 of .* are all in use"):
+            choose_portals(asked, free, reserved)
+        return
+    wanted = [request.at(usable[0] if portless else PORT) for request in asked]
+    assert choose_portals(asked, free, reserved) == tuple(dict.fromkeys(wanted))
+
+
+def test_a_portal_without_a_port_keeps_out_of_the_way_of_one_with_it() -> None:
+    asked = parse_portals(["0.0.0.0", "127.0.0.1:3260"])
+    assert choose_portals(asked, PORTS, []) == (Portal("0.0.0.0", 3261), Portal("127.0.0.1", 3260))
 
 
 # -- initiators and secrets --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snapmount.core.iscsi import Portal, Session, Target
+from snapmount.core.iscsi import PORT, PORTS, Portal, PortalRequest, Session, Target
 from snapmount.errors import LeftoverError, UnreachableError, UsageError
 from snapmount.publish import iscsi
 from snapmount.publish.iscsi import portals
@@ -73,6 +73,32 @@ def test_only_this_host_s_addresses_are_listened_at() -> None:
     for address in ("192.0.2.1", "2001:db8::1"):
         with pytest.raises(UsageError, match=address):
             portals.check_addresses((Portal(address),))
+
+
+@pytest.mark.parametrize("address", ["127.255.255.255", "255.255.255.255", "fe80::1"])
+def test_an_address_that_no_initiator_can_reach_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match=address):
+        portals.check_addresses((Portal(address),))
+
+
+def never(portal: Portal) -> bool:
+    return False
+
+
+def test_the_ports_that_are_free_at_all_addresses_are_told() -> None:
+    asked = [PortalRequest("127.9.8.7"), PortalRequest("127.9.8.8")]
+    with socket.create_server(("127.9.8.7", PORT)), socket.create_server(("127.9.8.8", PORT + 2)):
+        assert portals.free_ports(asked, never, portals.check_free) == [PORTS[1], *PORTS[3:]]
+        shared = PortalRequest("127.9.8.7").at(PORT)
+        assert portals.free_ports(asked[:1], shared.__eq__, portals.check_free) == list(PORTS)
+
+
+async def test_a_port_that_is_asked_for_and_is_not_free_is_told_with_the_way_out() -> None:
+    with socket.create_server(("127.9.8.7", PORT)), pytest.raises(iscsi.PortalInUseError) as refused:
+        await iscsi.free_ports("tgt", [PortalRequest("127.9.8.7", PORT)])
+    assert f"127.9.8.7:{PORT} is in use by" in refused.value.message
+    assert (refused.value.remedy or "").startswith("snapmount --iscsi --portal 127.9.8.7 VM ")
+    assert await iscsi.free_ports("tgt", [PortalRequest("127.9.8.7", PORT)]) == []
 
 
 def test_tgtd_s_sessions_are_read_with_the_bytes_of_all_their_luns() -> None:

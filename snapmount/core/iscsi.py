@@ -6,16 +6,19 @@ Names and limits are those of RFC 7143 (iSCSI), RFC 3722 (its names) and SPC-4 (
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import StateError, UsageError
+from .names import command
 from .snapshot import Snapshot
 
 PORT = 3260  # registered with IANA
+PORTS = range(PORT, PORT + 100)  # those that are tried where none is asked for: a tgtd takes one for each snapshot
 LOOPBACK = "127.0.0.1"
 FIRST_LUN = 1  # with tgtd LUN 0 is a controller without a disk; so that numbers do not depend on the software
 
@@ -27,6 +30,7 @@ NAME_MAX = 223  # bytes of an iSCSI name
 SECRET_MIN, SECRET_MAX = 12, 16  # Microsoft's initiator takes 12 to 16 characters, and RFC 7143 asks for 96 bits
 
 _IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[a-z0-9:.-]+)?")
+_PORTAL = re.compile(r"(?:\[(?P<bracketed>[^]]*)\]|(?P<plain>[^:]*)|(?P<bare>.*:.*:.*))(?::(?P<port>[0-9]+))?")
 _EUI_OR_NAA = re.compile(r"eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}|[0-9A-Fa-f]{32})")
 _SERIALS = uuid.UUID("5d6f2f0e-6b0a-5c0e-9c8e-0d5a2d3c9b11")  # namespace of the serials, made once for snapmount
 
@@ -46,24 +50,105 @@ class Portal:
         """`192.0.2.7:3260` or `[2001:db8::7]:3260`."""
         return f"[{self.address}]:{self.port}" if self.is_ipv6 else f"{self.address}:{self.port}"
 
+    @property
+    def is_any(self) -> bool:
+        """Whether it stands for all addresses of the host, of its family."""
+        return ipaddress.ip_address(self.address).is_unspecified
 
-def parse_portal(text: str) -> Portal:
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it can be reached from this host only."""
+        return ipaddress.ip_address(self.address).is_loopback
+
+    def overlaps(self, other: Portal) -> bool:
+        """Whether two programs cannot listen at both of them."""
+        is_same_address = self.is_any or other.is_any or self.address == other.address
+        return self.port == other.port and self.is_ipv6 == other.is_ipv6 and is_same_address
+
+
+@dataclass(frozen=True)
+class PortalRequest:
+    """Where a target is to listen."""
+
+    address: str  # as in Portal
+    port: int | None = None  # None: the first of PORTS that is free
+
+    def at(self, port: int) -> Portal:
+        """The portal with the port that is asked for, or else with this one."""
+        return Portal(self.address, self.port or port)
+
+
+def parse_portal(text: str) -> PortalRequest:
     """The portal that `ADDR[:PORT]` means; an IPv6 address stands in brackets where a port follows.
 
     Raises UsageError.  Addresses only: what a name resolves to may change while the target lives.
     """
-    match = re.fullmatch(r"(?:\[(?P<bracketed>[^]]*)\]|(?P<plain>[^:]*)|(?P<bare>.*:.*:.*))(?::(?P<port>\d+))?", text)
-    if match is None:
-        raise UsageError(f"{text!r} is not a portal: ADDR, ADDR:PORT or [ADDR]:PORT")
-    words = match.groupdict()
+    match = _PORTAL.fullmatch(text)
+    words = match.groupdict() if match else {}
+    address = words.get("bracketed") or words.get("plain") or words.get("bare")
+    if not address:
+        raise UsageError(f"--portal {text!r} is not of the form ADDR, ADDR:PORT or [ADDR]:PORT", "ip -brief address")
+    canonical, port = _address(address), words["port"]
+    if port and not (len(port) <= 5 and 0 < int(port) < 65536):
+        raise UsageError(f"--portal {text}: a port is a number from 1 to 65535", without_port(canonical))
+    return PortalRequest(canonical, int(port) if port else None)
+
+
+def _address(text: str) -> str:
+    """The address in its canonical form.  Raises UsageError for one that is not of a host, or not of one alone."""
     try:
-        address = ipaddress.ip_address(next(a for a in (words["bracketed"], words["plain"], words["bare"]) if a))
-        port = int(words["port"] or PORT)
-        if not 0 < port < 65536:
-            raise ValueError
-    except (ValueError, StopIteration):
-        raise UsageError(f"{text!r} is not an IP address with a port from 1 to 65535 or none") from None
-    return Portal(str(address), port)
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise UsageError(f"--portal: {text!r} is not an IP address", "ip -brief address") from None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+        if address.is_link_local or address.scope_id:
+            why = "is an address of one link only, and means nothing to initiators elsewhere"
+            raise UsageError(f"--portal: {text} {why}", "ip -brief address")
+    if address.is_multicast:
+        raise UsageError(f"--portal: {text} is a multicast address", "ip -brief address")
+    return str(address)
+
+
+def without_port(address: str) -> str:
+    """The remedy for a port that cannot be had."""
+    portal = command("snapmount", "--iscsi", "--portal", address, "VM")
+    return f"{portal}   (without a port: the first from {PORT} on that is free)"
+
+
+def parse_portals(texts: Iterable[str]) -> tuple[PortalRequest, ...]:
+    """The portals that are asked for; none: the loopback address.
+
+    Raises UsageError, also for two of which one would keep the other from listening.
+    """
+    requests = tuple(dict.fromkeys(map(parse_portal, texts))) or (PortalRequest(LOOPBACK),)
+    for one, other in itertools.combinations(requests, 2):
+        if one.port == other.port and one.at(PORT).overlaps(other.at(PORT)):
+            every, single = (one, other) if one.at(PORT).is_any else (other, one)
+            text = f"--portal {every.address} stands for all addresses, also for {single.address}"
+            raise UsageError(text, "one of the two")
+    return requests
+
+
+def choose_portals(
+    requests: Iterable[PortalRequest], free: Iterable[int], reserved: Collection[Portal]
+) -> tuple[Portal, ...]:
+    """The portals to listen at: those without a port share the first of the free ones that nobody has reserved.
+
+    Raises StateError where there is none.
+    """
+    asked = tuple(requests)
+    portless = [request for request in asked if request.port is None]
+    for port in free if portless else (PORT,):
+        chosen = tuple(dict.fromkeys(request.at(port) for request in asked))
+        ours = [request.at(port) for request in portless]
+        others = [*reserved, *(portal for portal in chosen if portal not in ours)]
+        if not any(one.overlaps(other) for one in ours for other in others):
+            return chosen
+    where = ", ".join(request.address for request in portless)
+    remedy = command("snapmount", "--iscsi", "--portal", str(portless[0].at(PORTS.stop)), "VM")
+    raise StateError(f"the ports {PORTS.start} to {PORTS.stop - 1} of {where} are all in use", remedy)
 
 
 @dataclass(frozen=True)

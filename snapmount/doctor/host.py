@@ -15,6 +15,7 @@ from pathlib import Path
 from .. import blocking, mounts
 from ..core import health, names
 from ..core.health import Finding, Program
+from ..core.iscsi import LOOPBACK, PORT, PORTS, Portal, PortalRequest
 from ..core.lifecycle import State
 from ..publish import iscsi
 from ..publish.extension import extension
@@ -194,15 +195,40 @@ async def propagation(subject: Subject) -> list[Finding]:
 
 
 async def iscsi_targets(subject: Subject) -> list[Finding]:
-    """Which target software can be used."""
+    """Which target software can be used, and where LUNs would listen."""
     if not subject.remedies.is_root:
         return [health.skipped("iSCSI", "only root can publish snapshots over iSCSI")]
     faults = {backend: await iscsi.missing(backend) for backend in iscsi.BACKENDS}
     usable = [backend for backend, fault in faults.items() if fault is None]
     if usable:
-        return [health.ok("iSCSI", f"targets that can be used: {', '.join(usable)}")]
+        return [health.ok("iSCSI", f"targets that can be used: {', '.join(usable)}"), *await _port(usable[0])]
     text = "; ".join(fault[0] for fault in faults.values() if fault)
     return [health.warning("iSCSI", f"no target: {text}", subject.remedies.install("tgt"))]
+
+
+async def _port(backend: str) -> list[Finding]:
+    """Whether something else than snapshots has the port that LUNs get usually."""
+    usual = PortalRequest(LOOPBACK, PORT)
+    if usual.at(PORT) in await blocking.call(HOST_S, _portals_of_snapshots):
+        return []
+    try:
+        await iscsi.free_ports(backend, [usual])
+    except iscsi.PortalInUseError as error:
+        free = await iscsi.free_ports(backend, [PortalRequest(LOOPBACK)])
+        if not free:
+            text = f"{error.message}, and all ports up to {PORTS.stop - 1} are in use"
+            return [health.warning("iSCSI", text, f"snapmount --iscsi --portal {LOOPBACK}:{PORTS.stop} VM")]
+        return [health.ok("iSCSI", f"{error.message}: LUNs get port {free[0]} unless --portal says otherwise")]
+    return []
+
+
+def _portals_of_snapshots() -> list[Portal]:
+    return [
+        portal
+        for record in Store.of_user().load_all()[0]
+        if record.publication
+        for portal in record.publication.target.portals
+    ]
 
 
 async def records(subject: Subject) -> list[Finding]:

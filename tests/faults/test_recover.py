@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from ..rig import libiscsi, prefix, traces, vm
 from ..rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 from ..rig.signals import interrupted
+from ..rig.tgtd import listens_at, tgtds
 
 pytestmark = pytest.mark.vm
 SEED = 7
@@ -127,6 +129,14 @@ def test_luns_are_published_again_under_the_same_names(writer: vm.VM, tmp_path: 
     before = lun_bytes(taken, tmp_path)
     kill_server(taken)
     writer.keeps_writing(100)
+    [tgtd] = tgtds(Path("/run/snapmount", taken["id"]))
+    os.kill(tgtd, signal.SIGKILL)
+    wait_for(lambda: not listens_at(port), "nothing listens at the portal")
+    with socket.create_server(("127.0.0.1", port)):
+        said = refused("recover", taken["id"], code=4)
+        assert f"127.0.0.1:{port} is in use by " in said
+        assert f"and initiators know the LUNs of snapshot {taken['id']} there" in said
+        assert f"  try: snapmount recover {taken['id']} " in said
     snapmount("recover", taken["id"])
     again = snapmount_json("show", "--show-secret", taken["id"])
     assert {**again["iscsi"], "sessions": None} == {**taken["iscsi"], "sessions": None}

@@ -12,6 +12,7 @@ import secrets
 import string
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from typing import Any
 import trio
 
 from ... import errors
-from ...core.iscsi import SECRET_MAX, Credentials, Session, Target
+from ...core.iscsi import SECRET_MAX, Credentials, PortalRequest, Session, Target
 from ...core.names import command
-from ...errors import LeftoverError, MissingError, SnapmountError, UnreachableError
+from ...errors import LeftoverError, MissingError, SnapmountError, StateError, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,11 @@ BACKENDS = ("lio", "tgt")  # as preferred: the kernel's is faster
 DEADLINE_S = 60.0
 ANSWER_S = 10.0  # of what is read only
 DEATH_S = 2.0
+
+
+class PortalInUseError(StateError):
+    """Something else listens at the portal."""
+
 
 _left_behind: list[trio.Process] = []  # killed, but in D state; Popen warns of a process that it is to forget
 
@@ -60,6 +66,16 @@ async def missing(backend: str) -> tuple[str, str] | None:
     """Why the backend cannot be used on this host, and the command that mends it; None where it can be."""
     fault = await _ask(backend, "missing")
     return tuple(fault) if fault else None
+
+
+async def free_ports(backend: str, requests: Iterable[PortalRequest]) -> list[int]:
+    """Those of PORTS that are free at all addresses for which no port is asked for; see core.iscsi.choose_portals().
+
+    Raises PortalInUseError for a port that is asked for and is not free, UsageError for an address that this host does
+    not have, UnreachableError.
+    """
+    free: list[int] = await _ask(backend, "free_ports", requests=[asdict(request) for request in requests])
+    return free
 
 
 async def publish(backend: str, directory: Path, target: Target, files: list[str], credentials: Credentials) -> None:
@@ -171,6 +187,7 @@ def _understood(answer: bytes, complaints: str) -> Any:
     except ValueError:
         raise RuntimeError(f"the helper process failed: {complaints.strip()}") from None
     if "error" in document:
-        kind: type[SnapmountError] = getattr(errors, document["kind"])
+        is_of_portal = document["kind"] == PortalInUseError.__name__
+        kind: type[SnapmountError] = PortalInUseError if is_of_portal else getattr(errors, document["kind"])
         raise kind(document["error"], document["remedy"])
     return document["ok"]

@@ -1,8 +1,8 @@
 """The helper process that controls the target software: one JSON request on stdin, one JSON answer on stdout.
 
-Request: {"do": "publish"|"sessions"|"withdraw"|"by_hand"|"missing", "backend": NAME} and, but for "missing",
-{"directory": PATH, "target": Target.document()}; for "publish" also {"files": [PATH], "credentials": the fields of
-Credentials}.
+Request: {"do": "missing"|"free_ports"|"publish"|"sessions"|"withdraw"|"by_hand", "backend": NAME} and, for
+"free_ports", {"requests": [the fields of PortalRequest]}, for those after it {"directory": PATH, "target":
+Target.document()}, for "publish" also {"files": [PATH], "credentials": the fields of Credentials}.
 Answer: {"ok": RESULT} or {"error": MESSAGE, "remedy": COMMAND or null, "kind": name of the SnapmountError's class}.
 Secrets come in through the pipe, since argv and the environment can be seen by others.
 """
@@ -18,8 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from ...core.iscsi import Credentials, Session, Target
+from ...core.iscsi import Credentials, Portal, PortalRequest, Session, Target
 from ...errors import SnapmountError
+from . import portals
 
 
 class Backend(Protocol):
@@ -29,6 +30,12 @@ class Backend(Protocol):
 
     def missing(self) -> tuple[str, str] | None:
         """Why it cannot be used on this host, and the command that mends it."""
+
+    def shares(self, portal: Portal) -> bool:
+        """Whether a target of ours listens there already that another one of ours can join."""
+
+    def check_free(self, portal: Portal) -> None:
+        """Raise PortalInUseError where one more target of ours cannot listen at the portal now."""
 
     def publish(self, directory: Path, target: Target, files: list[str], credentials: Credentials) -> None:
         """Publish the files as the target's LUNs, in their order; write down in `directory` what is made, before."""
@@ -56,6 +63,9 @@ def answer(request: Mapping[str, Any]) -> Any:
     chosen = backend(request["backend"])
     if request["do"] == "missing":
         return chosen.missing()
+    if request["do"] == "free_ports":
+        requests = [PortalRequest(**fields) for fields in request["requests"]]
+        return portals.free_ports(requests, chosen.shares, chosen.check_free)
     directory, target = Path(request["directory"]), Target.from_document(request["target"])
     match request["do"]:
         case "publish":

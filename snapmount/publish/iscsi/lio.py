@@ -74,7 +74,7 @@ def publish(directory: Path, target: Target, files: list[str], credentials: Cred
     with _told("cannot publish", StateError):
         _prepare_kernel()
         for portal in target.portals:
-            _check_free(portal)
+            check_free(portal)
         stores = [
             _make_backstore(_prefix(directory), _index(directory, lun), lun, file)
             for lun, file in zip(target.luns, files, strict=True)
@@ -105,13 +105,18 @@ def _prepare_kernel() -> None:
     rtslib.RTSRoot()  # sets it as long as there is no device; later rtslib complains each time
 
 
-def _check_free(portal: Portal) -> None:
-    """Raise StateError where somebody else listens at the portal.
+def shares(portal: Portal) -> bool:
+    """Whether targets of ours, and no others, listen there.
 
     LIO lets targets share a portal.  Those of other snapshots do; with others' we would stop their logins for a moment.
     """
     at_portal = [np.parents[2].name for np in LIO.glob("iscsi/*/tpgt_*/np/*") if np.name == str(portal)]
-    if at_portal and all(iqn.startswith(f"{AUTHORITY}:") for iqn in at_portal):
+    return bool(at_portal) and all(iqn.startswith(f"{AUTHORITY}:") for iqn in at_portal)
+
+
+def check_free(portal: Portal) -> None:
+    """Raises PortalInUseError where somebody else listens at the portal."""
+    if shares(portal):
         return
     at_port = {np.parents[2].name for np in LIO.glob(f"iscsi/*/tpgt_*/np/*:{portal.port}")}
     portals.check_free(portal, [f"the kernel's target {iqn}" for iqn in sorted(at_port)])

@@ -8,24 +8,72 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ...core.iscsi import Portal
+from ...core.iscsi import PORTS, Portal, PortalRequest, without_port
 from ...errors import StateError, UsageError
+from . import PortalInUseError
 
 _LISTENING = "0A"  # TCP_LISTEN in the kernel's include/net/tcp_states.h
 
 
-def check_addresses(portals: tuple[Portal, ...]) -> None:
-    """Raises UsageError for a portal whose address this host does not have."""
+def free_ports(
+    requests: Iterable[PortalRequest], is_shared: Callable[[Portal], bool], check: Callable[[Portal], None]
+) -> list[int]:
+    """Those of PORTS that are free at all addresses for which no port is asked for.
+
+    `is_shared` tells where one more target can listen though others do; `check` raises PortalInUseError for a portal
+    where it cannot, and this does so for the ports that are asked for.  Raises UsageError for an address that cannot be
+    listened at.
+    """
+    asked = list(requests)
+    check_addresses(request.at(PORTS.start) for request in asked)
+    for request in asked:
+        if request.port is not None:
+            check(request.at(request.port))
+    portless = [request for request in asked if request.port is None]
+
+    def is_free(port: int) -> bool:
+        return all(is_shared(request.at(port)) or _is_free(request.at(port)) for request in portless)
+
+    return [port for port in PORTS if is_free(port)] if portless else []
+
+
+def _is_free(portal: Portal) -> bool:
+    try:
+        _bind(portal, portal.port)
+    except OSError:
+        return False
+    return True
+
+
+def check_addresses(portals: Iterable[Portal]) -> None:
+    """Raises UsageError for a portal whose address this host does not have, or cannot listen at."""
     for portal in portals:
         try:
             _bind(portal, 0)
+            is_of_many = _is_broadcast(portal)
         except OSError as error:
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                raise
-            raise UsageError(f"this host does not have the address {portal.address}", "ip -brief address") from None
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                text = f"this host does not have the address {portal.address}"
+            else:
+                text = f"cannot listen at {portal.address}: {error.strerror}"
+            raise UsageError(text, "ip -brief address") from None
+        if is_of_many:
+            raise UsageError(f"{portal.address} is a broadcast address", "ip -brief address")
+
+
+def _is_broadcast(portal: Portal) -> bool:
+    """Whether the address is that of a whole network of this host's, which can be bound, and reached by nobody."""
+    if portal.is_ipv6:
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((portal.address, portal.port))  # sends nothing
+        except PermissionError:  # without SO_BROADCAST (ip(7))
+            return True
+    return False
 
 
 def _bind(portal: Portal, port: int) -> None:
@@ -39,7 +87,8 @@ def _bind(portal: Portal, port: int) -> None:
 
 
 def check_free(portal: Portal, in_kernel: Iterable[str] = ()) -> None:
-    """Raises StateError where nothing can listen at the portal now; it names who does, as far as that can be told.
+    """Raises PortalInUseError where something listens at the portal; it names who does, as far as that can be told.
+    StateError where nobody could.
 
     `in_kernel` are the targets of the kernel's own that may be the ones: they belong to no process.
     """
@@ -49,7 +98,7 @@ def check_free(portal: Portal, in_kernel: Iterable[str] = ()) -> None:
         if error.errno != errno.EADDRINUSE:
             raise StateError(f"cannot listen at {portal}: {error.strerror}") from None
         by = ", ".join([*in_kernel, *_users(portal)]) or "the kernel or another user's process"
-        raise StateError(f"{portal} is in use by {by}", f"ss -Htlnp sport = :{portal.port}") from None
+        raise PortalInUseError(f"{portal} is in use by {by}", without_port(portal.address)) from None
 
 
 def refusal(portal: Portal) -> StateError:
@@ -82,13 +131,9 @@ def _listeners(portal: Portal) -> Iterator[str]:
             for line in Path("/proc/net", table).read_text().splitlines()[1:]:
                 _number, local, _remote, state, *_rest = words = line.split()
                 address, port = local.split(":")
-                is_same = int(address, 16) == 0 or _is_any(portal) or address == _hexadecimal(portal)
+                is_same = int(address, 16) == 0 or portal.is_any or address == _hexadecimal(portal)
                 if state == _LISTENING and int(port, 16) == portal.port and is_same:
                     yield words[9]
-
-
-def _is_any(portal: Portal) -> bool:
-    return ipaddress.ip_address(portal.address).is_unspecified
 
 
 def _hexadecimal(portal: Portal) -> str:

@@ -43,6 +43,16 @@ def missing() -> tuple[str, str] | None:
     return "tgtd is not installed", "apt-get install tgt"
 
 
+def shares(portal: Portal) -> bool:
+    """Never: each snapshot has a tgtd of its own."""
+    return False
+
+
+def check_free(portal: Portal) -> None:
+    """Raises PortalInUseError where something listens at the portal."""
+    portals.check_free(portal)
+
+
 def publish(directory: Path, target: Target, files: list[str], credentials: Credentials) -> None:
     """Start a tgtd that shows the files as the target's LUNs; it can be reached only once all is set.
 
