@@ -61,11 +61,11 @@ def _take(arguments: argparse.Namespace) -> int:
 
     request, store = requesting.take(arguments), _store()
     if arguments.foreground:
-        reporter = foreground.Reporter(store, lambda taken: _print_taken(taken, store, arguments.json), output.tell)
+        reporter = foreground.Reporter(store, lambda taken: _print_taken(taken, store, arguments), output.tell)
         foreground.serve(request, store, reporter, output.tell)
         return 0
     _revive(arguments.vm, store, arguments.verbose)
-    _print_taken(_taken(request, store, arguments.verbose), store, arguments.json)
+    _print_taken(_taken(request, store, arguments.verbose), store, arguments)
     return 0
 
 
@@ -83,11 +83,11 @@ def _taken(request: Request, store: Store, verbose: bool) -> Record:
     return record
 
 
-def _print_taken(record: Record, store: Store, as_json: bool) -> None:
+def _print_taken(record: Record, store: Store, arguments: argparse.Namespace) -> None:
     from . import present
 
-    shown = present.Shown(record, store, with_secret=True)
-    if as_json:
+    shown = present.Shown(record, store, with_secret=True, initiator_kind=arguments.initiator_kind)
+    if arguments.json:
         output.print_json(shown.document())
     else:
         output.print_text(shown.taken())
@@ -215,7 +215,10 @@ def _show(arguments: argparse.Namespace) -> int:
         from . import recovering
 
         record = recovering.alive(record, store, output.tell)
-    shown = present.Shown(record, store, _sessions([record], store)[record.id], with_secret=arguments.show_secret)
+    if arguments.initiator_kind and not record.publication:
+        raise UsageError(f"snapshot {record.id} is not published over iSCSI", "no --for")
+    sessions = _sessions([record], store)[record.id]
+    shown = present.Shown(record, store, sessions, arguments.show_secret, arguments.initiator_kind)
     if arguments.json:
         output.print_json(shown.document())
     else:

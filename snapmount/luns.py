@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from .core import initiators, units
+from .core import initiators, names, units
 from .core.iscsi import Credentials, Session
 from .errors import SnapmountError
 from .publish import iscsi
@@ -55,15 +55,17 @@ def document(
         "secret": shown and shown.secret,
         "mutual_user": credentials and credentials.mutual_user,
         "mutual_secret": shown and shown.mutual_secret,
-        "commands": dict(_commands(publication, credentials, with_secret)) if credentials else None,
+        "commands": initiators.commands(_login(publication, credentials, with_secret)) if credentials else None,
         "sessions": who if who is None else [asdict(session) for session in who],
     }
 
 
-def summary(publication: Publication, who: list[Session] | None) -> str:
+def summary(publication: Publication, who: list[Session] | None, is_active: bool) -> str:
     """A cell of `list`: '2 LUNs, 1 session, 1.5 GiB read'."""
     count = len(publication.target.luns)
     text = f"{count} LUN{'s' * (count != 1)}"
+    if who is None and is_active:
+        return f"{text}, {publication.backend} does not answer"
     if who:
         text += f", {len(who)} session{'s' * (len(who) != 1)}"
         read = [session.bytes_read for session in who if session.bytes_read is not None]
@@ -74,7 +76,8 @@ def summary(publication: Publication, who: list[Session] | None) -> str:
 def facts(publication: Publication, credentials: Credentials | None, with_secret: bool) -> list[tuple[str, str]]:
     """What an initiator must know, as rows."""
     target = publication.target
-    rows = [("target", target.iqn), ("portal", ", ".join(map(str, target.portals)))]
+    only_here = " (this host only)" if all(portal.is_loopback for portal in target.portals) else ""
+    rows = [("target", target.iqn), ("portal", ", ".join(map(str, target.portals)) + only_here)]
     if target.initiators:
         rows.append(("initiators", ", ".join(target.initiators)))
     if credentials:
@@ -112,14 +115,31 @@ def session_rows(who: list[Session]) -> list[tuple[str, ...]]:
     ]
 
 
-def recipes(publication: Publication, credentials: Credentials, with_secret: bool) -> list[str]:
-    """Commands to log in with, as lines to be pasted: not indented, since some have here-documents."""
-    lines = []
-    for title, text in _commands(publication, credentials, with_secret):
-        lines += ["", f"# {title}", *text.splitlines()]
-    return lines
+def recipes(record: Record, credentials: Credentials, with_secret: bool, word: str | None) -> list[str]:
+    """How initiators of the kind that the word means log in, as lines to be pasted: not indented, since some have
+    here-documents.
+    """
+    assert record.publication
+    word = word or initiators.USUAL
+    login = _login(record.publication, credentials, with_secret)
+    lines: list[str] = []
+    for kind in initiators.KINDS:
+        if word in (kind.word, initiators.ALL):
+            text = kind.text(login) or _unreachable(login)
+            lines += ["", f"# {kind.title}", *text.splitlines()]
+    if word == initiators.ALL:
+        return lines
+    others = [kind.title.partition(":")[0] for kind in initiators.KINDS if kind.word != word and kind.text(login)]
+    command = names.command(
+        "snapmount", "show", *(["--show-secret"] if with_secret else []), "--for", initiators.ALL, record.id
+    )
+    return [*lines, "", f"other initiators ({', '.join(others)}): {command}"]
 
 
-def _commands(publication: Publication, credentials: Credentials, with_secret: bool) -> list[tuple[str, str]]:
+def _unreachable(login: initiators.Login) -> str:
+    return f"# none: {login.portal.address} is reached from this host only; take it with --portal ADDRESS"
+
+
+def _login(publication: Publication, credentials: Credentials, with_secret: bool) -> initiators.Login:
     login = initiators.Login(publication.target, credentials)
-    return initiators.commands(login if with_secret else login.without_secrets())
+    return login if with_secret else login.without_secrets()

@@ -38,6 +38,7 @@ class Shown:
     store: Store
     sessions: list[Session] | None = None  # with its iSCSI target; None: there is none, or nobody tells
     with_secret: bool = False
+    initiator_kind: str | None = None  # the one that `take` and `show` tell how to log in; None: the most usual
 
     @property
     def _credentials(self) -> Credentials | None:
@@ -67,8 +68,11 @@ class Shown:
     @property
     def _figures(self) -> Figures | None:
         """What its server has measured just now; None where none is at it."""
-        is_watched = self.store.state(self.record) is State.ACTIVE
-        return Figures.load(self.store.path(self.record.id)) if is_watched else None
+        return Figures.load(self.store.path(self.record.id)) if self._is_active else None
+
+    @property
+    def _is_active(self) -> bool:
+        return self.store.state(self.record) is State.ACTIVE
 
     @property
     def _scratch_bytes(self) -> int | None:
@@ -140,7 +144,7 @@ class Shown:
             record.snapshot.vm_name,
             _age(record),
             "-" if record.is_hidden else record.mountpoint,
-            luns.summary(record.publication, self.sessions) if record.publication else "-",
+            luns.summary(record.publication, self.sessions, self._is_active) if record.publication else "-",
             _size(self._scratch_bytes),
             *_growth(self._figures),
             _status(record, self.store.state(record)),
@@ -218,13 +222,15 @@ class Shown:
         if self.sessions is not None:
             none = [("nobody is logged in",)]
             lines += ["", _table(luns.session_rows(self.sessions) or none)]
+        elif self._is_active:
+            lines += ["", f"{publication.backend} does not answer: nobody can log in"]
         return lines
 
     def _recipes(self) -> list[str]:
         publication, credentials = self.record.publication, self._credentials
         if not publication or not credentials:
             return []
-        return [*luns.recipes(publication, credentials, self.with_secret), ""]
+        return luns.recipes(self.record, credentials, self.with_secret, self.initiator_kind)
 
 
 def _nvram_facts(nvram: Nvram | None) -> list[tuple[str, str]]:

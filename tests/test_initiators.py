@@ -34,13 +34,20 @@ secrets = st.from_regex(r"[!-~]{12,16}", fullmatch=True)
 
 
 def text_for(initiator: str, login: Login) -> str:
-    return dict(commands(login))[initiator]
+    text = commands(login)[initiator]
+    assert text is not None
+    return text
+
+
+def texts_for(login: Login) -> list[str]:
+    """The texts for all kinds of initiators, each of which can log in."""
+    return [text_for(initiator, login) for initiator in commands(login)]
 
 
 def test_there_are_commands_for_each_initiator() -> None:
-    texts = commands(Login(ADMITTED, ONE_WAY))
-    assert [title for title, _ in texts] == ["open-iscsi", "QEMU", "libvirt", "Windows PowerShell"]
-    for _, text in texts:
+    login = Login(ADMITTED, ONE_WAY)
+    assert list(commands(login)) == ["open-iscsi", "QEMU", "libvirt", "Windows PowerShell"]
+    for text in texts_for(login):
         assert TARGET.iqn in text
         assert "192.0.2.7" in text
         assert "3261" in text
@@ -52,7 +59,7 @@ def test_there_are_commands_for_each_initiator() -> None:
 @given(secrets, secrets)
 def test_without_secrets_none_is_told(secret: str, mutual: str) -> None:
     login = Login(TARGET, Credentials("user", f"<{secret}>", "target", f"<{mutual}>"))
-    hidden = "".join(text for _, text in commands(login.without_secrets()))
+    hidden = "".join(texts_for(login.without_secrets()))
     assert f"<{secret}>" not in hidden
     assert f"<{mutual}>" not in hidden
     assert "SECRET" in hidden
@@ -71,8 +78,19 @@ def test_no_program_gets_the_secret_as_an_argument(secret: str) -> None:
 
 def test_a_target_that_listens_at_all_addresses_is_not_logged_in_to_at_none() -> None:
     for any_address in ("0.0.0.0", "::"):
-        for _, text in commands(Login(replace(TARGET, portals=(Portal(any_address),)), ONE_WAY)):
+        for text in texts_for(Login(replace(TARGET, portals=(Portal(any_address),)), ONE_WAY)):
             assert ANY_ADDRESS in text
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1"])
+def test_windows_is_told_nothing_of_a_target_that_it_cannot_reach(address: str) -> None:
+    local = replace(TARGET, portals=(Portal(address),))
+    told = commands(Login(local, ONE_WAY))
+    assert [name for name, text in told.items() if text is None] == ["Windows PowerShell"]
+    both = replace(TARGET, portals=(Portal(address), *TARGET.portals))
+    for text in texts_for(Login(both, ONE_WAY)):
+        assert "192.0.2.7" in text
+        assert address not in text
 
 
 def test_mutual_chap_is_set_where_the_initiator_can_do_it_and_else_said() -> None:
@@ -82,7 +100,7 @@ def test_mutual_chap_is_set_where_the_initiator_can_do_it_and_else_said() -> Non
     assert "-ChapSecret 'o''ther\\se=ret'" in text_for("Windows PowerShell", login)
     for initiator in ("QEMU", "libvirt"):
         assert "mutual CHAP" in text_for(initiator, login)
-    for _, text in commands(Login(TARGET, ONE_WAY)):
+    for text in texts_for(Login(TARGET, ONE_WAY)):
         assert "mutual" not in text.lower()
 
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from .rig import libiscsi, prefix, traces, vm
 from .rig.command import SNAPMOUNT, refused, snapmount, snapmount_json
 from .rig.libvirtd import wait_for
+from .rig.tgtd import tgtds
 
 pytestmark = pytest.mark.vm
 SEED = 7
@@ -34,6 +35,15 @@ def _tools() -> None:
 @pytest.fixture
 def port() -> int:
     return libiscsi.free_port()
+
+
+TITLES = {
+    "open-iscsi": "Linux: open-iscsi, as root",
+    "QEMU": "QEMU",
+    "libvirt": "libvirt: a VM that runs",
+    "Windows PowerShell": "Windows: PowerShell, as administrator",
+}
+NOT_REACHED = "# none: 127.0.0.1 is reached from this host only; take it with --portal ADDRESS\n"
 
 
 def url(shown: dict[str, Any], lun: int = 1) -> str:
@@ -127,8 +137,17 @@ def test_what_take_prints_has_all_that_an_initiator_needs(writer: vm.VM, port: i
     for lun in target["luns"]:
         assert re.search(rf"LUN {lun['number']}  {lun['disk']}  32 MiB  SNAPMNT {lun['product']}", said)
         assert lun["serial"] in said
-    for title in ("open-iscsi", "QEMU", "libvirt", "Windows PowerShell"):
-        assert f"\n# {title}\n{target['commands'][title]}" in said
+    assert (
+        f"\n# Linux: open-iscsi, as root\n{target['commands']['open-iscsi']}\nother initiators (QEMU, libvirt): "
+        in said
+    )
+    [others] = re.findall(r"^other .*: snapmount (.*)$", said, re.MULTILINE)
+    said = snapmount(*others.split()).stdout
+    for name, title in TITLES.items():
+        assert f"\n# {title}\n{target['commands'][name] or NOT_REACHED}" in said
+    assert target["commands"]["Windows PowerShell"] is None
+    said = snapmount("show", "--for", "qemu", writer.name).stdout
+    assert [title for title in TITLES.values() if f"\n# {title}\n" in said] == ["QEMU"]
     snapmount("delete", writer.name)
 
 
@@ -237,14 +256,55 @@ def test_a_portal_in_use_is_told_with_its_user_and_the_snapshot_undone(writer: v
         said = refused("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name, code=4)
     assert f"127.0.0.1:{port} is in use by" in said
     assert f"(pid {os.getpid()})" in said
+    assert "  try: snapmount --iscsi --portal 127.0.0.1 VM " in said
     assert traces.found() == []
+
+
+@contextmanager
+def usual_port_in_use() -> Iterator[None]:
+    """Something listens at port 3260 of all addresses, as the service of Debian's tgt does."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(("0.0.0.0", 3260))
+        except OSError:  # it is so already
+            yield
+            return
+        other.listen()
+        yield
+
+
+def test_snapshots_at_once_take_the_next_ports_that_are_free(libvirt: None, clean: None, tmp_path: Path) -> None:
+    names = [f"{vm.PREFIX}-{number}" for number in (1, 2)]
+    with ExitStack() as stack:
+        stack.enter_context(usual_port_in_use())
+        for name in names:
+            stack.enter_context(vm.running(name, [vm.Disk("vda")], paused=True))
+        command = [SNAPMOUNT, "--iscsi", "--target", "tgt", "--json"]
+        started = [subprocess.Popen([*command, name], stdout=subprocess.PIPE) for name in names]
+        taken = [json.loads(each.communicate(timeout=120)[0]) for each in started]
+        ports = [int(each["iscsi"]["portals"][0].removeprefix("127.0.0.1:")) for each in taken]
+        assert 3260 < min(ports) < max(ports) < 3360
+        for name, shown in zip(names, taken, strict=True):
+            assert len(read(shown, 1, tmp_path / "copy")) == shown["disks"][0]["size_bytes"]
+            assert shown["iscsi"]["portals"][0] in snapmount("show", name).stdout
+        snapmount("delete", *names)
+
+
+def test_a_tgtd_that_has_died_is_told_of(shared_vm: vm.VM, clean: None) -> None:
+    taken = snapmount_json("--iscsi", "--target", "tgt", shared_vm.name)
+    [tgtd] = tgtds(Path("/run/snapmount", taken["id"]))
+    os.kill(tgtd, signal.SIGKILL)
+    assert "2 LUNs, tgt does not answer" in snapmount("list").stdout
+    assert "tgt does not answer: nobody can log in" in snapmount("show", shared_vm.name).stdout
+    snapmount("delete", shared_vm.name)
 
 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--portal", "127.0.0.1:0"], 2, "with a port from 1 to 65535"),
-        (["--portal", "localhost"], 2, "is not an IP address"),
+        (["--portal", "127.0.0.1:0"], 2, "a port is a number from 1 to 65535"),
+        (["--portal", "localhost"], 2, "'localhost' is not an IP address"),
         (["--portal", "192.0.2.77"], 2, "this host does not have the address 192.0.2.77"),
         (["--initiator", "not_a_name"], 2, "not the name of an iSCSI initiator"),
         (["--secret-file", "/dev/null"], 2, "a CHAP secret has 12 to 16 printable ASCII characters"),
@@ -261,5 +321,8 @@ def test_bad_input_is_refused_before_anything_is_made(
 
 def test_an_ordinary_user_is_told_who_may() -> None:
     options = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    said = refused("--iscsi", "--connect", "qemu:///system", "vm1", code=2, **options)
+    assert "only root can publish over iSCSI\n  try: sudo snapmount --iscsi --connect qemu:///system vm1\n" in said
     said = refused("--iscsi", "--connect", "qemu:///session", "vm1", code=2, **options)
-    assert "only root can publish over iSCSI" in said
+    assert "no VM at qemu:///session" in said
+    assert "sudo" not in said

@@ -20,6 +20,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         _check_scratch_devices(arguments.scratch_device)
     if arguments.verb == "take" and not arguments.iscsi:
         _check_without_iscsi(arguments)
+    if arguments.verb in ("take", "show") and arguments.initiator_kind and arguments.json:
+        raise UsageError("--for and --json do not go together: JSON has what each kind needs", "no --for")
     if arguments.verb == "boot" and arguments.console and arguments.json:
         raise UsageError("--console and --json do not go together", "snapmount boot --help")
     if arguments.verb == "boot" and arguments.wait_timeout is not None and arguments.wait_for is None:
@@ -41,6 +43,7 @@ def _check_without_iscsi(arguments: argparse.Namespace) -> None:
         "--mutual": arguments.mutual,
         "--secret-file": arguments.secret_file,
         "--target": arguments.target != "auto",
+        "--for": arguments.initiator_kind,
     }
     for option, value in given.items():
         if value:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..core import initiators
 from ..core.attachment import PREFIXES
 from ..errors import UsageError
 from . import values
@@ -65,6 +66,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     added = verbs.add_parser("show", parents=[printing], help="show all of one snapshot")
     added.add_argument("snapshot", metavar="SNAPSHOT", help="its id, its VM's name, or its mountpoint")
     added.add_argument("--show-secret", action="store_true", help="show the secret of its iSCSI target too")
+    _add_for(added)
     added.set_defaults(verb="show")
 
     ending = Parser(add_help=False, parents=[acting])
@@ -245,7 +247,7 @@ def _add_iscsi(take: argparse.ArgumentParser) -> None:
         metavar="ADDR[:PORT]",
         action="append",
         default=[],
-        help="where to listen (repeatable; default: 127.0.0.1:3260)",
+        help="where to listen (repeatable; default: 127.0.0.1, at the first port from 3260 on that is free)",
     )
     group.add_argument(
         "--initiator", metavar="IQN", action="append", default=[], help="admit only this initiator (repeatable)"
@@ -261,4 +263,14 @@ def _add_iscsi(take: argparse.ArgumentParser) -> None:
         choices=["auto", "lio", "tgt"],
         default="auto",
         help="the target software: the kernel's, or tgtd (default: the first that works)",
+    )
+    _add_for(group)
+
+
+def _add_for(options: Any) -> None:
+    options.add_argument(
+        "--for",
+        dest="initiator_kind",
+        choices=[*(kind.word for kind in initiators.KINDS), initiators.ALL],
+        help="show how this kind of iSCSI initiator logs in (default: linux)",
     )

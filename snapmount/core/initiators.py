@@ -8,11 +8,10 @@ iSCSI PowerShell module.
 
 from __future__ import annotations
 
-import ipaddress
 import shlex
 import string
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
@@ -39,10 +38,14 @@ class Login:
 
     @property
     def portal(self) -> Portal:
-        """The first of the target's portals, as an initiator names it."""
-        portal = self.target.portals[0]
-        is_any = ipaddress.ip_address(portal.address).is_unspecified
-        return replace(portal, address=ANY_ADDRESS) if is_any else portal
+        """The portal to log in at, as an initiator names it: one that other hosts can reach, where there is one."""
+        portal = next((each for each in self.target.portals if not each.is_loopback), self.target.portals[0])
+        return replace(portal, address=ANY_ADDRESS) if portal.is_any else portal
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only initiators on the target's own host can log in."""
+        return all(portal.is_loopback for portal in self.target.portals)
 
     @property
     def initiator(self) -> str | None:
@@ -55,14 +58,24 @@ class Login:
         return self.credentials.mutual_secret is not None
 
 
-def commands(login: Login) -> list[tuple[str, str]]:
-    """(title, text) for each kind of initiator."""
-    return [
-        ("open-iscsi", "\n".join(_open_iscsi(login)) + "\n"),
-        ("QEMU", "\n".join(_qemu(login)) + "\n"),
-        ("libvirt", "\n".join(_libvirt(login)) + "\n"),
-        ("Windows PowerShell", "\n".join(_windows(login)) + "\n"),
-    ]
+@dataclass(frozen=True)
+class Kind:
+    """A kind of initiator."""
+
+    word: str  # for it on the command line
+    name: str  # of it in JSON
+    title: str
+    lines: Callable[[Login], Iterator[str]]
+    is_elsewhere: bool = False  # it never runs on the target's host
+
+    def text(self, login: Login) -> str | None:
+        """How such an initiator logs in; None where it cannot, since the portals are loopback addresses."""
+        return None if self.is_elsewhere and login.is_local else "\n".join(self.lines(login)) + "\n"
+
+
+def commands(login: Login) -> dict[str, str | None]:
+    """The text for each kind of initiator, by its name."""
+    return {kind.name: kind.text(login) for kind in KINDS}
 
 
 def _open_iscsi(login: Login) -> Iterator[str]:
@@ -70,11 +83,12 @@ def _open_iscsi(login: Login) -> Iterator[str]:
     name counts.  The records lie in /etc/iscsi, in newer releases in /var/lib/iscsi.
     """
     iqn, who = login.target.iqn, login.credentials
-    node = f"iscsiadm -m node -T {iqn} -p {shlex.quote(str(login.portal))}"
+    node = 'iscsiadm -m node -T $iqn -p "$portal"'
     if login.initiator:
         yield f"# /etc/iscsi/initiatorname.iscsi must say InitiatorName={login.initiator}"
+    yield f"iqn={iqn} portal={shlex.quote(str(login.portal))}"
     yield f"{node} -o new"
-    yield f"find /etc/iscsi/nodes/{iqn} /var/lib/iscsi/nodes/{iqn} -type f -exec tee -a {{}} + >/dev/null 2>&1 <<'END'"
+    yield "find /etc/iscsi/nodes/$iqn /var/lib/iscsi/nodes/$iqn -type f -exec tee -a {} + >/dev/null 2>&1 <<'END'"
     yield "node.session.auth.authmethod = CHAP"
     yield f"node.session.auth.username = {who.user}"
     yield f"node.session.auth.password = {who.secret}"
@@ -83,7 +97,9 @@ def _open_iscsi(login: Login) -> Iterator[str]:
         yield f"node.session.auth.password_in = {who.mutual_secret}"
     yield "END"
     yield f"{node} --login"
-    yield f"# at the end: {node} --logout && {node} -o delete"
+    yield f"# its disks:  ls -l /dev/disk/by-path/*-iscsi-{iqn}-lun-*"
+    yield f"# at the end: iscsiadm -m node -T {iqn} --logout"
+    yield f"#             iscsiadm -m node -T {iqn} -o delete"
 
 
 def _qemu(login: Login) -> Iterator[str]:
@@ -185,3 +201,12 @@ def _windows(login: Login) -> Iterator[str]:
 def _single_quoted(text: str) -> str:
     """As PowerShell quotes (about_Quoting_Rules)."""
     return "'" + text.replace("'", "''") + "'"
+
+
+KINDS = (
+    Kind("linux", "open-iscsi", "Linux: open-iscsi, as root", _open_iscsi),
+    Kind("qemu", "QEMU", "QEMU", _qemu),
+    Kind("libvirt", "libvirt", "libvirt: a VM that runs", _libvirt),
+    Kind("windows", "Windows PowerShell", "Windows: PowerShell, as administrator", _windows, is_elsewhere=True),
+)
+USUAL, ALL = "linux", "all"

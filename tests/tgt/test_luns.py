@@ -45,7 +45,8 @@ def test_each_lun_has_the_bytes_of_its_disk(view: Published, tmp_path: Path) -> 
 
 
 def test_qemu_s_commands_work_as_they_are_shown(view: Published, tmp_path: Path) -> None:
-    text = dict(commands(Login(view.target, view.credentials)))["QEMU"]
+    text = commands(Login(view.target, view.credentials))["QEMU"]
+    assert text
     secret = next(line for line in text.splitlines() if "printf" in line)
     subprocess.run(["bash", "-c", secret], cwd=tmp_path, check=True)
     assert (tmp_path / "iscsi-secret").stat().st_mode & 0o777 == 0o600
