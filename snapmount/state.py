@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import jsonfiles, locks
+from . import jsonfiles, locks, trees
 from .core import names
 from .core.iscsi import Credentials
 from .core.lifecycle import State
@@ -276,9 +276,7 @@ class Claim:
     def forget(self) -> None:
         """Remove the record: nothing is left of the snapshot.  Raises LeftoverError."""
         try:
-            while os.path.lexists(self.directory):
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(self.directory)
+            trees.remove(self.directory)
         except OSError as error:
             raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
         self.store.remove_if_empty()

@@ -185,8 +185,10 @@ def test_what_is_in_the_way_is_an_error_and_not_followed(tmp_path: Path) -> None
     target.mkdir()
     (target / "precious").write_text("x")
     (tmp_path / "link").symlink_to(target)
-    with pytest.raises(OSError, match="symbolic link"):
+    with pytest.raises(OSError, match="symbolic link") as caught:
         directories.remove(tmp_path / "link")
+    assert caught.value.filename == str(tmp_path / "link")
+    assert caught.value.strerror == "there is a symbolic link in its place"
     assert (target / "precious").exists()
 
 

@@ -10,14 +10,13 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from .. import blocking, datadirectory
+from .. import blocking, datadirectory, trees
 from ..core import names, space, units
 from ..core.user import User
 from ..errors import SpaceError
@@ -194,8 +193,6 @@ def strange(directory: Path) -> list[str]:
 
 def remove(directory: Path) -> None:
     """Remove the directory with all in it, and the default parent where it is empty then.  Raises OSError."""
-    while os.path.lexists(directory):
-        with contextlib.suppress(FileNotFoundError):  # libvirt removes its files at the same time
-            shutil.rmtree(directory)
+    trees.remove(directory)
     if directory.parent == datadirectory.path():
         datadirectory.remove_if_empty()
