@@ -55,9 +55,10 @@ class Account:
         if subprocess.run(["test", "-x", SNAPMOUNT], **self.options()).returncode == 0:
             return [SNAPMOUNT]
         libraries = self.home / "libraries"
-        shutil.copytree(site.getsitepackages()[0], libraries)
-        shutil.copytree(Path(snapmount.__file__).parent, libraries / "snapmount")
-        self.own(libraries)
+        if not libraries.exists():
+            shutil.copytree(site.getsitepackages()[0], libraries)
+            shutil.copytree(Path(snapmount.__file__).parent, libraries / "snapmount")
+            self.own(libraries)
         return ["env", f"PYTHONPATH={libraries}", "/usr/bin/python3", "-m", "snapmount"]
 
     def daemons(self) -> list[int]:
