@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 from . import guest, libvirtd, prefix, vm
@@ -17,10 +18,48 @@ NAME = "snapmount-quickstart"
 SEED = 2011
 DISKS = (vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2"))
 WRITES = 2000  # that the guest makes between two looks at the view
+LOG = Path(__file__).parents[2] / ".cache" / "quickstart.log"
+QEMU_LOG = Path(f"/var/log/libvirt/qemu/{NAME}.log")
+CORE_REMEDY = (
+    "libvirt raises that limit for QEMU, which needs CAP_SYS_RESOURCE where it is lower: "
+    "try: ulimit -c unlimited, as a root that may"
+)
+NEXT = f"""\
+next, with a VM of yours that runs (virsh list):
+  sudo {SNAPMOUNT} doctor          what this host lacks, and the commands that mend it
+  sudo {SNAPMOUNT} VM /mnt         its disks, as they are now, in /mnt
+  sudo {SNAPMOUNT} umount /mnt     and nothing is left behind
+  man {Path(__file__).parents[2]}/contrib/snapmount.1"""
 
 
 def main() -> int:
-    """Run it; the exit code tells whether the view stood still while the origin changed."""
+    """Run it; the exit code tells whether the view stood still while the origin changed.
+
+    What goes wrong is told in a few lines, with the place of all that is known of it.
+    """
+    try:
+        holds = prove()
+    except (RuntimeError, OSError, AssertionError, subprocess.SubprocessError) as error:
+        LOG.parent.mkdir(exist_ok=True)
+        LOG.write_text(f"{traceback.format_exc()}\n{getattr(error, 'stderr', None) or ''}")
+        print(f"quickstart: {message_of(error)}", file=sys.stderr)
+        print(f"quickstart: more is in {LOG}, and in {QEMU_LOG} once QEMU has run", file=sys.stderr)
+        return 1
+    if holds:
+        print(NEXT)
+    return 0 if holds else 1
+
+
+def message_of(error: Exception) -> str:
+    """What has gone wrong, and what to do where that is known."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"{shlex.join(map(str, error.cmd))} has failed, with exit code {error.returncode}"
+    said = str(error) or type(error).__name__
+    return f"{said}\n  {CORE_REMEDY}" if "cannot limit core file size" in said else said
+
+
+def prove() -> bool:
+    """The proof, from libvirt's daemon to the last command; whether it holds."""
     os.environ["PATH"] = f"{Path(SNAPMOUNT).parent}:{os.environ['PATH']}"
     with libvirtd.running() as started:
         say("a libvirt daemon runs" if not started else f"started {' and '.join(started)}, to be stopped at the end")
@@ -35,7 +74,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory(prefix=f"{NAME}-", dir="/var/tmp") as directory:
                 holds = snapshot(running, Path(directory))
     say("the host is as it was")
-    return 0 if holds else 1
+    return holds
 
 
 def snapshot(running: vm.VM, mountpoint: Path) -> bool:
