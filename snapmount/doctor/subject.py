@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..core.remedies import Remedies, distribution
+from .. import programs
+from ..core.remedies import Remedies
 
 
 @dataclass(frozen=True)
@@ -22,26 +21,8 @@ class Subject:
     @classmethod
     def here(cls, connect: str | None, scratch_dir: str | None) -> Subject:
         """The calling user, on this host."""
-        remedies = Remedies(
-            distribution=distribution(_os_release()),
-            is_root=os.geteuid() == 0,
-            has_systemd=Path("/run/systemd/system").exists(),  # sd_booted(3)
-        )
-        return cls(connect, scratch_dir, remedies, f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+        return cls(connect, scratch_dir, programs.remedies(), programs.search_path())
 
     def has(self, program: str) -> bool:
         """Whether the program is installed."""
         return shutil.which(program, path=self.path) is not None
-
-    def daemon(self, *candidates: str) -> str | None:
-        """The first of these programs that is installed."""
-        return next(filter(self.has, candidates), None)
-
-
-def _os_release() -> str:
-    for path in ("/etc/os-release", "/usr/lib/os-release"):
-        try:
-            return Path(path).read_text(errors="replace")
-        except OSError:
-            continue
-    return ""

@@ -88,15 +88,8 @@ def _skipped(*checks: str) -> list[Finding]:
 # -- libvirt -----------------------------------------------------------------------------------------------------------
 
 
-def _daemon(subject: Subject) -> tuple[str, str] | None:
-    """The unit and the program of the daemon that serves qemu:///system; None where it is not installed."""
-    candidates = ("virtqemud", "libvirtd") if subject.remedies.prefers_modular_libvirt() else ("libvirtd", "virtqemud")
-    program = subject.daemon(*candidates)
-    return (f"{program}.socket" if program == "virtqemud" else program, program) if program else None
-
-
 def _restart(subject: Subject, connect: str) -> str:
-    daemon = _daemon(subject)
+    daemon = hypervisor.daemon(subject.remedies, subject.has)
     if daemon and subject.remedies.has_systemd and not hypervisor.is_unprivileged(connect):
         return subject.remedies.as_root("systemctl", "restart", daemon[1])
     kill = names.command("pkill", "-KILL", "-u", str(os.geteuid()), "-x", daemon[1] if daemon else "libvirtd")
@@ -105,12 +98,7 @@ def _restart(subject: Subject, connect: str) -> str:
 
 def _reach(subject: Subject, connect: str) -> str:
     """The command after which libvirt can be reached."""
-    daemon = _daemon(subject)
-    if daemon is None:
-        return subject.remedies.install("libvirt")
-    if hypervisor.is_unprivileged(connect):
-        return names.command("virsh", "-c", connect, "list")  # starts the user's daemon, and tells why it does not
-    return subject.remedies.start(*daemon)
+    return hypervisor.to_reach(connect, subject.remedies, subject.has)
 
 
 def _console_log(subject: Subject) -> Finding:

@@ -11,6 +11,7 @@ except ImportError:
     raise MissingError("the Python module of libvirt is missing", "sudo apt-get install python3-libvirt") from None
 
 from .connection import Hypervisor, QemuFacts, connected
+from .daemon import daemon, to_reach
 from .domain import DiskError, Domain, qemu_user
 from .events import Heard, heard
 from .uri import check_uri, default_uri, is_unprivileged, tpm_directory
@@ -23,9 +24,11 @@ __all__ = [
     "QemuFacts",
     "check_uri",
     "connected",
+    "daemon",
     "default_uri",
     "heard",
     "is_unprivileged",
     "qemu_user",
+    "to_reach",
     "tpm_directory",
 ]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import libvirt
 import trio
 
+from .. import programs
 from ..core import domainxml, names
 from ..core.user import User
 from ..errors import NotFoundError, SnapmountError, StateError, UnreachableError
 from .calls import call, change, explained
+from .daemon import to_reach
 from .domain import Domain, user_of
 
 CONNECT_S = 15.0
+# What libvirt says of its socket: the code of its error, and of the system's.
+_NOBODY_LISTENS = [(libvirt.VIR_ERR_SYSTEM_ERROR, number) for number in (errno.ENOENT, errno.ECONNREFUSED)]
 START_S = 120.0  # a VM, on a busy host
 
 
@@ -26,14 +32,20 @@ async def connected(uri: str) -> AsyncIterator[Hypervisor]:
     try:
         connection = await call(f"connect to {uri}", libvirt.open, uri, deadline_s=CONNECT_S)
     except libvirt.libvirtError as error:
-        raise UnreachableError(
-            f"libvirt cannot be reached at {uri}: {error}", names.command("virsh", "-c", uri, "list")
-        ) from error
+        raise UnreachableError(f"libvirt cannot be reached at {uri}: {error}", _remedy(uri, error)) from error
     try:
         yield Hypervisor(connection, uri)
     finally:
         with trio.CancelScope(shield=True), contextlib.suppress(SnapmountError, libvirt.libvirtError):
             await call("close the connection", connection.close, deadline_s=5)
+
+
+def _remedy(uri: str, error: libvirt.libvirtError) -> str:
+    """Start the daemon, where nothing listens at its usual socket; else virsh(1) may tell more."""
+    listens = (error.get_error_code(), error.get_int1()) not in _NOBODY_LISTENS
+    if listens or urlsplit(uri).query:
+        return names.command("virsh", "-c", uri, "list")
+    return to_reach(uri, programs.remedies(), programs.has)
 
 
 @dataclass(frozen=True)
