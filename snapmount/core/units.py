@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 KIB = 1 << 10
@@ -47,13 +48,10 @@ def parse_memory(text: str) -> int:
 
 
 def duration(seconds: float) -> str:
-    """A span of time in its two leading units: '42s', '5m 12s', '3h 5m', '2d 4h'."""
+    """A span of time in its two leading units, the second one unless it is 0: '42s', '5m 12s', '3h', '2d 4h'."""
     whole = max(0, int(seconds))
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days}d {hours % 24}h"
-    if hours:
-        return f"{hours}h {minutes % 60}m"
-    if minutes:
-        return f"{minutes}m {whole % 60}s"
+    for (unit, length), (smaller, part) in itertools.pairwise((("d", 86400), ("h", 3600), ("m", 60), ("s", 1))):
+        if whole >= length:
+            count, rest = whole // length, whole % length // part
+            return f"{count}{unit} {rest}{smaller}" if rest else f"{count}{unit}"
     return f"{whole}s"
