@@ -77,9 +77,11 @@ async def attach(request: AttachRequest, record: Record, store: Store) -> list[A
             raise
 
 
-async def detach(record: Record, store: Store, helper: str | None, disks: Sequence[str], patience_s: float) -> None:
-    """Unplug disks of the snapshot from that VM (None: from all), each guest having so long to let go of them.
-    Idempotent.
+async def detach(
+    record: Record, store: Store, helper: str | None, disks: Sequence[str], patience_s: float
+) -> list[Attachment]:
+    """Unplug disks of the snapshot from that VM (None: from all), each guest having so long to let go of them; return
+    those that were plugged in.  Idempotent.
 
     Raises NotFoundError for an unknown VM or disk, StateError where a guest does not let go, UnreachableError.
     """
@@ -94,24 +96,26 @@ async def detach(record: Record, store: Store, helper: str | None, disks: Sequen
                 for each in SHELF.load_all(directory)
                 if each.disk in chosen and (helper is None or _is_of(each, helper))
             ]
-            errors = await _unplug_all(connection, directory, attached, patience_s)
+            unplugged, errors = await _unplug_all(connection, directory, attached, patience_s)
     for error in errors[1:]:
         log.warning("%s", error.message)
     if errors:
         raise errors[0]
+    return unplugged
 
 
-async def end_all(record: Record, directory: Path) -> None:
-    """Unplug all disks of the snapshot, before its view goes.  A guest that does not let go keeps a disk whose reads
-    fail; it is not waited for any longer.  Idempotent.
+async def end_all(record: Record, directory: Path) -> list[Attachment]:
+    """Unplug all disks of the snapshot, before its view goes; return those that were plugged in and are no more.  A
+    guest that does not let go keeps a disk whose reads fail; it is not waited for any longer.  Idempotent.
 
     Raises StateError where disks are still being attached, UnreachableError where libvirt does not answer.
     """
     if not any(SHELF.sorted_out(directory)):
-        return
+        return []
     async with _alone(record, directory), hypervisor.connected(record.connect) as connection:
         attached, broken = SHELF.sorted_out(directory)
-        for error in await _unplug_all(connection, directory, attached, LET_GO_S):
+        unplugged, errors = await _unplug_all(connection, directory, attached, LET_GO_S)
+        for error in errors:
             log.warning("%s; its reads will fail from now on", error.message)
         for each in attached:
             SHELF.forget(directory, each)
@@ -119,6 +123,7 @@ async def end_all(record: Record, directory: Path) -> None:
             log.warning("%s", error.message)
             await _unplug_unknown(connection, record, key)
             SHELF.forget_key(directory, key)
+    return unplugged
 
 
 async def _unplug_unknown(connection: hypervisor.Hypervisor, record: Record, key: str) -> None:
@@ -276,20 +281,26 @@ async def _give_up(directory: Path, helper: hypervisor.Domain, planned: Sequence
 
 async def _unplug_all(
     connection: hypervisor.Hypervisor, directory: Path, attached: Sequence[Attachment], patience_s: float
-) -> list[SnapmountError]:
-    """Unplug them side by side, and forget those that are gone; an error for each that is not."""
+) -> tuple[list[Attachment], list[SnapmountError]]:
+    """Unplug them side by side, and forget those that are gone: those that were plugged in, and an error for each that
+    is not gone.
+    """
     errors: list[SnapmountError] = []
+    unplugged: list[Attachment] = []
 
     async def unplug(each: Attachment) -> None:
+        was_there = each.qemu.runs()
         try:
             await _unplug(directory, await connection.domain_by_uuid(each.vm_uuid), each, patience_s)
         except SnapmountError as error:
             errors.append(error)
+        else:
+            unplugged.extend([each] * was_there)
 
     async with trio.open_nursery() as nursery:
         for each in attached:
             nursery.start_soon(unplug, each)
-    return errors
+    return sorted(unplugged, key=attached.index), errors
 
 
 async def _unplug(directory: Path, helper: hypervisor.Domain | None, attached: Attachment, patience_s: float) -> None:

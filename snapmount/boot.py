@@ -11,12 +11,12 @@ from pathlib import Path
 import trio
 
 from . import blocking, bootcheck, datadirectory, hypervisor, journal, scratchvm, tending, views
-from .bootcheck import WaitFor
+from .bootcheck import Came, WaitFor
 from .core import names, scratchdomain
 from .core.scratchdevices import ISOLATED, NONE, Source
 from .core.scratchdomain import Derived, Wish
 from .core.user import User
-from .errors import NotBootedError, SnapmountError, StateError, UsageError
+from .errors import NotBootedError, NotFoundError, SnapmountError, StateError, UsageError
 from .processes import Process
 from .records import Record
 from .scratch import directories, qcow2
@@ -61,13 +61,14 @@ def default_name(original: str, own_uuid: str) -> str:
     return original.encode()[: NAME_MAX - len(suffix)].decode(errors="ignore") + suffix
 
 
-async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
-    """Boot a scratch VM on an active snapshot, and wait for what the request says.
+async def run(request: BootRequest, record: Record, store: Store) -> tuple[ScratchVm, Came | None]:
+    """Boot a scratch VM on an active snapshot, and wait for what the request says; None where it says nothing.
 
     Raises NotBootedError where that does not come; the scratch VM is left running then.  Any other SnapmountError means
     that nothing was left behind.
     """
     directory = store.path(record.id)
+    came = None
     store.check_active(record, "booted")
     domain_xml = await _definition(record)
     user = hypervisor.qemu_user(domain_xml)
@@ -88,14 +89,24 @@ async def run(request: BootRequest, record: Record, store: Store) -> ScratchVm:
             _write(directory, vm, record)
             record.server.send(tending.BELL)
             if request.wait_for:
-                await bootcheck.wait(request.wait_for, request.wait_timeout_s, vm, record.connect)
+                came = await bootcheck.wait(request.wait_for, request.wait_timeout_s, vm, record.connect)
         except NotBootedError:
             raise
         except BaseException:
             with trio.CancelScope(shield=True):
                 await _undo(record, directory, vm)
             raise
-    return vm
+    return vm, came
+
+
+async def is_vm(word: str, uri: str) -> bool:
+    """Whether libvirt has a VM of that name or uuid.  Raises UnreachableError."""
+    async with hypervisor.connected(uri) as connection:
+        try:
+            await connection.domain(word)
+        except NotFoundError:
+            return False
+    return True
 
 
 async def _definition(record: Record) -> str:

@@ -57,8 +57,25 @@ class WaitFor:
         return cls(pattern=pattern)
 
 
-async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str) -> None:
+@dataclass(frozen=True)
+class Came:
+    """That what was waited for has come."""
+
+    wait_for: WaitFor
+    after_s: float  # the scratch VM was started
+
+    def __str__(self) -> str:
+        after = units.duration(self.after_s)
+        if self.wait_for.agent:
+            return f"its guest agent has answered after {after}"
+        if self.wait_for.pattern:
+            return f"its console has shown {self.wait_for.pattern.pattern.decode(errors='replace')!r} after {after}"
+        return f"it still runs after {after}"
+
+
+async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str) -> Came:
     """Return when what is waited for has come.  Raises NotBootedError, with the last lines of the console."""
+    since_s = trio.current_time()
     problem = f"{vm.name} has ended before it was there"
     with contextlib.closing(Console(vm.console_log)) as console:
         async with trio.open_nursery() as nursery:
@@ -76,6 +93,7 @@ async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str) -> 
             await trio.sleep(SETTLE_S)
             await console.look()
             raise NotBootedError(problem, _remedy(vm), tuple(f"console: {line}" for line in console.last_lines()))
+    return Came(wait_for, trio.current_time() - since_s)
 
 
 def _remedy(vm: ScratchVm) -> str | None:

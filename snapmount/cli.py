@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from . import logs, output
-from .arguments import parse
+from .arguments import doing, parse
 from .core import names
 from .errors import InterruptedByUserError, MissingError, NotFoundError, SnapmountError, StateError, UsageError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
 
     from .core.iscsi import Session
+    from .ending import Ended
     from .planning import Request
     from .records import Record
     from .state import Store
@@ -48,8 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     arguments = parse(argv)
     level = logging.INFO if getattr(arguments, "verbose", False) else logging.WARNING
-    logs.log_to(sys.stderr, level, "snapmount: %(message)s")
-    return _COMMANDS[arguments.verb](arguments)
+    logs.log_to(output.progress, level, "snapmount: %(message)s")
+    with output.progress.shown("" if _is_quiet(arguments) else doing(arguments)):
+        return _COMMANDS[arguments.verb](arguments)
+
+
+def _is_quiet(arguments: argparse.Namespace) -> bool:
+    """Whether nothing is to be shown on a terminal while the command works."""
+    is_piped = getattr(arguments, "json", False) and not sys.stdout.isatty()
+    return is_piped or getattr(arguments, "foreground", False)
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -64,7 +72,9 @@ def _take(arguments: argparse.Namespace) -> int:
         reporter = foreground.Reporter(store, lambda taken: _print_taken(taken, store, arguments), output.tell)
         foreground.serve(request, store, reporter, output.tell)
         return 0
-    _revive(arguments.vm, store, arguments.verbose)
+    from . import recovering
+
+    _revive(recovering.dead(store, arguments.vm), store, arguments.verbose)
     _print_taken(_taken(request, store, arguments.verbose), store, arguments)
     return 0
 
@@ -86,19 +96,22 @@ def _taken(request: Request, store: Store, verbose: bool) -> Record:
 def _print_taken(record: Record, store: Store, arguments: argparse.Namespace) -> None:
     from . import present
 
-    shown = present.Shown(record, store, with_secret=True, initiator_kind=arguments.initiator_kind)
+    shown = present.Shown(
+        record, store, with_secret=True, initiator_kind=arguments.initiator_kind, expire_s=arguments.expire
+    )
     if arguments.json:
         output.print_json(shown.document())
     else:
         output.print_text(shown.taken())
 
 
-def _revive(word: str, store: Store, verbose: bool) -> None:
-    """Recover what the word means, where its server has died; say on standard error what has become of it."""
+def _revive(records: Sequence[Record], store: Store, verbose: bool) -> None:
+    """Recover those whose server has died; say on standard error what has become of each."""
     from . import recovering
 
-    for record in recovering.dead(store, word):
-        output.tell(str(recovering.recover(record, store, verbose, output.tell)))
+    for record in records:
+        if recovering.is_dead(record, store):
+            output.tell(str(recovering.recover(record, store, verbose, output.tell)))
 
 
 def _boot(arguments: argparse.Namespace) -> int:
@@ -107,8 +120,10 @@ def _boot(arguments: argparse.Namespace) -> int:
     if arguments.console and not shutil.which("virsh"):
         raise MissingError("virsh is missing, which --console needs", "sudo apt-get install libvirt-clients")
     request, store = requesting.boot(arguments), _store()
-    _revive(arguments.source, store, arguments.verbose)
+    _revive(store.meant(arguments.source), store, arguments.verbose)
     record = _active(arguments.source, store)
+    if record and not record.is_meant_by(arguments.source) and _is_vm(arguments):
+        record = None  # it has the name of which the snapshot's id has the beginning only
     is_taken_now = record is None
     if record and any(value for name, value in vars(arguments).items() if name.startswith("scratch_")):
         raise UsageError(
@@ -118,23 +133,30 @@ def _boot(arguments: argparse.Namespace) -> int:
         raise UsageError(f"snapshot {record.id} is at {record.connect}, not at {arguments.connect}", "no --connect")
     record = record or _take_to_boot(arguments, store)
     try:
-        vm = interruptible.run(boot.run, request, record, store)
+        vm, came = interruptible.run(boot.run, request, record, store)
     except BaseException:
         if is_taken_now:
             _end_unless_used(store, record)
         raise
     if arguments.json:
-        output.print_json(vm.document() | {"snapshot": record.id})
+        output.print_json(vm.document() | {"snapshot": record.id, "came_after_s": came and round(came.after_s, 1)})
     else:
-        output.print_text(present.booted(vm, record))
+        output.print_text(present.booted(vm, record, came))
     if arguments.console:
+        output.progress.end()
         os.execvp("virsh", ["virsh", "-c", record.connect, "console", "--", vm.name])
     return 0
 
 
-def _active(word: str, store: Store) -> Record | None:
+def _is_vm(arguments: argparse.Namespace) -> bool:
+    from . import boot, hypervisor, interruptible
+
+    return interruptible.run(boot.is_vm, arguments.source, arguments.connect or hypervisor.default_uri())
+
+
+def _active(word: str, store: Store, connect: str | None = None) -> Record | None:
     try:
-        return store.find(word)
+        return store.find(word, connect)
     except NotFoundError:
         return None
 
@@ -160,8 +182,8 @@ def _attach(arguments: argparse.Namespace) -> int:
     from . import attaching, interruptible, present
 
     store = _store()
-    _revive(arguments.snapshot, store, arguments.verbose)
-    record = _active(arguments.snapshot, store)
+    _revive(store.meant(arguments.snapshot), store, arguments.verbose)
+    record = _active(arguments.snapshot, store, _connection(arguments))
     if record is None:
         take = names.command("snapmount", arguments.snapshot, "MOUNTPOINT")
         raise NotFoundError(f"there is no snapshot {arguments.snapshot!r} to attach", f"{take}   (to take one first)")
@@ -175,11 +197,16 @@ def _attach(arguments: argparse.Namespace) -> int:
 
 
 def _detach(arguments: argparse.Namespace) -> int:
-    from . import attaching, interruptible
+    from . import attaching, interruptible, outcomes
 
     store = _store()
-    record = store.find(arguments.snapshot)
-    interruptible.run(attaching.detach, record, store, arguments.helper, arguments.disk, arguments.wait_timeout)
+    record = store.find(arguments.snapshot, _connection(arguments))
+    detach = partial(attaching.detach, record, store, arguments.helper, arguments.disk, arguments.wait_timeout)
+    unplugged = interruptible.run(detach)
+    if arguments.json:
+        output.print_json({"snapshot": record.id, "detached": [each.document() for each in unplugged]})
+    else:
+        output.print_text(outcomes.detached_text(unplugged, record))
     return 0
 
 
@@ -189,11 +216,22 @@ def _store() -> Store:
     return Store.of_user()
 
 
+def _connection(arguments: argparse.Namespace) -> str | None:
+    """Where the VMs are whose snapshots are meant; None: anywhere.  Raises UsageError."""
+    connect: str | None = arguments.connect
+    if connect is not None:
+        from . import hypervisor
+
+        hypervisor.check_uri(connect)
+    return connect
+
+
 def _list(arguments: argparse.Namespace) -> int:
     from . import present
 
-    store = _store()
+    store, connect = _store(), _connection(arguments)
     records, broken = store.load_all()
+    records = [record for record in records if connect in (None, record.connect)]
     sessions = _sessions(records, store)
     snapshots = [present.Shown(record, store, sessions[record.id]) for record in records]
     if arguments.json:
@@ -210,7 +248,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from .core.lifecycle import State
 
     store = _store()
-    record = store.find(arguments.snapshot)
+    record = store.find(arguments.snapshot, _connection(arguments))
     if store.state(record) is State.DEAD:
         from . import recovering
 
@@ -238,14 +276,27 @@ def _sessions(records: Sequence[Record], store: Store) -> dict[str, list[Session
 
 
 def _delete(arguments: argparse.Namespace) -> int:
-    store = _store()
-    failed = 0
+    from . import outcomes
+
+    store, connect = _store(), _connection(arguments)
+    failed, documents = 0, []
     for word in arguments.snapshots:
+        record = None
         try:
-            _end(store, store.find(word), arguments.force)
+            record = store.find(word, connect)
+            ended = _end(store, record, arguments.force)
+        except InterruptedByUserError:
+            raise
         except SnapmountError as error:
             output.complain(error)
             failed = failed or error.exit_code
+            documents += [outcomes.ended_document(record)] if record else []
+            continue
+        documents.append(outcomes.ended_document(ended))
+        if not arguments.json:
+            output.print_text(outcomes.ended_text(ended))
+    if arguments.json:
+        output.print_json(documents)
     return failed
 
 
@@ -257,23 +308,22 @@ def _recover(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.print_json(done.document(store))
     else:
-        output.print_text(done.text() or ("nothing to recover\n" if sys.stdout.isatty() and not done.errors else ""))
+        output.print_text(done.text() or ("" if done.errors else "nothing to recover\n"))
     return output.complain_all(done.errors)
 
 
 def _umount(arguments: argparse.Namespace) -> int:
-    from . import mounts
+    from . import ending, interruptible, outcomes
 
     store = _store()
-    path = os.path.realpath(arguments.mountpoint)
-    records, _ = store.load_all()
-    for record in records:
-        if record.mountpoint == path:
-            _end(store, record, arguments.force)
-            return 0
-    if any((mount.path, mount.fstype) == (path, "fuse.snapmount") for mount in mounts.current()):
-        raise NotFoundError(f"the snapshot mounted at {path} has no runtime record any more", mounts.by_hand(path))
-    raise NotFoundError(f"no snapshot is mounted at {arguments.mountpoint}", "snapmount list")
+    record = ending.mounted_at(arguments.mountpoint, store)
+    unmount = partial(ending.unmount, store, record, force=arguments.force, lazy=arguments.lazy)
+    ended = interruptible.run(unmount)
+    if arguments.json:
+        output.print_json(outcomes.ended_document(ended))
+    else:
+        output.print_text(outcomes.ended_text(ended))
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -293,10 +343,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return MissingError.exit_code if health.verdict(findings) is health.Status.PROBLEM else 0
 
 
-def _end(store: Store, record: Record, force: bool) -> None:
+def _end(store: Store, record: Record, force: bool) -> Ended:
     from . import ending, interruptible
 
-    interruptible.run(ending.end, store, record, force)
+    return interruptible.run(ending.end, store, record, force)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Protocol
 
 from .core import names
 
@@ -26,7 +26,15 @@ class PrintableFormatter(logging.Formatter):
         return "\n".join(map(names.printable, super().formatException(ei).split("\n")))
 
 
-def log_to(stream: TextIO, level: int, form: str) -> None:
+class Stream(Protocol):
+    """Where text can be written to."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> None: ...
+
+
+def log_to(stream: Stream, level: int, form: str) -> None:
     """Log to the stream, and nowhere else, from this level on."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(PrintableFormatter(form))

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -28,6 +28,7 @@ class Mount:
     fstype: str
     source: str
     is_shared: bool = False  # what is mounted below it reaches other mount namespaces (mount_namespaces(7))
+    number: str = field(default="", compare=False)  # the mount's own, in its mount namespace
 
 
 def parse(mountinfo: str) -> list[Mount]:
@@ -38,7 +39,7 @@ def parse(mountinfo: str) -> list[Mount]:
         separator = fields.index("-")
         is_shared = any(field.startswith("shared:") for field in fields[6:separator])
         path, fstype, source = _unescaped(fields[4]), fields[separator + 1], _unescaped(fields[separator + 2])
-        mounts.append(Mount(path, fstype, source, is_shared))
+        mounts.append(Mount(path, fstype, source, is_shared, fields[0]))
     return mounts
 
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from . import notify
 from .core import names
 from .errors import SnapmountError
+from .progress import Progress
+
+progress = Progress()
 
 
 class CannotPrintError(Exception):
@@ -31,14 +34,15 @@ def tell(text: str) -> None:
 
 
 def _say(level: int, line: str) -> None:
-    print(notify.prioritised(level, line) if notify.has_journal() else line, file=sys.stderr)
+    progress.write((notify.prioritised(level, line) if notify.has_journal() else line) + "\n")
 
 
 def print_text(text: str) -> None:
     """Raises CannotPrintError."""
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with progress.cleared():
+            sys.stdout.write(text)
+            sys.stdout.flush()
     except BrokenPipeError:
         raise CannotPrintError from None
 

@@ -14,7 +14,7 @@ from .core.iscsi import PortalRequest
 from .core.snapshot import Disk, Snapshot
 from .core.space import DEFAULT_TERMS, Terms
 from .core.user import User
-from .errors import StateError
+from .errors import NotFoundError, StateError
 from .processes import Process
 from .records import Record
 from .scratch import room
@@ -53,6 +53,7 @@ class Request:
     quiesce: bool = False
     allow_other: bool = False
     read_timeout_s: float = 30.0
+    verbs_meant: tuple[str, ...] = ()  # that the VM's name may be a slip for
     booting: Process | None = None  # the command that takes it to boot on it: it ends with that and its scratch VMs
 
 
@@ -67,15 +68,15 @@ class Plan:
 
 
 async def check_host(request: Request) -> None:
-    """Raise MissingError where this host cannot mount the view, NotFoundError or StateError for the mountpoint."""
+    """Raise MissingError where this host cannot mount the view."""
     await blocking.on_path("/dev/fuse", CHECK_S, mounts.check_host, request.allow_other)
-    if request.mountpoint:
-        await blocking.on_path(request.mountpoint, CHECK_S, mounts.check_mountpoint, request.mountpoint)
 
 
 async def make(request: Request, store: Store, connection: hypervisor.Hypervisor, warn: Callable[[str], None]) -> Plan:
     """Look at the VM and the host and decide."""
-    domain = await connection.domain(request.vm)
+    domain = await _domain(request, connection)
+    if request.mountpoint:
+        await blocking.on_path(request.mountpoint, CHECK_S, mounts.check_mountpoint, request.mountpoint)
     await _check_state(domain, store)
     xml = await domain.xml()
     selection = plan.select(domain.name, domainxml.disks(xml), request.only, request.exclude)
@@ -117,6 +118,17 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         is_open=request.allow_other,
     )
     return Plan(domain, xml, user, record)
+
+
+async def _domain(request: Request, connection: hypervisor.Hypervisor) -> hypervisor.Domain:
+    """The VM, which is looked up first: a verb that was mistyped is taken for one.  Raises NotFoundError."""
+    try:
+        return await connection.domain(request.vm)
+    except NotFoundError as error:
+        if not request.verbs_meant:
+            raise
+        verbs = " or ".join(request.verbs_meant)
+        raise NotFoundError(f"{error.message}; did you mean the verb {verbs}?", "snapmount --help") from None
 
 
 async def _devices_in_use(connection: hypervisor.Hypervisor, store: Store) -> dict[str, str]:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from . import attachments, luns, scratchvm
 from .attachments import Attachment
+from .bootcheck import Came
 from .core import names, units
 from .core.iscsi import Credentials, Session
 from .core.lifecycle import State
@@ -28,6 +29,7 @@ from .scratchvm import ScratchVm
 from .state import Store
 
 _PIPED_WIDTH = 10_000  # no wrapping for programs
+NEW_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Shown:
     sessions: list[Session] | None = None  # with its iSCSI target; None: there is none, or nobody tells
     with_secret: bool = False
     initiator_kind: str | None = None  # the one that `take` and `show` tell how to log in; None: the most usual
+    expire_s: float | None = None  # after which it was just asked to end
 
     @property
     def _credentials(self) -> Credentials | None:
@@ -46,6 +49,13 @@ class Shown:
             return self.store.credentials(self.record.id) if self.record.publication else None
         except StateError:
             return None  # faults() tells
+
+    @property
+    def _expires_in_s(self) -> float:
+        """As it was asked for, where hardly any of that time has passed."""
+        left_s = self.record.left_s or 0
+        is_new = self.expire_s is not None and 0 <= self.expire_s - left_s < NEW_S
+        return self.expire_s if is_new and self.expire_s else left_s
 
     @property
     def scratch_vms(self) -> list[ScratchVm]:
@@ -132,7 +142,7 @@ class Shown:
         lines += _left_out(snapshot.left_out)
         lines += self._recipes()
         if record.expires_s is not None:
-            lines.append(f"it ends by itself in {_left(record)}")
+            lines.append(f"it ends by itself in {units.duration(self._expires_in_s)}")
         lines.append(f"to end it: {names.command('snapmount', 'delete', snapshot.id)}")
         return _text(lines)
 
@@ -143,15 +153,16 @@ class Shown:
             record.id,
             record.snapshot.vm_name,
             _age(record),
+            "-" if record.expires_s is None else _left(record),
             "-" if record.is_hidden else record.mountpoint,
             luns.summary(record.publication, self.sessions, self._is_active) if record.publication else "-",
             _size(self._scratch_bytes),
             *_growth(self._figures),
             _status(record, self.store.state(record)),
         )
-        vms = [("", f"  {vm.name}", "", "", "", _overlay_size(vm), "", "", vm.state) for vm in self.scratch_vms]
+        vms = [("", f"  {vm.name}", "", "", "", "", _overlay_size(vm), "", "", vm.state) for vm in self.scratch_vms]
         attached = [
-            ("", f"  {each.vm_name}", "", "", "", "", "", "", f"{each.state}: {each.disk} as {each.target}")
+            ("", f"  {each.vm_name}", "", "", "", "", "", "", "", f"{each.state}: {each.disk} as {each.target}")
             for each in self.attachments
         ]
         return [row, *vms, *attached]
@@ -272,8 +283,8 @@ def _overlay_size(vm: ScratchVm) -> str:
     return _size(glances.used_bytes(Path(vm.overlays)))
 
 
-def booted(vm: ScratchVm, record: Record) -> str:
-    """What `boot` prints when the scratch VM runs."""
+def booted(vm: ScratchVm, record: Record, came: Came | None = None) -> str:
+    """What `boot` prints when the scratch VM runs, and what was waited for has come."""
     how = "KVM" if vm.accelerator == "kvm" else "TCG (without KVM)"
     where = f"snapshot {record.id} of {_when(record)}"
     virsh = ("virsh", "-c", record.connect)
@@ -281,6 +292,7 @@ def booted(vm: ScratchVm, record: Record) -> str:
         names.printable(f"{record.snapshot.vm_name}: scratch VM {vm.name} runs on {where}, with {how}"),
         *_left_out(vm.left_out),
         *(f"note: {names.printable(note)}" for note in vm.notes),
+        *([names.printable(str(came))] if came else []),
     ]
     if vm.has_console:
         console = names.command(*virsh, "console", vm.name)
@@ -310,7 +322,7 @@ def attached(made: Sequence[Attachment], record: Record) -> str:
 def listing(snapshots: Iterable[Shown]) -> str:
     """What `list` prints: a row a snapshot."""
     return table(
-        ("ID", "VM", "AGE", "MOUNTPOINT", "ISCSI", "SCRATCH", "GROWTH", "LEFT", "STATE"),
+        ("ID", "VM", "AGE", "EXPIRES", "MOUNTPOINT", "ISCSI", "SCRATCH", "GROWTH", "SCRATCH LEFT", "STATE"),
         [row for each in snapshots for row in each.rows()],
     )
 

@@ -33,6 +33,7 @@ def take(arguments: argparse.Namespace) -> Request:
         quiesce=arguments.quiesce,
         allow_other=arguments.allow_other,
         read_timeout_s=arguments.read_timeout,
+        verbs_meant=tuple(arguments.verbs_meant),
         **_scratch(arguments),
     )
 

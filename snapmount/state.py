@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -116,26 +116,40 @@ class Store:
         except FileNotFoundError:
             return []
 
-    def find(self, word: str) -> Record:
-        """The snapshot with that id, of the VM of that name or uuid, or mounted there.
+    def find(self, word: str, connect: str | None = None) -> Record:
+        """The snapshot that meant() tells, of a VM at that connection where one is given.
 
-        Raises NotFoundError for none, StateError for more than one.
+        Raises NotFoundError for none, StateError for more than one, and for one whose record cannot be read.
         """
         records, broken = self.load_all()
-        found = [record for record in records if record.is_meant_by(word)]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        found = [record for record in _meant(word, records) if connect in (None, record.connect)]
+        if len(found) > 1:
             ids = ", ".join(record.id for record in found)
             raise StateError(
                 f"{word!r} names {len(found)} snapshots: {ids}", names.command("snapmount", "show", found[0].id)
             )
+        if broken and not any(record.is_meant_by(word) for record in found):
+            self._check_readable(word)
+        if found:
+            return found[0]
         if broken:
-            if names.is_snapshot_id(word):
-                self.load(word)  # raises where it is this one
             raise broken[0]
         remedy = "snapmount list" if records else None
-        raise NotFoundError(f"there is no snapshot with the id, of the VM or at the mountpoint {word!r}", remedy)
+        where = f" at {connect}" if connect else ""
+        raise NotFoundError(f"there is no snapshot with the id, of the VM or at the mountpoint {word!r}{where}", remedy)
+
+    def meant(self, word: str) -> list[Record]:
+        """The snapshots with that id, of the VM of that name or uuid, or mounted there; where there are none, those
+        whose id begins so.
+        """
+        return _meant(word, self.load_all()[0])
+
+    def _check_readable(self, word: str) -> None:
+        """Raise StateError where the word may be the id of a record that cannot be read."""
+        if names.may_begin_snapshot_id(word):
+            for snapshot_id in self.ids():
+                if snapshot_id.startswith(word):
+                    self.load(snapshot_id)
 
     def is_served(self, snapshot_id: str) -> bool:
         """Whether a process serves (or undoes) the snapshot: whether its lock is held."""
@@ -216,6 +230,13 @@ class Store:
                 self.directory.rmdir()
             finally:
                 os.close(descriptor)
+
+
+def _meant(word: str, records: Sequence[Record]) -> list[Record]:
+    exactly = [record for record in records if record.is_meant_by(word)]
+    if exactly or not names.may_begin_snapshot_id(word):
+        return exactly
+    return [record for record in records if record.id.startswith(word)]
 
 
 class Claim:

@@ -69,12 +69,13 @@ def test_the_helper_reads_the_snapshot_s_disks_and_cannot_write_them(
     assert f"\n            {helper.name} " in snapmount("list").stdout
     assert disks[0]["device"] in snapmount("show", writer.name).stdout
 
-    snapmount("detach", writer.name, helper.name)
+    told = snapmount_json("detach", writer.name, helper.name)
+    assert told == {"snapshot": taken["id"], "detached": disks}
 
     for each in disks:
         sees(helper, each, "gone")
     assert snapmount_json("show", writer.name)["attachments"] == []
-    snapmount("detach", writer.name, helper.name)
+    assert "no disk of it was attached" in snapmount("detach", writer.name, helper.name).stdout
     snapmount("detach", writer.name)
     snapmount("delete", writer.name)
     assert traces.found() == []
@@ -205,7 +206,9 @@ def test_delete_refuses_while_disks_are_attached_and_detaches_them_by_force(
         assert "try: snapmount detach " in said
     kill_server(writer.name)
     assert f"attached to {helper.name}" in refused("delete", writer.name, code=4)
-    assert snapmount("delete", "--force", writer.name).stderr == ""
+    done = snapmount("delete", "--force", writer.name)
+    assert done.stderr == ""
+    assert done.stdout.endswith(f" is ended; disk vda has been unplugged from {helper.name}\n")
     assert helper.targets() == ["vda"]
     assert traces.found() == []
 

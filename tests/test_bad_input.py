@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from .rig import traces, vm
+from .rig import libvirtd, traces, vm
 from .rig.command import SNAPMOUNT, refused, snapmount, snapmount_json
 
 pytestmark = pytest.mark.vm
@@ -141,6 +141,25 @@ def test_libvirt_that_cannot_be_reached(libvirt: None, mountpoint: Path) -> None
     assert "only QEMU/KVM" in refused("vm1", mountpoint, "-c", "qemu+ssh://host/system", code=2)
 
 
+def test_libvirt_that_does_not_run_is_to_be_started_as_the_doctor_says(clean: None, mountpoint: Path) -> None:
+    with libvirtd.stopped():
+        message = refused("vm1", mountpoint, code=6)
+        examined = snapmount("doctor", check=False).stdout
+    assert "libvirt cannot be reached at qemu:///system" in message
+    remedy = message.splitlines()[-1].removeprefix("  try: ")
+    assert "libvirtd" in remedy
+    assert remedy in examined
+
+
+def test_a_verb_that_was_mistyped_is_no_vm(libvirt: None, mountpoint: Path) -> None:
+    """Neither is the mountpoint complained of, which is a VM in truth."""
+    message = refused("delet", "vm1", code=3)
+    assert message.splitlines()[0].endswith("there is no VM 'delet' at qemu:///system; did you mean the verb delete?")
+    assert "did you mean" not in refused("take", "delet", mountpoint, code=3)
+    message = refused("lists", "--iscsi", code=3)
+    assert "did you mean the verb list?" in message
+
+
 def test_without_dev_fuse_the_message_says_so(writer: vm.VM, mountpoint: Path) -> None:
     """In a mount namespace whose /dev has no fuse."""
     hide = 'mount -t tmpfs none /dev && exec "$@"'
@@ -161,8 +180,10 @@ def test_quiesce_without_a_guest_agent(writer: vm.VM, mountpoint: Path) -> None:
 
 
 def test_snapshots_that_are_not(libvirt: None, mountpoint: Path) -> None:
-    for command in ("show", "delete"):
+    for command in ("show", "delete", "rm", "detach"):
         assert "there is no snapshot" in refused(command, "nothing", code=3)
+    assert "did you mean the verb" not in refused("show", "delet", code=3)
+    assert "only QEMU/KVM" in refused("list", "-c", "lxc:///", code=2)
     assert f"no snapshot is mounted at {mountpoint}" in refused("umount", mountpoint, code=3)
 
 
@@ -190,7 +211,7 @@ def test_a_vm_whose_name_would_steer_a_terminal(clean: None, mountpoint: Path) -
         said += [snapmount("delete", "--force", "--verbose", shown["id"]), snapmount(full, "/etc", check=False)]
         for text in (log, *(done.stdout + done.stderr for done in said)):
             assert all(line.isprintable() for line in text.splitlines())
-        assert sum(r"\x9b2J\u202e" in done.stdout for done in said) == 4
+        assert sum(r"\x9b2J\u202e" in done.stdout for done in said) == 5
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -108,10 +109,26 @@ def test_what_a_copy_writes_reaches_neither_the_view_nor_the_original(writer: vm
 
 def test_a_snapshot_that_is_published_only_boots_too(writer: vm.VM) -> None:
     snapmount("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{libiscsi.free_port()}", writer.name)
-    scratch, _ = boot("--wait-for", UP, writer.name)
+    scratch, told = boot("--wait-for", UP, writer.name)
+    assert told["came_after_s"] > 0
     scratch.keeps_writing()
-    snapmount("delete", "--force", writer.name)
+    (ended,) = snapmount_json("delete", "--force", writer.name)
+    assert (ended["deleted"], ended["scratch_vms"], ended["luns"]) == (True, [scratch.name], 2)
     assert traces.found() == []
+
+
+def test_a_vm_s_name_wins_over_the_beginning_of_a_snapshot_s_id(writer: vm.VM, mountpoint: Path) -> None:
+    first = snapmount_json(writer.name, mountpoint)["id"]
+    with vm.running(first[:4], [vm.Disk("vda")], paused=True) as named:
+        scratch, told = boot(named.name)
+        assert told["snapshot"] != first
+        assert scratch.name.startswith(f"{named.name}-scratch-")
+        snapmount("delete", "--force", told["snapshot"])
+    assert boot(first[:5])[1]["snapshot"] == first
+    done = snapmount("delete", "--force", first[:4], "nothing", "--json", check=False)
+    assert done.returncode == 3
+    assert "there is no snapshot" in done.stderr
+    assert [each["id"] for each in json.loads(done.stdout)] == [first]
 
 
 def test_the_copy_is_as_the_options_say(writer: vm.VM, mountpoint: Path, tmp_path: Path) -> None:
@@ -300,8 +317,8 @@ async def test_a_uuid_that_libvirt_knows_is_not_taken(
     store, of_original, another = Store.of_user(), uuid.UUID(writer.uuid()), uuid.uuid4()
     given = iter([of_original, another])
     monkeypatch.setattr(uuid, "uuid4", lambda: next(given))
-    scratch = await start_copy(BootRequest(), store.find(writer.name), store)
-    assert scratch.uuid == str(another)
+    scratch, came = await start_copy(BootRequest(), store.find(writer.name), store)
+    assert (scratch.uuid, came) == (str(another), None)
     snapmount("delete", "--force", writer.name)
     assert writer.state() == "running"
     assert uuid.UUID(writer.uuid()) == of_original

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from snapmount import __version__, arguments, cli, errors, requesting
+from snapmount.arguments import grammar
 from snapmount.boot import BootRequest
 from snapmount.errors import SnapmountError, UsageError
 
@@ -35,6 +36,7 @@ def test_take_is_meant_where_the_first_word_is_no_verb() -> None:
 def test_take_has_its_documented_defaults() -> None:
     parsed = vars(arguments.parse(["vm1", "/mnt/snap"]))
     assert parsed.pop("verb") == "take"
+    assert parsed.pop("verbs_meant") == []
     assert parsed == {
         "vm": "vm1",
         "mountpoint": "/mnt/snap",
@@ -88,6 +90,11 @@ def test_options_may_stand_anywhere(argv: list[str]) -> None:
         (["--json", "show", "vm1"], ["show", "vm1", "--json"]),
         (["-v", "delete", "vm1", "vm2"], ["delete", "vm1", "vm2", "-v"]),
         (["--verbose", "umount", "/mnt"], ["umount", "/mnt", "--verbose"]),
+        (["-c", "qemu:///system", "list"], ["list", "--connect", "qemu:///system"]),
+        (["-cqemu:///system", "show", "vm1"], ["show", "vm1", "-c", "qemu:///system"]),
+        (["ls", "--json"], ["list", "--json"]),
+        (["rm", "-vf", "vm1"], ["delete", "vm1", "--verbose", "--force"]),
+        (["-vc", "qemu:///system", "delete", "vm1"], ["delete", "vm1", "-v", "--connect=qemu:///system"]),
     ],
     ids=lambda argv: " ".join(argv),
 )
@@ -101,6 +108,29 @@ def test_each_verb_has_a_command_of_its_own() -> None:
     lines = [["vm1", "/mnt"], ["boot", "vm1"], ["attach", "vm1", "vm2"], ["detach", "vm1"]]
     lines += [["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"], ["recover"], ["doctor"]]
     assert {arguments.parse(line).verb for line in lines} == set(cli._COMMANDS)
+
+
+@pytest.mark.parametrize("verb", sorted(grammar.parser()[1]))
+def test_each_verb_is_told_of_while_it_works_with_what_it_works_on(verb: str) -> None:
+    words = [f"some-{word.name}" for word in grammar.parser()[1][verb].words()]
+    if verb != "help":
+        doing = arguments.doing(arguments.parse([verb, *words]))
+        assert [word for word in words if word in doing] or verb in ("list", "ls", "take", "recover", "doctor")
+
+
+def test_no_option_takes_a_value_with_one_verb_and_none_with_another() -> None:
+    """Which word is the verb is known only after the options' values are."""
+    forms = [form for parser in grammar.parser()[1].values() for form in parser.options().items()]
+    assert {
+        (name, form.takes_value)
+        for name, form in forms
+        if (name, not form.takes_value) in {(name, form.takes_value) for name, form in forms}
+    } == set()
+
+
+def test_the_value_of_an_option_may_begin_with_a_dash() -> None:
+    assert arguments.parse(["boot", "vm1", "--name", "-copy"]).name == "-copy"
+    assert arguments.parse(["boot", "vm1", "--wait-for", "--- login"]).wait_for == "--- login"
 
 
 @pytest.mark.parametrize("option", ["--disk", "--exclude-disk", "--scratch-dir", "--connect", "-c"])
@@ -151,6 +181,7 @@ def test_with_iscsi_the_mountpoint_may_be_left_out() -> None:
 def test_boot_has_its_documented_defaults() -> None:
     parsed = vars(arguments.parse(["boot", "vm1"]))
     assert parsed.pop("verb") == "boot"
+    assert parsed.pop("verbs_meant") == []
     assert parsed == {
         "source": "vm1",
         "scratch_dir": None,
@@ -223,10 +254,47 @@ def test_a_read_timeout_that_is_no_number_is_refused_with_its_value(text: str) -
         (["--iscsi", "vm1", "--target", "scst"], "invalid choice: 'scst'", "snapmount take --help"),
         (["vm1", "/mnt", "--expire", "soon"], "'soon' is no span of time", "snapmount take --help"),
         (["vm1", "/mnt", "--expire", "0"], "'0' is not between a second", "snapmount take --help"),
-        (["vm1", "/mnt", "more"], "unrecognized arguments: more", "snapmount --help"),
-        (["vm1", "/mnt", "--no-such-option"], "unrecognized arguments: --no-such-option", "snapmount --help"),
-        (["vm1", "/mnt", "--disk"], "--disk: expected one argument", "snapmount take --help"),
-        (["vm1", "/mnt", "--quiesce=yes"], "--quiesce: ignored explicit argument 'yes'", "snapmount take --help"),
+        (["vm1", "/mnt", "more"], "take takes VM [MOUNTPOINT]; 'more' is too much", "snapmount take --help"),
+        (["vm1", "/mnt", "--no-such-option"], "there is no option --no-such-option", "snapmount take --help"),
+        (["-x"], "there is no option -x", "snapmount --help"),
+        (["-c"], "--connect needs a value: --connect URI", "snapmount --help"),
+        (["vm1", "/mnt", "--disk"], "--disk needs a value: --disk NAME", "snapmount take --help"),
+        (["vm1", "/mnt", "--disk", "--json"], "NAME, and --json is an option", "snapmount take --help"),
+        (["--disk", "--", "vm1", "/mnt"], "--disk needs a value: --disk NAME", "snapmount take --help"),
+        (["vm1", "/mnt", "--quiesce=yes"], "--quiesce takes no value, and 'yes' is given", "snapmount take --help"),
+        (["vm1", "/mnt", "--exclude", "vda"], "did you mean --exclude-disk?", "snapmount take --help"),
+        (
+            ["boot", "vm1", "--disk", "vda"],
+            "boot has no option --disk; it has --verbose, --json, --connect,",
+            "snapmount boot --help",
+        ),
+        (["boot", "--disk", "vm1"], "boot has no option --disk", "snapmount boot --help"),
+        (["rm", "vm1", "--lazy"], "delete has no option --lazy; it has", "snapmount delete --help"),
+        (
+            ["list", "--scratch-dir", "/x"],
+            "list has no option --scratch-dir; it has --json, --connect",
+            "snapmount list --help",
+        ),
+        (
+            ["--disk", "vm1", "/mnt"],
+            "MOUNTPOINT is missing, or --iscsi; 'vm1' is the value of --disk",
+            "snapmount take --help",
+        ),
+        (
+            ["boot", "--wait-for", "vm1"],
+            "needs a VM-OR-SNAPSHOT; 'vm1' is the value of --wait-for",
+            "snapmount boot --help",
+        ),
+        (
+            ["--iscsi", "--portal", "vm1"],
+            "a VM or a verb is missing; 'vm1' is the value of --portal",
+            "snapmount --help",
+        ),
+        (["attach", "vm1"], "attach needs a SNAPSHOT and a HELPER-VM", "snapmount attach --help"),
+        (["umount", "-fl", "/mnt"], "-l/--lazy: not allowed with argument -f/--force", "snapmount umount --help"),
+        (["help", "boot", "vm1"], "help takes [VERB]; 'vm1' is too much", "snapmount help --help"),
+        (["help", "vm1"], "there is no verb 'vm1'", "snapmount --help"),
+        (["help", "atach"], "there is no verb 'atach'; did you mean attach or detach?", "snapmount --help"),
         (["vm1", "/mnt", "--read-timeout", "0"], "0 is not a positive number", "snapmount take --help"),
         (["boot"], "VM-OR-SNAPSHOT", "snapmount boot --help"),
         (["boot", "vm1", "--vcpus", "0"], "0 is not a number from 1 to 4096", "snapmount boot --help"),
@@ -236,10 +304,10 @@ def test_a_read_timeout_that_is_no_number_is_refused_with_its_value(text: str) -
         (["boot", "vm1", "--console", "--json"], "--console and --json do not go", "snapmount boot --help"),
         (["--json"], "a VM or a verb is missing", "snapmount --help"),
         (["-v", "--disk", "vda"], "a VM or a verb is missing", "snapmount --help"),
-        (["list", "vm1"], "unrecognized arguments: vm1", "snapmount --help"),
-        (["list", "-v"], "unrecognized arguments: -v", "snapmount --help"),
+        (["list", "vm1"], "list takes no other words; 'vm1' is too much", "snapmount list --help"),
+        (["list", "-v"], "list has no option -v; it has --json, --connect", "snapmount list --help"),
         (["show"], "SNAPSHOT", "snapmount show --help"),
-        (["show", "vm1", "vm2"], "unrecognized arguments: vm2", "snapmount --help"),
+        (["show", "vm1", "vm2"], "show takes SNAPSHOT; 'vm2' is too much", "snapmount show --help"),
         (["delete"], "SNAPSHOT", "snapmount delete --help"),
         (["umount"], "MOUNTPOINT", "snapmount umount --help"),
     ],
@@ -257,6 +325,35 @@ def test_bad_usage_is_explained_on_standard_error_with_exit_code_2(
     assert second == f"  try: {remedy}"
 
 
+@pytest.mark.parametrize(
+    ("argv", "verbs"),
+    [
+        (["lst"], "list"),
+        (["status"], "list or show"),
+        (["staus"], "list or show or boot"),
+        (["delte"], "delete"),
+        (["atach", "vm1", "vm2"], "attach or detach"),
+        (["unmount", "/mnt", "more"], "umount"),
+        (["inspect"], "show"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_verb_that_was_mistyped_is_named(argv: list[str], verbs: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        arguments.parse(argv)
+    assert caught.value.message.endswith(f"; did you mean the verb {verbs}?")
+
+
+def test_a_vm_may_be_called_like_a_verb_nearly() -> None:
+    """That it may have been meant for one is told where no VM has the name: when libvirt has been asked."""
+    parsed = arguments.parse(["delet", "vm1"])
+    assert (parsed.verb, parsed.vm, parsed.verbs_meant) == ("take", "delet", ["delete"])
+    assert requesting.take(parsed).verbs_meant == ("delete",)
+    assert arguments.parse(["take", "delet", "vm1"]).verbs_meant == []
+    assert arguments.parse(["vm1", "/mnt"]).verbs_meant == []
+    assert arguments.parse(["/mnt", "/mnt"]).verbs_meant == []
+
+
 def test_what_is_complained_of_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["vm1", "/mnt", "\x1b[2J\nmore"]) == 2
     printed = capsys.readouterr().err
@@ -265,7 +362,7 @@ def test_what_is_complained_of_cannot_steer_the_terminal(capsys: pytest.CaptureF
     assert len(printed.splitlines()) == 2
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]], ids=["nothing", "--help", "-h"])
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]], ids=["nothing", "--help", "-h", "help"])
 def test_help_tells_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(argv)
@@ -279,7 +376,7 @@ def test_help_tells_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("verb", ["take", "boot", "list", "show", "delete", "recover", "umount"])
 def test_each_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
-    for argv in ([verb, "--help"], ["--help", verb]):
+    for argv in ([verb, "--help"], ["--help", verb], ["help", verb], [verb, "too", "many", "words", "-h"]):
         with pytest.raises(SystemExit) as caught:
             cli.main(argv)
         assert caught.value.code == 0
@@ -308,7 +405,7 @@ def test_a_read_timeout_that_is_no_number_is_explained_without_names_of_our_code
 
 def test_an_option_must_be_written_in_full() -> None:
     """An abbreviation's value could be taken for the verb."""
-    with pytest.raises(UsageError, match="unrecognized arguments: --scratch"):
+    with pytest.raises(UsageError, match=r"there is no option --scratch$"):
         arguments.parse(["--scratch", "list", "vm1", "/mnt"])
 
 

@@ -471,10 +471,52 @@ def test_a_mountpoint_may_be_written_in_any_way(
 
 
 def test_what_is_not_found_is_named(store: Store, two: tuple[Record, Record]) -> None:
-    for word in ("vm", "3f2a91b", "/", ""):
+    for word in ("vm", "3f2a91bd", "3f2", "3F2A", "3f2a91bc0", "/", ""):
         with pytest.raises(NotFoundError, match=f"there is no snapshot .* {word!r}") as caught:
             store.find(word)
         assert caught.value.remedy == "snapmount list"
+
+
+def test_a_snapshot_is_found_by_the_beginning_of_its_id(store: Store, two: tuple[Record, Record]) -> None:
+    for length in range(4, 8):
+        for record in two:
+            assert store.find(record.id[:length]) == record
+            assert store.meant(record.id[:length]) == [record]
+
+
+def test_a_beginning_that_several_ids_have_is_an_error_that_lists_them(store: Store) -> None:
+    for number in (1, 2):
+        created = CREATED + timedelta(seconds=number)
+        store.claim(a_record(a_snapshot(f"3f2a91b{number}", f"vm{number}", created=created), f"/mnt/{number}"))
+    with pytest.raises(StateError, match="'3f2a' names 2 snapshots: 3f2a91b1, 3f2a91b2"):
+        store.find("3f2a")
+    assert store.find("3f2a91b2").snapshot.vm_name == "vm2"
+
+
+def test_a_vm_of_that_name_is_meant_and_not_an_id_that_begins_so(store: Store) -> None:
+    store.claim(a_record(a_snapshot(ID), "/mnt/1"))
+    own = store.claim(a_record(a_snapshot(OTHER_ID, ID[:4], OTHER_UUID), "/mnt/2")).record
+    assert store.find(ID[:4]) == own
+    assert store.find(ID[:5]).id == ID
+
+
+def test_a_record_that_cannot_be_read_is_not_passed_over_for_another_that_begins_so(store: Store) -> None:
+    store.claim(a_record(a_snapshot("3f2a91b1"), "/mnt/1"))
+    store.claim(a_record(a_snapshot("3f2a91b2", "vm2"), "/mnt/2"))
+    (store.path("3f2a91b2") / "record.json").write_text("{")
+    with pytest.raises(StateError, match="3f2a91b2"):
+        store.find("3f2a")
+    assert store.find("3f2a91b1").snapshot.vm_name == "vm1"
+
+
+def test_of_snapshots_of_vms_of_one_name_that_at_the_connection_is_meant(store: Store) -> None:
+    first = store.claim(a_record(a_snapshot(ID), "/mnt/1")).record
+    other = replace(a_record(a_snapshot(OTHER_ID, uuid=OTHER_UUID), "/mnt/2"), connect="qemu:///session")
+    store.claim(other)
+    assert store.find("vm1", first.connect).id == ID
+    assert store.find("vm1", "qemu:///session").id == OTHER_ID
+    with pytest.raises(NotFoundError, match=f"'{ID}' at qemu:///session"):
+        store.find(ID, "qemu:///session")
 
 
 def test_where_nothing_is_to_be_listed_the_list_is_no_remedy(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from .. import __version__
@@ -27,6 +28,30 @@ exit codes:
   130  interrupted, by Ctrl-C or SIGTERM; what the command had begun to make was undone
 """
 
+HELP = "help"
+_SNAPSHOT = "its id or the beginning of that, its VM's name, or its mountpoint"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an option is given."""
+
+    long: str  # its name of two dashes
+    metavar: str | None  # what its value is called; None: it takes none
+
+    @property
+    def takes_value(self) -> bool:
+        return self.metavar is not None
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word that is no option."""
+
+    name: str  # as the usage shows it
+    is_needed: bool
+    may_be_several: bool
+
 
 class Parser(argparse.ArgumentParser):
     """Complains as the rest of the command does, and takes no abbreviations, which could be taken for other words."""
@@ -36,6 +61,31 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help")
+
+    def options(self) -> dict[str, Form]:
+        """The options by each of their names."""
+        return {
+            name: Form(action.option_strings[-1], None if action.nargs == 0 else _metavar(action))
+            for action in self._actions
+            for name in action.option_strings
+        }
+
+    def words(self) -> list[Word]:
+        """The other words that it takes."""
+        return [
+            Word(_metavar(action), action.nargs in (None, "+"), action.nargs in ("*", "+"))
+            for action in self._actions
+            if not action.option_strings
+        ]
+
+    @property
+    def verb(self) -> str:
+        """The verb that it is for."""
+        return str(self.get_default("verb"))
+
+
+def _metavar(action: argparse.Action) -> str:
+    return str(action.metavar or "|".join(action.choices or ()) or action.dest.upper())
 
 
 def parser() -> tuple[Parser, dict[str, Parser]]:
@@ -55,30 +105,11 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     printing = Parser(add_help=False)
     printing.add_argument("--json", action="store_true", help="print JSON")
     _add_take(verbs, [acting, printing])
-
     _add_boot(verbs, [acting, printing])
-    _add_attach(verbs, [acting, printing])
-    _add_detach(verbs, [acting])
-
-    added = verbs.add_parser("list", parents=[printing], help="list the active snapshots")
-    added.set_defaults(verb="list")
-
-    added = verbs.add_parser("show", parents=[printing], help="show all of one snapshot")
-    added.add_argument("snapshot", metavar="SNAPSHOT", help="its id, its VM's name, or its mountpoint")
-    added.add_argument("--show-secret", action="store_true", help="show the secret of its iSCSI target too")
-    _add_for(added)
-    added.set_defaults(verb="show")
-
-    ending = Parser(add_help=False, parents=[acting])
-    ending.add_argument(
-        "-f",
-        "--force",
-        action="store_true",
-        help="also while scratch VMs run on it, VMs have its disks, or iSCSI initiators are logged in",
-    )
-    added = verbs.add_parser("delete", parents=[ending], help="end snapshots and remove all that belongs to them")
-    added.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="its id, its VM's name, or its mountpoint")
-    added.set_defaults(verb="delete")
+    _add_attach(verbs, [acting, printing, _choosing()])
+    _add_detach(verbs, [acting, printing, _choosing()])
+    _add_looking(verbs, [printing, _choosing()])
+    _add_ending(verbs, [acting, printing])
 
     added = verbs.add_parser(
         "recover",
@@ -88,18 +119,77 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         "LUNs. What cannot be re-attached is removed; where none is named, also what a crash or a restart of the host "
         "has left behind.",
     )
-    added.add_argument("snapshots", metavar="SNAPSHOT", nargs="*", help="its id, its VM's name, or its mountpoint")
+    added.add_argument("snapshots", metavar="SNAPSHOT", nargs="*", help=_SNAPSHOT)
     added.set_defaults(verb="recover")
-
-    added = verbs.add_parser("umount", parents=[ending], help="the same, by the mountpoint")
-    added.add_argument("mountpoint", metavar="MOUNTPOINT")
-    added.set_defaults(verb="umount")
 
     added = verbs.add_parser("doctor", parents=[printing], help="say what this host lacks, and what mends it")
     added.add_argument("-c", "--connect", metavar="URI", help="libvirt connection (default: as virsh)")
     added.add_argument("--scratch-dir", metavar="DIR", help="look at this place for scratch files too")
     added.set_defaults(verb="doctor")
+
+    added = verbs.add_parser(HELP, help="tell the options of a verb, or what verbs there are")
+    added.add_argument("about", metavar="VERB", nargs="?")
+    added.set_defaults(verb=HELP)
     return main, verbs.choices
+
+
+def _choosing() -> Parser:
+    """For verbs that act on snapshots there are."""
+    choosing = Parser(add_help=False)
+    choosing.add_argument(
+        "-c", "--connect", metavar="URI", help="only snapshots of VMs at this libvirt connection (default: at any)"
+    )
+    return choosing
+
+
+def _add_looking(verbs: Any, parents: list[Parser]) -> None:
+    added = verbs.add_parser("list", aliases=["ls"], parents=parents, help="list the active snapshots")
+    added.set_defaults(verb="list")
+
+    added = verbs.add_parser("show", parents=parents, help="show all of one snapshot")
+    added.add_argument("snapshot", metavar="SNAPSHOT", help=_SNAPSHOT)
+    added.add_argument("--show-secret", action="store_true", help="show the secret of its iSCSI target too")
+    _add_for(added)
+    added.set_defaults(verb="show")
+
+
+def _add_ending(verbs: Any, parents: list[Parser]) -> None:
+    added = verbs.add_parser(
+        "delete",
+        aliases=["rm"],
+        parents=[*parents, _choosing()],
+        help="end snapshots and remove all that belongs to them",
+    )
+    added.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help=_SNAPSHOT)
+    added.add_argument(
+        "-f",
+        "--force",
+        action="store_true",
+        help="also while scratch VMs run on it, VMs have its disks, or iSCSI initiators are logged in",
+    )
+    added.set_defaults(verb="delete")
+
+    added = verbs.add_parser(
+        "umount",
+        parents=parents,
+        help="the same, by the mountpoint, and not while programs use it",
+        description="End the snapshot that is mounted there, and remove all that belongs to it.",
+    )
+    added.add_argument("mountpoint", metavar="MOUNTPOINT")
+    how = added.add_mutually_exclusive_group()
+    how.add_argument(
+        "-f",
+        "--force",
+        action="store_true",
+        help="also while programs use it, scratch VMs run on it, VMs have its disks, or iSCSI initiators are logged in",
+    )
+    how.add_argument(
+        "-l",
+        "--lazy",
+        action="store_true",
+        help="where programs use it, take it away from the mountpoint now, and end it when they have closed its files",
+    )
+    added.set_defaults(verb="umount")
 
 
 def _add_take(verbs: Any, parents: list[Parser]) -> None:
@@ -187,7 +277,7 @@ def _add_attach(verbs: Any, parents: list[Parser]) -> None:
         description="Plug the disks of a snapshot, read-only, into another VM that runs, its helper: all of them, or "
         "none. They are there until they are detached or the helper ends, and not in its persistent definition.",
     )
-    attach.add_argument("snapshot", metavar="SNAPSHOT", help="its id, its VM's name, or its mountpoint")
+    attach.add_argument("snapshot", metavar="SNAPSHOT", help=_SNAPSHOT)
     attach.add_argument("helper", metavar="HELPER-VM", help="name or uuid of a running VM, another than the snapshot's")
     attach.add_argument("--disk", metavar="NAME", action="append", default=[], help="only this disk (repeatable)")
     attach.add_argument(
@@ -204,7 +294,7 @@ def _add_detach(verbs: Any, parents: list[Parser]) -> None:
         description="Unplug disks of a snapshot from one VM, or from all that they are attached to, and wait until the "
         "guests have let go of them.",
     )
-    detach.add_argument("snapshot", metavar="SNAPSHOT", help="its id, its VM's name, or its mountpoint")
+    detach.add_argument("snapshot", metavar="SNAPSHOT", help=_SNAPSHOT)
     detach.add_argument("helper", metavar="HELPER-VM", nargs="?", help="only from this VM")
     detach.add_argument("--disk", metavar="NAME", action="append", default=[], help="only this disk (repeatable)")
     detach.add_argument(

@@ -14,6 +14,7 @@ _DISK_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MOUNT_SOURCE_VM_MAX = 255  # characters
 _SNAPSHOT_ID = re.compile(r"[0-9a-f]{8}")
+_SHORT_ID = re.compile(r"[0-9a-f]{4,8}")  # as git(1) does, with fewer it is too easily another
 
 
 def is_disk_name(name: str) -> bool:
@@ -24,6 +25,11 @@ def is_disk_name(name: str) -> bool:
 def is_snapshot_id(text: str) -> bool:
     """Whether the text has the form of a snapshot's id: eight hexadecimal digits."""
     return _SNAPSHOT_ID.fullmatch(text) is not None
+
+
+def may_begin_snapshot_id(text: str) -> bool:
+    """Whether the text is long enough to stand for a snapshot whose id begins so."""
+    return _SHORT_ID.fullmatch(text) is not None
 
 
 def is_uuid(text: str) -> bool:

@@ -45,7 +45,7 @@ def _recover_removes_all() -> None:
     done = snapmount_json("recover")
     assert done["reattached"] == []
     assert all(orphan["removed"] for orphan in done["orphans"])
-    assert snapmount("recover").stdout == ""
+    assert snapmount("recover").stdout == "nothing to recover\n"
 
 
 # -- the runtime directory ---------------------------------------------------------------------------------------------
