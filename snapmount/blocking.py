@@ -9,16 +9,9 @@ from typing import Any, TypeVar
 
 import trio
 
-from .core import names
-from .errors import MissingError, SnapmountError, StateError
+from .errors import SnapmountError, StateError
 
 T = TypeVar("T")
-
-
-def cannot_run(program: str, error: OSError, package: str) -> MissingError:
-    """The error for a program that run() could not start."""
-    why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be run: {error.strerror}"
-    return MissingError(f"{program} {why}", names.command("sudo", "apt-get", "install", package))
 
 
 class Threads:

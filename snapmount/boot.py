@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from . import blocking, bootcheck, datadirectory, hypervisor, journal, scratchvm, tending, views
+from . import blocking, bootcheck, datadirectory, execution, hypervisor, journal, scratchvm, tending, views
 from .bootcheck import Came, WaitFor
 from .core import names, scratchdomain
 from .core.scratchdevices import ISOLATED, NONE, Source
@@ -196,13 +196,8 @@ async def _make_files(record: Record, vm: ScratchVm, user: User) -> None:
 async def _copy(variables: str, target: str, user: User) -> None:
     """Copy the firmware's variables, as QEMU's user: the directory is that user's, who could have put a link there."""
     command = ["dd", f"if={variables}", f"of={target}", "bs=1M", "conv=excl", "status=none"]
-    what = f"copy the firmware's variables {variables}"
-    try:
-        done = await blocking.run(HOST_S, command, **directories.as_user(user))
-    except trio.TooSlowError:
-        raise StateError(f"{what}: this did not end within {HOST_S:g} s") from None
-    if done.returncode:
-        raise StateError(f"{what}: {done.stderr.decode(errors='replace').strip()}")
+    what = f"the firmware's variables {variables} cannot be copied"
+    await execution.output(command, HOST_S, what, StateError, **directories.as_user(user))
 
 
 def _started(vm: ScratchVm, domain: hypervisor.Domain, record: Record) -> ScratchVm:

@@ -26,6 +26,25 @@ class PrintableFormatter(logging.Formatter):
         return "\n".join(map(names.printable, super().formatException(ei).split("\n")))
 
 
+class Problems:
+    """Logs what keeps something from being done that is tried again and again: the same problem once."""
+
+    def __init__(self, logger: logging.Logger, text: str, level: int = logging.WARNING) -> None:
+        """The text has a %s for the problem."""
+        self._logger, self._text, self._level = logger, text, level
+        self._last: str | None = None
+
+    def met(self, problem: str) -> None:
+        """This one has been met, for the first time perhaps."""
+        if problem != self._last:
+            self._last = problem
+            self._logger.log(self._level, self._text, problem)
+
+    def over(self) -> None:
+        """It could be done: a problem that is met from now on is a new one."""
+        self._last = None
+
+
 class Stream(Protocol):
     """Where text can be written to."""
 

@@ -9,9 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import trio
-
-from . import blocking
+from . import execution
 from .core import names
 from .core.fuseconf import permits_allow_other
 from .errors import LeftoverError, MissingError, NotFoundError, StateError
@@ -130,12 +128,7 @@ async def cover(path: str, view: str) -> None:
     cannot be moved.  Raises StateError.
     """
     for command in (["mount", "--bind", "--no-canonicalize", view, path], ["umount", "--lazy", view]):
-        try:
-            done = await blocking.run(DEADLINE_S, command)
-        except trio.TooSlowError:
-            raise StateError(f"{path} cannot be mounted: {command[0]} did not end within {DEADLINE_S:g} s") from None
-        if done.returncode:
-            raise StateError(f"{path} cannot be mounted: {done.stderr.decode(errors='replace').strip()}")
+        await execution.output(command, DEADLINE_S, f"{path} cannot be mounted", StateError)
 
 
 def by_hand(path: str) -> str:
@@ -156,11 +149,11 @@ async def unmount(source: str) -> None:
             )
         count = _of(source).count(mount)  # one of a dead server's may lie below
         command = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+        what, remedy = f"{mount.path} cannot be unmounted", names.command(*command, mount.path)
+        problem = LeftoverError(what, remedy)
         try:
-            done = await blocking.run(DEADLINE_S, [*command, "--", mount.path])
-        except trio.TooSlowError:
-            problem = f"{command[0]} did not end within {DEADLINE_S:g} s"
-        else:
-            problem = done.stderr.decode(errors="replace").strip()
+            await execution.output([*command, "--", mount.path], DEADLINE_S, what, LeftoverError, remedy)
+        except LeftoverError as error:
+            problem = error
         if _of(source).count(mount) >= count:
-            raise LeftoverError(f"{mount.path} cannot be unmounted: {problem}", names.command(*command, mount.path))
+            raise problem

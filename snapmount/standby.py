@@ -27,6 +27,7 @@ from .core import space
 from .core.lifecycle import State
 from .core.space import Fill
 from .errors import SnapmountError, UnreachableError
+from .logs import Problems
 from .processes import Process
 from .records import Record
 from .scratch.measuring import Gauge
@@ -90,7 +91,7 @@ async def _stand_by(server: Process, store: Store) -> None:
     logs.replace_standard_streams(store.open_log(record.id))
     logs.log_to(sys.stderr, logging.INFO, logs.FORMAT)
     log.warning("process %d, the server, has gone, and has left snapshot %s: minding it", server.pid, record.id)
-    gauge, problem = Gauge(record), ""
+    gauge, problems = Gauge(record), Problems(log, "this cannot be done yet: %s", logging.ERROR)
     if record.state is State.LEFTOVER:
         await trio.sleep(AGAIN_S)  # a `delete` that waits goes first
     while left := _left(record, store):
@@ -105,10 +106,8 @@ async def _stand_by(server: Process, store: Store) -> None:
             if has_ended:
                 return
         except SnapmountError as error:
-            if error.message != problem:
-                problem = error.message
-                log.error("this cannot be done yet: %s", problem)
-                logging.getLogger().setLevel(logging.ERROR)  # the same steps again and again are not worth telling
+            problems.met(error.message)
+            logging.getLogger().setLevel(logging.ERROR)  # the same steps again and again are not worth telling
             wait_s = space.LONGEST_WAIT_S
         if is_done_with(left):
             wait_s = max(AGAIN_S, trio.current_time() - began)  # others that wait for the lock get it in between

@@ -20,6 +20,7 @@ from . import attaching, blocking, byhand, datadirectory, journal, mounts, tendi
 from .core import names
 from .core.lifecycle import State
 from .errors import LeftoverError, SnapmountError, StateError, UnreachableError
+from .logs import Problems
 from .publish import iscsi
 from .records import Record
 from .scratch import files
@@ -105,16 +106,14 @@ def _patience_s(record: Record) -> float:
 
 async def _persistently(step: Callable[[], Awaitable[None]], until_s: float) -> None:
     """Take the step, again and again until that time where libvirt cannot be reached."""
-    problem = ""
+    problems = Problems(log, "this cannot be done yet: %s")
     while True:
         try:
             return await step()
         except UnreachableError as error:
             if trio.current_time() >= until_s:
                 raise
-            if error.message != problem:
-                problem = error.message
-                log.warning("this cannot be done yet: %s", problem)
+            problems.met(error.message)
         await trio.sleep(RETRY_S)
 
 

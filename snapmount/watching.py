@@ -24,6 +24,7 @@ from .core.lifecycle import State
 from .core.space import Fill
 from .errors import NotFoundError, SnapmountError, SpaceError, UnreachableError
 from .hypervisor import DiskError
+from .logs import Problems
 from .scratch import directories, files
 from .scratch.measuring import Figures, Gauge
 from .sources import pull
@@ -101,7 +102,7 @@ class Watch:
 
     async def _wait_short(self, started: Callable[[], None]) -> Fill | None:
         """What there was when it was too little; None where the snapshot has ended otherwise."""
-        problem = ""
+        problems = Problems(log, "the scratch space cannot be watched: %s")
         has_started = False
         while self._claim.record.state.may_cost_the_guest:
             self._bell = trio.Event()
@@ -109,9 +110,7 @@ class Watch:
             try:
                 fill = await self._look()
             except SpaceError as error:
-                if error.message != problem:
-                    problem = error.message
-                    log.warning("the scratch space cannot be watched: %s", problem)
+                problems.met(error.message)
             else:
                 if fill.is_short:
                     return fill
@@ -203,7 +202,7 @@ class Watch:
 
     async def _listen(self) -> None:
         """Hear libvirt's events, whenever libvirtd is there."""
-        problem = ""
+        problems = Problems(log, "no events: %s")
         while True:
             try:
                 async with hypervisor.heard(
@@ -214,13 +213,11 @@ class Watch:
                     self._on_io_error,
                 ) as self._heard:
                     log.info("listening to libvirt's events")
-                    problem = ""
+                    problems.over()
                     self._on_stop()  # it may have come while nobody listened
                     await self._set_thresholds(self._heard)
             except (UnreachableError, NotFoundError) as error:
-                if error.message != problem:
-                    problem = error.message
-                    log.warning("no events: %s", problem)
+                problems.met(error.message)
             finally:
                 self._heard = None
             await trio.sleep(RETRY_S)
@@ -293,7 +290,7 @@ class Watch:
 
     async def end_job(self) -> None:
         """By the open connection, if there is one; where libvirtd is down, as soon as it is back."""
-        began, problem = trio.current_time(), ""
+        began, problems = trio.current_time(), Problems(log, "the backup job cannot be ended yet: %s")
         while True:
             try:
                 with trio.CancelScope(shield=True):
@@ -304,9 +301,7 @@ class Watch:
                 log.info("the backup job has ended %.0f ms after that", 1000 * (trio.current_time() - began))
                 return
             except UnreachableError as error:
-                if error.message != problem:
-                    problem = error.message
-                    log.warning("the backup job cannot be ended yet: %s", problem)
+                problems.met(error.message)
             await trio.sleep(RETRY_S)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .rig import traces, vm
+from .rig import servers, traces, vm
 from .rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from .rig.libvirtd import wait_for
 
@@ -32,11 +32,6 @@ def sees(of: vm.VM, disk: dict[str, Any], what: str) -> None:
 
 def sha256(file: Path, length: int | None = None) -> str:
     return hashlib.sha256(read_direct(file)[:length]).hexdigest()
-
-
-def kill_server(snapshot: str) -> None:
-    os.kill(snapmount_json("show", snapshot)["server"]["pid"], signal.SIGKILL)
-    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
 
 
 # -- the disks in the helper -------------------------------------------------------------------------------------------
@@ -204,7 +199,7 @@ def test_delete_refuses_while_disks_are_attached_and_detaches_them_by_force(
         said = refused(*words, code=4)
         assert f"its disks are attached to {helper.name}" in said
         assert "try: snapmount detach " in said
-    kill_server(writer.name)
+    servers.kill(snapmount_json("show", writer.name))
     assert f"attached to {helper.name}" in refused("delete", writer.name, code=4)
     done = snapmount("delete", "--force", writer.name)
     assert done.stderr == ""

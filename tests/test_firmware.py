@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from .rig import rootdisk, traces, vm
+from .rig import rootdisk, servers, traces, vm
 from .rig.command import snapmount, snapmount_json
 from .rig.libvirtd import wait_for
 
@@ -152,8 +151,7 @@ def test_the_mount_has_the_variables_of_its_moment_also_after_a_recovery(efi_vm:
     assert holds(path.read_bytes(), "Later"), "QEMU writes them through"
     assert shown.read_bytes() == before
     [listed] = snapmount_json("list")
-    os.kill(listed["server"]["pid"], signal.SIGKILL)
-    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    servers.kill(listed)
     snapmount("recover")
     assert shown.read_bytes() == before
     assert stat.S_IMODE((traces.RUNTIME / listed["id"] / "nvram").stat().st_mode) == 0o600

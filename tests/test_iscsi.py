@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from .rig import libiscsi, prefix, traces, vm
+from .rig import libiscsi, prefix, servers, traces, vm
 from .rig.command import SNAPMOUNT, refused, snapmount, snapmount_json
 from .rig.libvirtd import wait_for
 from .rig.tgtd import tgtds
@@ -243,8 +243,7 @@ def test_a_snapshot_ends_by_itself_when_it_expires(writer: vm.VM, port: int, mou
 def test_after_sigkill_of_the_server_delete_removes_all(writer: vm.VM, port: int) -> None:
     taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name)
     with logged_in(taken):
-        os.kill(taken["server"]["pid"], signal.SIGKILL)
-        wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+        servers.kill(taken)
         snapmount("delete", writer.name)  # nobody can read any more: no --force is needed
         assert traces.found() == []
 

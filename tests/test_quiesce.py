@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .rig import dying, traces, vm
+from .rig import dying, servers, traces, vm
 from .rig.command import refused, snapmount, snapmount_json
 from .rig.libvirtd import wait_for
 
@@ -106,9 +105,7 @@ def left_frozen(guest: vm.VM, mountpoint: Path) -> dict[str, Any]:
     its standby too.
     """
     taken: dict[str, Any] = snapmount_json(guest.name, mountpoint)
-    for pid in (taken["server"]["standby_pid"], taken["server"]["pid"]):
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    servers.kill(taken, and_standby=True)
     change_record(taken, frozen=True)
     return taken
 

@@ -1,4 +1,4 @@
-"""Names: which ones may become file names, how they are shown, and what else a mistyped one may have meant."""
+"""Names: which may become those of files and sockets, how they are shown, what else a mistyped one may have meant."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..errors import UsageError
 _DISK_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MOUNT_SOURCE_VM_MAX = 255  # characters
+SOCKET_PATH_MAX = 107  # bytes; sun_path in unix(7), less its final zero
 _SNAPSHOT_ID = re.compile(r"[0-9a-f]{8}")
 _SHORT_ID = re.compile(r"[0-9a-f]{4,8}")  # as git(1) does, with fewer it is too easily another
 

@@ -15,6 +15,7 @@ from ..core.health import Finding, Place, SELinux
 from ..core.user import User
 from ..errors import MissingError, SnapmountError, UnreachableError
 from ..scratch import directories
+from ..scratch.places import FileSystem, is_rotational
 from .subject import Subject
 
 try:
@@ -149,19 +150,9 @@ def _look_at(parent: Path) -> Place:
     free = directories.free_bytes(parent)
     real = next(each for each in (parent.resolve(), *parent.resolve().parents) if each.exists())
     mount = mounts.holding(str(real), mounts.current())
-    fstype, is_default = mount.fstype if mount else "unknown", parent == datadirectory.path()
-    return Place(str(parent), fstype, free, _rotates(real.stat().st_dev), is_default)
-
-
-def _rotates(device: int) -> bool:
-    """Whether the kernel takes the disk for a rotating one; a partition's queue is that of its disk."""
-    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-    for queue in (block / "queue", block.resolve().parent / "queue"):
-        try:
-            return (queue / "rotational").read_text().strip() == "1"
-        except OSError:
-            continue
-    return False
+    file_system = FileSystem(mount.fstype if mount else "unknown", mount.source if mount else "", real.stat().st_dev)
+    is_default, rotates = parent == datadirectory.path(), is_rotational(file_system) is True
+    return Place(str(parent), file_system.fstype, free, rotates, is_default)
 
 
 def _locked_directory(parent: Path, user: User) -> Path | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from .. import blocking
+from .. import blocking, execution
 from ..core import names, units
 from ..errors import SpaceError
 
@@ -92,13 +92,8 @@ def _refuse_disks(device: str, disks: Mapping[str, str]) -> None:
 async def _signatures(device: str) -> list[str]:
     """What wipefs(8) knows of on the device: file systems, partition tables, members of arrays and volume groups."""
     command = ["wipefs", "--no-act", "--noheadings", "--output", "TYPE", device]
-    try:
-        done = await blocking.run(CHECK_S, command)
-    except OSError as error:
-        raise blocking.cannot_run("wipefs", error, "util-linux") from error
-    if done.returncode:
-        raise SpaceError(f"the scratch device {device} cannot be read: {done.stderr.decode(errors='replace').strip()}")
-    return sorted(set(done.stdout.decode(errors="replace").split()))
+    found = await execution.output(command, CHECK_S, f"the scratch device {device} cannot be read", SpaceError)
+    return sorted(set(found.decode(errors="replace").split()))
 
 
 def _backing_name(device: str) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from .. import blocking
+from .. import execution
 from ..core import space, units
 from ..core.snapshot import Disk
 from ..core.user import User
@@ -65,18 +65,9 @@ async def _reserve(file: str, length: int, user: User) -> None:
     hide the disk (fallocate(1), --keep-size).  As QEMU's user, whose directory it is: a link there leads root anywhere.
     """
     command = ["fallocate", "--keep-size", "--length", str(length), file]
-    try:
-        done = await blocking.run(HOST_S, command, **directories.as_user(user))
-    except OSError as error:
-        raise blocking.cannot_run("fallocate", error, "util-linux") from error
-    except trio.TooSlowError:
-        raise SpaceError(f"{file}: {units.size(length)} were not reserved within {HOST_S:g} s") from None
-    if done.returncode:
-        why = done.stderr.decode(errors="replace").strip().rpartition(": ")[2]
-        raise SpaceError(
-            f"{units.size(length)} cannot be reserved for {file}: {why}",
-            "--scratch-dir on ext4, XFS or btrfs, or do without --scratch-reserve",
-        )
+    what = f"{units.size(length)} cannot be reserved for {file}"
+    remedy = "--scratch-dir on ext4, XFS or btrfs, or do without --scratch-reserve"
+    await execution.output(command, HOST_S, what, SpaceError, remedy, **directories.as_user(user))
 
 
 class Opened:

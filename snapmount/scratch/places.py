@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import trio
 
-from .. import blocking, datadirectory
+from .. import blocking, datadirectory, execution
 from ..core.place import Candidate, Place, choose, warning
 from ..core.space import Space
 from ..core.user import User
@@ -92,13 +92,12 @@ async def _file_system(path: Path) -> FileSystem:
     """Raises SpaceError or MissingError."""
     existing = await _on_host(path, directories.nearest, path)
     command = ["findmnt", "--json", "--output", "FSTYPE,SOURCE", "--target", str(existing)]
+    what, remedy = f"the file system of {path} cannot be told", directories.SCRATCH.remedy
+    told = await execution.output(command, CHECK_S, what, SpaceError, remedy)
     try:
-        done = await blocking.run(CHECK_S, command)
-        (found,) = json.loads(done.stdout)["filesystems"][-1:]
-    except OSError as error:
-        raise blocking.cannot_run("findmnt", error, "util-linux") from error
-    except (trio.TooSlowError, ValueError):
-        raise SpaceError(f"the file system of {path} cannot be told", directories.SCRATCH.remedy) from None
+        (found,) = json.loads(told)["filesystems"][-1:]
+    except ValueError as error:
+        raise SpaceError(f"{what}: {error}", remedy) from None
     device = (await _on_host(path, os.stat, existing)).st_dev
     return FileSystem(found["fstype"], found["source"], device)
 

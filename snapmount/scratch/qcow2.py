@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import trio
-
-from .. import blocking
+from .. import execution
 from ..core.user import User
 from ..errors import SpaceError
 from . import directories
@@ -20,13 +18,6 @@ async def create(path: str, size_bytes: int, user: User | None, *, backing: str 
     """
     command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2"]
     command += ["-b", backing, "-F", "raw"] if backing else []
-    try:
-        done = await blocking.run(
-            DEADLINE_S, [*command, path, str(size_bytes)], **(directories.as_user(user) if user else {})
-        )
-    except OSError as error:
-        raise blocking.cannot_run("qemu-img", error, "qemu-utils") from error
-    except trio.TooSlowError:
-        raise SpaceError(f"{path} was not made within {DEADLINE_S:g} s") from None
-    if done.returncode:
-        raise SpaceError(f"{what} cannot be made: {done.stderr.decode(errors='replace').strip()}")
+    as_user = directories.as_user(user) if user else {}
+    command += [path, str(size_bytes)]
+    await execution.output(command, DEADLINE_S, f"{what} cannot be made", SpaceError, **as_user)

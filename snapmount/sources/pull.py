@@ -25,7 +25,6 @@ from ..state import Claim
 
 log = logging.getLogger(__name__)
 
-SOCKET_PATH_MAX = 107  # bytes; sun_path in unix(7), less its final zero
 QEMU_DIRECTORY = Path("/var/lib/libvirt/qemu")
 EXPLAIN_S = 90.0  # libvirt itself may wait 30 s for another of its jobs before it tells of the end of a VM
 JOB_ENDS_S = 5.0  # after its export: QEMU takes part of a second, a busy host more
@@ -47,7 +46,7 @@ def socket_path(run_id: int, snapshot_id: str, scratch: Path) -> str:
     private = sorted(QEMU_DIRECTORY.glob(f"domain-{run_id}-*")) if run_id >= 0 else []
     candidates = [directory / f"snapmount-{snapshot_id}.sock" for directory in private] + [scratch / "nbd.sock"]
     for path in candidates:
-        if len(bytes(path)) <= SOCKET_PATH_MAX:
+        if len(bytes(path)) <= names.SOCKET_PATH_MAX:
             return str(path)
     raise StateError(f"the path of the socket {candidates[-1]} is too long", "a --scratch-dir with a shorter path")
 

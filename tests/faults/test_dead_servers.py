@@ -12,7 +12,7 @@ import pytest
 
 from snapmount import background
 
-from ..rig import dying, interrupting, traces, vm
+from ..rig import dying, interrupting, servers, traces, vm
 from ..rig.command import SNAPMOUNT, snapmount, snapmount_json, state_of
 from ..rig.libvirtd import wait_for
 from ..rig.signals import interrupted
@@ -22,8 +22,7 @@ pytestmark = pytest.mark.vm
 
 def test_a_killed_server_leaves_a_state_that_list_shows_and_delete_cleans_up(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
-    os.kill(taken["server"]["pid"], signal.SIGKILL)
-    wait_for(lambda: state_of(writer.name) == ("dead", None), "list shows that the server is dead")
+    servers.kill(taken)
     assert "dead: its server process is gone" in snapmount("list").stdout
     with pytest.raises(OSError) as caught:  # noqa: PT011  # the errno is checked
         os.listdir(mountpoint)
@@ -104,8 +103,7 @@ def test_a_ctrl_c_that_comes_when_all_is_done_changes_nothing_and_what_was_done_
 
 def test_a_ctrl_c_when_a_snapshot_is_just_re_attached_leaves_it_so(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
-    os.kill(taken["server"]["pid"], signal.SIGKILL)
-    wait_for(lambda: state_of(writer.name) == ("dead", None), "list shows that the server is dead")
+    servers.kill(taken)
     code, complaint = interrupting.run("snapmount.background:_wait_ready", "recover", taken["id"])
     assert code == 130
     assert complaint == f"snapmount: interrupted; snapshot {taken['id']} has been re-attached by then\n"

@@ -7,14 +7,13 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ..rig import filesystems, libiscsi, traces, vm
+from ..rig import filesystems, libiscsi, servers, traces, vm
 from ..rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 
@@ -64,8 +63,7 @@ def test_a_full_runtime_directory_keeps_no_luns_from_being_withdrawn(
     taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{libiscsi.free_port()}", writer.name)
     fill = fill_up(small_runtime)
     if server == "is dead":
-        os.kill(taken["server"]["pid"], signal.SIGKILL)
-        wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+        servers.kill(taken)
     snapmount("delete", writer.name)
     assert os.listdir(small_runtime) == [fill.name]
     assert list(traces.tgtds()) == []
@@ -77,9 +75,7 @@ def test_a_read_only_runtime_directory_is_told_and_nothing_is_forgotten(
     writer: vm.VM, mountpoint: Path, small_runtime: Path
 ) -> None:
     taken = snapmount_json(writer.name, mountpoint)
-    for pid in (taken["server"]["standby_pid"], taken["server"]["pid"]):  # the standby would open the log
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    servers.kill(taken, and_standby=True)  # the standby would open the log
     with filesystems.read_only(small_runtime):
         assert "Read-only file system" in refused("delete", writer.name, code=8)
         assert snapmount_json("list")[0]["id"] == taken["id"]

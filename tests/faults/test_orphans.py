@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -20,7 +19,7 @@ import pytest
 from snapmount.hosts import Host
 from snapmount.journal import UNFINISHED_S, VERSION, mount_of
 
-from ..rig import power, traces, vm
+from ..rig import power, servers, traces, vm
 from ..rig.command import snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 
@@ -103,8 +102,7 @@ def test_a_runtime_record_from_before_a_reboot_is_cleaned_up(own_vm: vm.VM, moun
 def test_an_orphan_whose_job_still_runs_is_left_until_that_is_ended(writer: vm.VM, mountpoint: Path) -> None:
     """As if somebody had removed /run/snapmount."""
     taken = snapmount_json(writer.name, mountpoint)
-    os.kill(taken["server"]["pid"], signal.SIGKILL)
-    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    servers.kill(taken)
     shutil.rmtree(traces.RUNTIME)
     done = snapmount("recover", check=False)
     assert done.returncode == 8

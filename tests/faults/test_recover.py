@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ..rig import libiscsi, prefix, traces, vm
+from ..rig import libiscsi, prefix, servers, traces, vm
 from ..rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 from ..rig.signals import interrupted
@@ -26,18 +26,6 @@ from ..rig.tgtd import listens_at, tgtds
 pytestmark = pytest.mark.vm
 SEED = 7
 LISTING = ["domain.xml", "snapshot.json", "vda.map", "vda.raw", "vdb.map", "vdb.raw"]
-
-
-def kill_server(shown: dict[str, Any]) -> None:
-    """Kill the server of a snapshot, and wait until all see that."""
-    os.kill(shown["server"]["pid"], signal.SIGKILL)
-    wait_for(lambda: listed(shown["id"])["state"] == "dead", "list shows that the server is dead")
-
-
-def listed(snapshot_id: str) -> Any:
-    """The snapshot as `list` shows it, which changes nothing."""
-    (found,) = (each for each in snapmount_json("list") if each["id"] == snapshot_id)
-    return found
 
 
 def facts(mountpoint: Path) -> dict[str, Any]:
@@ -78,7 +66,7 @@ def test_a_dead_snapshot_is_re_attached_where_it_was_and_nobody_sees_an_empty_di
 ) -> None:
     taken = snapmount_json("--expire", "1h", "--read-timeout", "25", writer.name, mountpoint)
     before = facts(mountpoint)
-    kill_server(taken)
+    servers.kill(taken)
     assert f"(snapmount recover {taken['id']})" in snapmount("list").stdout
     writer.keeps_writing(200)
     with looked_at(mountpoint) as seen:
@@ -97,7 +85,7 @@ def test_a_dead_snapshot_is_re_attached_where_it_was_and_nobody_sees_an_empty_di
     assert snapmount("recover").stdout == "nothing to recover\n", "there is nothing to recover"
     assert "is active, in the hands of process" in snapmount("recover", mountpoint).stderr
 
-    kill_server(again)
+    servers.kill(again)
     assert "re-attached to snapshot" in snapmount("show", mountpoint).stderr, "so does the next command that touches it"
     assert facts(mountpoint) == before
     subprocess.run(["umount", mountpoint], check=True)
@@ -109,14 +97,14 @@ def test_a_take_or_boot_of_its_vm_re_attaches_a_dead_snapshot(writer: vm.VM, mou
     other = mountpoint.parent / f"{mountpoint.name}-other"
     other.mkdir()
     try:
-        kill_server(taken)
+        servers.kill(taken)
         message = refused(writer.name, other, code=4)
         assert f"re-attached to snapshot {taken['id']}" in message
         assert f"{writer.name} has a snapshot already: {taken['id']}" in message
     finally:
         other.rmdir()
     assert os.listdir(mountpoint)
-    kill_server(listed(taken["id"]))
+    servers.kill(servers.listed(taken["id"]))
     booted = snapmount_json("boot", "--wait-for", "guest is up", mountpoint)
     assert booted["snapshot"] == taken["id"]
     snapmount("delete", "--force", writer.name)
@@ -127,7 +115,7 @@ def test_luns_are_published_again_under_the_same_names(writer: vm.VM, tmp_path: 
     port = libiscsi.free_port()
     taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name)
     before = lun_bytes(taken, tmp_path)
-    kill_server(taken)
+    servers.kill(taken)
     writer.keeps_writing(100)
     [tgtd] = tgtds(Path("/run/snapmount", taken["id"]))
     os.kill(tgtd, signal.SIGKILL)
@@ -159,7 +147,7 @@ def lun_bytes(shown: dict[str, Any], directory: Path) -> list[bytes]:
 
 def test_a_snapshot_whose_job_was_ended_meanwhile_is_removed_and_said(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
-    kill_server(taken)
+    servers.kill(taken)
     writer.abort_job()
     done = snapmount_json("recover")
     what = f"{writer.name}: snapshot {taken['id']} could not be re-attached"
@@ -171,13 +159,13 @@ def test_a_snapshot_whose_job_was_ended_meanwhile_is_removed_and_said(writer: vm
 
 
 def test_a_snapshot_whose_vm_has_ended_or_was_started_anew_is_removed_and_said(own_vm: vm.VM, mountpoint: Path) -> None:
-    kill_server(snapmount_json(own_vm.name, mountpoint))
+    servers.kill(snapmount_json(own_vm.name, mountpoint))
     own_vm.virsh("destroy", own_vm.name)
     assert f"removed: {own_vm.name} was destroyed" in refused("show", own_vm.name, code=4)
     assert traces.found() == []
     own_vm.start()
     first = snapmount_json(own_vm.name, mountpoint)
-    kill_server(first)
+    servers.kill(first)
     own_vm.virsh("destroy", own_vm.name)
     own_vm.start()
     done = snapmount(own_vm.name, mountpoint)
@@ -190,8 +178,8 @@ def test_a_snapshot_that_expires_while_it_is_dead_is_removed(writer: vm.VM, moun
     """Nobody was there to end it: its standby would."""
     taken = snapmount_json("--expire", "4s", writer.name, mountpoint)
     os.kill(taken["server"]["standby_pid"], signal.SIGKILL)
-    kill_server(taken)
-    wait_for(lambda: listed(taken["id"])["expires"] <= now(), "its time is over")
+    servers.kill(taken)
+    wait_for(lambda: servers.listed(taken["id"])["expires"] <= now(), "its time is over")
     assert "removed: it has expired" in snapmount("recover", taken["id"]).stdout
     assert traces.found() == []
 
@@ -204,23 +192,23 @@ def test_scratch_vms_whose_disks_died_are_ended_and_said(writer: vm.VM, mountpoi
     taken = snapmount_json(writer.name, mountpoint)
     passing = snapmount_json("boot", "--wait-for", "guest is up", mountpoint)
     kept = snapmount_json("boot", "--keep", "--wait-for", "guest is up", mountpoint)
-    kill_server(taken)
+    servers.kill(taken)
     said = snapmount("recover", taken["id"]).stderr
     assert f"the scratch VM {passing['name']} has been ended: its disks have died" in said
     assert f"the scratch VM {kept['name']} has been stopped" in said
-    (left,) = listed(taken["id"])["scratch_vms"]
+    (left,) = servers.listed(taken["id"])["scratch_vms"]
     assert (left["name"], left["state"]) == (kept["name"], "shut off")
     assert not Path(passing["overlay_directory"]).exists()
     again = vm.VM(kept["name"], Path(kept["overlay_directory"]))
     again.virsh("start", again.name)
-    wait_for(lambda: listed(taken["id"])["scratch_vms"][0]["state"] == "running", "it can be started again")
+    wait_for(lambda: servers.listed(taken["id"])["scratch_vms"][0]["state"] == "running", "it can be started again")
     snapmount("delete", "--force", taken["id"])
     assert traces.found() == []
 
 
 def test_a_snapshot_that_was_taken_to_boot_is_removed_with_its_scratch_vms(writer: vm.VM) -> None:
     booted = snapmount_json("boot", "--wait-for", "guest is up", writer.name)
-    kill_server(listed(booted["snapshot"]))
+    servers.kill(servers.listed(booted["snapshot"]))
     assert "it was taken for scratch VMs" in snapmount("recover").stdout
     assert traces.found() == []
 
@@ -231,11 +219,11 @@ def test_a_snapshot_that_was_taken_to_boot_is_removed_with_its_scratch_vms(write
 def test_a_mountpoint_that_is_taken_meanwhile_keeps_it_dead_until_it_is_free(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
     before = facts(mountpoint)
-    kill_server(taken)
+    servers.kill(taken)
     subprocess.run(["umount", "-l", mountpoint], check=True)
     (mountpoint / "of-others").write_text("")
     assert f"the mountpoint {mountpoint} is not empty" in refused("recover", taken["id"], code=4)
-    assert listed(taken["id"])["state"] == "dead"
+    assert servers.listed(taken["id"])["state"] == "dead"
     assert "is not empty" in snapmount("show", taken["id"]).stderr, "it is shown as it is"
     (mountpoint / "of-others").unlink()
     snapmount("recover", taken["id"])
@@ -245,17 +233,17 @@ def test_a_mountpoint_that_is_taken_meanwhile_keeps_it_dead_until_it_is_free(wri
 
 def test_ctrl_c_during_a_recover_leaves_it_as_it_was(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
-    kill_server(taken)
+    servers.kill(taken)
     record = traces.RUNTIME / taken["id"] / "record.json"
     code, complaint = interrupted(
         [SNAPMOUNT, "recover", taken["id"]],
         lambda: holder(taken) != json.loads(record.read_text())["server"]["pid"],
         signal.SIGINT,
-        undo=lambda: kill_server(listed(taken["id"])),
+        undo=lambda: servers.kill(servers.listed(taken["id"])),
     )
     assert code == 130
     assert f"interrupted; snapshot {taken['id']} is as it was" in complaint
-    assert listed(taken["id"])["state"] == "dead"
+    assert servers.listed(taken["id"])["state"] == "dead"
     assert_dead(mountpoint)
     snapmount("delete", taken["id"])
     assert traces.found() == []
@@ -265,7 +253,7 @@ def test_a_recover_that_is_killed_can_be_done_again(writer: vm.VM, mountpoint: P
     """When its view is about to be mounted, and when it is where it belongs."""
     taken = snapmount_json(writer.name, mountpoint)
     before = facts(mountpoint)
-    kill_server(taken)
+    servers.kill(taken)
     views = traces.RUNTIME / taken["id"]
     mounted = f" {mountpoint} "
     counts: list[Callable[[], int]] = [
@@ -274,7 +262,7 @@ def test_a_recover_that_is_killed_can_be_done_again(writer: vm.VM, mountpoint: P
     ]
     for count in counts:
         kill_recover_when_there_is_one_more(taken, count)
-        wait_for(lambda: listed(taken["id"])["state"] == "dead", "it is dead as before")
+        wait_for(lambda: servers.listed(taken["id"])["state"] == "dead", "it is dead as before")
         assert_dead(mountpoint)
     snapmount("recover", taken["id"])
     assert facts(mountpoint) == before
@@ -302,12 +290,12 @@ def assert_dead(mountpoint: Path) -> None:
 
 def test_two_recovers_at_once_one_wins_and_the_other_says_who(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
-    kill_server(taken)
+    servers.kill(taken)
     commands = [
         subprocess.Popen([SNAPMOUNT, "recover", taken["id"]], stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
     said = [command.communicate(timeout=60)[1] for command in commands]
-    server = listed(taken["id"])["server"]["pid"]
+    server = servers.listed(taken["id"])["server"]["pid"]
     assert [command.returncode for command in commands].count(0) >= 1
     assert any(f"in the hands of process {server}" in text for text in said)
     assert os.listdir(mountpoint)
@@ -316,7 +304,7 @@ def test_two_recovers_at_once_one_wins_and_the_other_says_who(writer: vm.VM, mou
 
 def test_a_delete_during_a_recover_waits_for_it_and_leaves_nothing(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
-    kill_server(taken)
+    servers.kill(taken)
     with subprocess.Popen([SNAPMOUNT, "recover", taken["id"]], stdout=subprocess.DEVNULL) as recover:
         wait_for(lambda: holder(taken) != taken["server"]["pid"], "it is under way")
         snapmount("delete", taken["id"])
@@ -328,11 +316,11 @@ def test_a_delete_during_a_recover_waits_for_it_and_leaves_nothing(writer: vm.VM
 def test_qemu_that_hangs_keeps_it_dead_and_nothing_is_thrown_away(own_vm: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(own_vm.name, mountpoint)
     before = facts(mountpoint)
-    kill_server(taken)
+    servers.kill(taken)
     os.kill(own_vm.qemu_pid(), signal.SIGSTOP)
     try:
         assert "did not answer within" in refused("recover", taken["id"], code=6)
-        assert listed(taken["id"])["state"] == "dead"
+        assert servers.listed(taken["id"])["state"] == "dead"
     finally:
         os.kill(own_vm.qemu_pid(), signal.SIGCONT)
     snapmount("recover", taken["id"])

@@ -16,7 +16,7 @@ import pytest
 from snapmount.scratch import directories, places
 from snapmount.scratch.places import FileSystem
 
-from ..rig import filesystems, libvirtd, prefix, traces, vm
+from ..rig import filesystems, libvirtd, prefix, servers, traces, vm
 from ..rig.command import assert_reads_fail, read_direct, refused, snapmount, snapmount_json, state_of
 from ..rig.filesystems import filled, free_bytes
 from ..rig.libvirtd import wait_for
@@ -167,8 +167,7 @@ def test_list_and_show_tell_how_fast_the_scratch_space_goes(guest: vm.VM, mountp
     assert re.search(r" [\d.]+ [KM]iB/s +\d+[smh]", snapmount("list").stdout)
     assert re.search(r"of at most 1 GiB, .* free, growing .*iB/s, .* left", snapmount("show", guest.name).stdout)
 
-    os.kill(taken["server"]["pid"], signal.SIGKILL)
-    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "list shows that the server is dead")
+    servers.kill(taken)
     scratch = snapmount_json("list")[0]["scratch"]
     assert (scratch["growth_bytes_per_s"], scratch["left_s"]) == (None, None), "nobody measures any more"
     snapmount("delete", guest.name)

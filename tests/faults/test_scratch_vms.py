@@ -21,7 +21,7 @@ from snapmount.processes import Process
 from snapmount.scratchvm import ScratchVm
 from snapmount.state import Claim, Store
 
-from ..rig import traces, vm
+from ..rig import servers, traces, vm
 from ..rig.command import SNAPMOUNT, refused, snapmount, snapmount_json
 from ..rig.copies import UP, boot, domains, gone, running
 from ..rig.libvirtd import wait_for
@@ -49,8 +49,7 @@ def test_a_copy_gets_io_errors_when_the_original_ends_and_is_removed_cleanly(cle
 def test_after_sigkill_of_the_server_delete_removes_all(writer: vm.VM) -> None:
     scratch, told = boot(writer.name)
     [listed] = snapmount_json("list")
-    os.kill(listed["server"]["pid"], signal.SIGKILL)
-    wait_for(lambda: snapmount_json("list")[0]["state"] == "dead", "the server is dead")
+    servers.kill(listed)
     assert scratch.name in refused("delete", writer.name, code=4)
     snapmount("delete", "--force", writer.name)
     assert gone(told)

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from ..rig import traces, vm
+from ..rig import servers, traces, vm
 from ..rig.command import read_direct, snapmount, snapmount_json
-from .test_recover import kill_server, listed
 
 pytestmark = pytest.mark.vm
 
@@ -54,11 +53,11 @@ def test_a_snapshot_that_was_taken_before_an_upgrade_is_listed_recovered_and_del
     taken = snapmount_json(writer.name, mountpoint)
     before = read_direct(mountpoint / "vda.raw")
     make_old(taken)
-    assert listed(taken["id"]) | {"scratch": None} == taken | {"scratch": None}
+    assert servers.listed(taken["id"]) | {"scratch": None} == taken | {"scratch": None}
     assert taken["id"] in snapmount("show", taken["id"]).stdout
-    kill_server(taken)
+    servers.kill(taken)
     make_old(taken)
-    assert listed(taken["id"])["state"] == "dead"
+    assert servers.listed(taken["id"])["state"] == "dead"
     assert [each["id"] for each in snapmount_json("recover")["reattached"]] == [taken["id"]]
     assert read_direct(mountpoint / "vda.raw") == before
     make_old(taken)
@@ -68,7 +67,7 @@ def test_a_snapshot_that_was_taken_before_an_upgrade_is_listed_recovered_and_del
 
 def test_a_dead_snapshot_that_was_taken_before_an_upgrade_is_deleted(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
-    kill_server(taken)
+    servers.kill(taken)
     make_old(taken)
     snapmount("delete", taken["id"])
     assert traces.found() == []

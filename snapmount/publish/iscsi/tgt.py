@@ -19,12 +19,12 @@ from typing import IO
 
 from ... import jsonfiles
 from ...core.iscsi import Credentials, Lun, Portal, Session, Target
-from ...core.names import command
+from ...core.names import SOCKET_PATH_MAX, command
 from ...errors import LeftoverError, MissingError, StateError, UnreachableError
 from ...locks import cannot_write
 from ...processes import Process
 from . import portals
-from .tgtadm import SOCKET_PATH_MAX, Direction, Mode, Op, RefusedError, Tgtd
+from .tgtadm import Direction, Mode, Op, RefusedError, Tgtd
 
 NAME = "tgt"
 START_S = 10.0

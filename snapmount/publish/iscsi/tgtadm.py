@@ -13,7 +13,6 @@ from enum import IntEnum
 from pathlib import Path
 
 TIMEOUT_S = 10.0
-SOCKET_PATH_MAX = 107  # sun_path of unix(7), without the final NUL
 
 # struct tgtadm_req: mode, op, lld, len, tid, sid, lun, cid, host_no, device_type, ac_dir, pack, force
 _REQUEST = struct.Struct("@II64sIiQQIIIIII")
