@@ -17,6 +17,7 @@ from .processes import boot_id
 from .publish import iscsi
 from .records import Record
 from .session import Held, Reporter, connect
+from .sources import pullstate
 from .state import Claim, Store
 from .teardown import tear_down
 
@@ -87,7 +88,7 @@ async def _why_lost(record: Record) -> str | None:
         domain = await connection.domain_by_uuid(record.snapshot.vm_uuid)
         if domain is None:
             return f"{record.snapshot.vm_name} is gone"
-        if await domain.has_job_at(record.socket):
+        if await domain.has_job_at(pullstate.of(record).socket):
             return None
         why = await domain.why_shut_off()
         return f"{domain.name} {why}" if why else "its backup job has ended"

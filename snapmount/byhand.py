@@ -18,6 +18,7 @@ from .publish import iscsi
 from .records import Record
 from .scratch import devices
 from .scratchvm import ScratchVm
+from .sources import pullstate
 from .state import Claim
 
 log = logging.getLogger(__name__)
@@ -101,9 +102,11 @@ def _files(record: Record, directory: Path) -> Iterator[str]:
     """The view's own directory goes only where it is empty: what may be mounted there by now is not ours."""
     if record.is_hidden:
         yield command("rm", "-df", record.mountpoint)
-    for _, device in record.terms.devices:
+    for _, device in pullstate.of(record).terms.devices:
         with contextlib.suppress(OSError):  # one that cannot be read is not known to be ours
             if devices.is_ours(device, record.id):
                 yield command("dd", "if=/dev/zero", f"of={device}", f"bs={devices.CLEARED_BYTES}", "count=1")
-    ours = [record.scratch, *(vm.overlays for vm in scratchvm.load_all(directory))]
-    yield command("rm", "-rf", *ours, *(str(journal.path(each)) for each in ours), record.socket, str(directory))
+    ours = [pullstate.of(record).scratch, *(vm.overlays for vm in scratchvm.load_all(directory))]
+    yield command(
+        "rm", "-rf", *ours, *(str(journal.path(each)) for each in ours), pullstate.of(record).socket, str(directory)
+    )

@@ -211,9 +211,10 @@ def _detach(arguments: argparse.Namespace) -> int:
 
 
 def _store() -> Store:
+    from .sources import kinds
     from .state import Store
 
-    return Store.of_user()
+    return Store.of_user(kinds.check)
 
 
 def _connection(arguments: argparse.Namespace) -> str | None:

@@ -25,6 +25,7 @@ from .errors import LeftoverError, SpaceError, StateError
 from .hosts import Host
 from .processes import boot_id
 from .records import Record
+from .sources import pullstate
 from .state import Store
 
 VERSION = 2
@@ -104,10 +105,10 @@ def _write(record: Record, store: Store, directory: str, owner_uid: int, scratch
             vm_uuid=snapshot.vm_uuid,
             connect=record.connect,
             mount_source=record.mount_source,
-            socket=record.socket,
+            socket=pullstate.of(record).socket,
             boot_id=boot_id(),
             host=Host.this(),
-            devices=() if scratch_vm else tuple(device for _, device in record.terms.devices),
+            devices=() if scratch_vm else tuple(device for _, device in pullstate.of(record).terms.devices),
             scratch_vm=scratch_vm,
         )
         jsonfiles.write(file, {"version": VERSION, **asdict(entry)}, lasts=True)

@@ -18,7 +18,8 @@ from .errors import NotFoundError, StateError
 from .processes import Process
 from .records import Record
 from .scratch import room
-from .sources import pull
+from .sources import pull, pullstate
+from .sources.pullstate import PullState
 from .state import Store
 
 log = logging.getLogger(__name__)
@@ -103,18 +104,17 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
     directory = parent / f"snapmount-{snapshot.id}"
     domainxml.check_scratch(xml, str(directory))
+    socket = pull.socket_path(await domain.run_id(), snapshot.id, directory)
     record = Record(
         snapshot=snapshot,
         connect=request.connect,
         mountpoint=await blocking.on_path(mountpoint, CHECK_S, os.path.realpath, mountpoint),
         mount_source=names.mount_source(domain.name, snapshot.id),
-        socket=pull.socket_path(await domain.run_id(), snapshot.id, directory),
-        scratch=str(directory),
+        source=PullState(socket, str(directory), terms).document(),
         server=Process.of_pid(os.getpid()),
         read_timeout_s=request.read_timeout_s,
         is_hidden=request.mountpoint is None,
         is_for_boot=request.booting is not None,
-        terms=terms,
         is_open=request.allow_other,
     )
     return Plan(domain, xml, user, record)
@@ -135,7 +135,7 @@ async def _devices_in_use(connection: hypervisor.Hypervisor, store: Store) -> di
     """The block devices of VMs and of other snapshots, with what each is."""
     found = await connection.block_disks()
     for record in store.load_all()[0]:
-        for disk, device in record.terms.devices:
+        for disk, device in pullstate.of(record).terms.devices:
             found[device] = f"the scratch of {disk} of snapshot {record.id}"
     return found
 
@@ -151,7 +151,7 @@ async def _check_state(domain: hypervisor.Domain, store: Store) -> None:
         return
     socket = domainxml.backup_socket(job)
     for record in store.load_all()[0]:
-        if record.socket == socket:
+        if pullstate.of(record).socket == socket:
             raise StateError(
                 f"{domain.name} has a snapshot already: {record.id}, {record.whereabouts}",
                 names.command("snapmount", "delete", record.id),

@@ -26,6 +26,7 @@ from .records import Record
 from .scratch import glances
 from .scratch.measuring import Figures
 from .scratchvm import ScratchVm
+from .sources import pullstate
 from .state import Store
 
 _PIPED_WIDTH = 10_000  # no wrapping for programs
@@ -89,14 +90,18 @@ class Shown:
         """What it uses of scratch space; None where that cannot be told: of block devices only its server can."""
         if figures := self._figures:
             return figures.used_bytes
-        return None if self.record.terms.devices else glances.used_bytes(Path(self.record.scratch))
+        return (
+            None
+            if pullstate.of(self.record).terms.devices
+            else glances.used_bytes(Path(pullstate.of(self.record).scratch))
+        )
 
     def document(self) -> dict[str, Any]:
         """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
         record = self.record
         shown = record.snapshot.document()
         for disk in shown["disks"]:
-            disk["nbd_uri"] = record.export_uri(disk["name"])
+            disk["nbd_uri"] = pullstate.of(record).export_uri(disk["name"])
         log, figures = self.store.log(record.id), self._figures
         return shown | {
             "connect": record.connect,
@@ -109,13 +114,13 @@ class Shown:
             "scratch_vms": [vm.document() for vm in self.scratch_vms],
             "attachments": [each.document() for each in self.attachments],
             "scratch": {
-                "directory": record.scratch,
-                "place": record.terms.place,
-                "devices": dict(record.terms.devices),
-                "reserved": record.terms.is_reserved,
-                "limit_bytes": record.terms.limit_bytes,
+                "directory": pullstate.of(record).scratch,
+                "place": pullstate.of(record).terms.place,
+                "devices": dict(pullstate.of(record).terms.devices),
+                "reserved": pullstate.of(record).terms.is_reserved,
+                "limit_bytes": pullstate.of(record).terms.limit_bytes,
                 "used_bytes": self._scratch_bytes,
-                "free_bytes": glances.free_bytes(Path(record.scratch).parent),
+                "free_bytes": glances.free_bytes(Path(pullstate.of(record).scratch).parent),
                 "growth_bytes_per_s": figures and round(figures.bytes_per_s),
                 "left_s": figures and figures.left_s and round(figures.left_s, 1),
             },
@@ -184,7 +189,8 @@ class Shown:
             ("server", f"process {record.server.pid}" + (f", log {log}" if log else "")),
         ]
         disks = [
-            (d.name, units.size(d.size_bytes), d.format, d.origin, record.export_uri(d.name)) for d in snapshot.disks
+            (d.name, units.size(d.size_bytes), d.format, d.origin, pullstate.of(record).export_uri(d.name))
+            for d in snapshot.disks
         ]
         lines = [_table(facts), "", _table(disks, ("DISK", "SIZE", "FORMAT", "ORIGIN", "NBD"))]
         return _text(
@@ -199,7 +205,7 @@ class Shown:
         )
 
     def _scratch_facts(self, scratch_space: dict[str, Any]) -> list[tuple[str, str]]:
-        terms, figures, free = self.record.terms, self._figures, scratch_space["free_bytes"]
+        terms, figures, free = pullstate.of(self.record).terms, self._figures, scratch_space["free_bytes"]
         used = f"{_size(scratch_space['used_bytes'], 'an unknown amount')} used"
         used += f" of at most {units.size(terms.limit_bytes)}" if terms.limit_bytes else ""
         used += ", reserved" if terms.is_reserved else ""
@@ -208,7 +214,7 @@ class Shown:
             [f"{units.duration(figures.left_s)} left at this rate"] if figures and figures.left_s is not None else []
         )
         return [
-            ("scratch", self.record.scratch + (f" ({terms.place})" if terms.place else "")),
+            ("scratch", pullstate.of(self.record).scratch + (f" ({terms.place})" if terms.place else "")),
             *(("scratch", f"{device}, of {disk}") for disk, device in terms.devices),
             ("", ", ".join([used, *([f"{units.size(free)} free"] if free is not None else []), *growing])),
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,11 +12,22 @@ from typing import Any
 from .core.iscsi import Target
 from .core.lifecycle import State
 from .core.snapshot import Snapshot
-from .core.space import DEFAULT_TERMS, Terms
 from .processes import Process
 
 VERSION = 7
-READABLE = (6, 7)  # what versions of snapmount have written that can be read: 6 knew no `problem`
+
+
+def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record of this version, or of one before it that was released; so that snapshots outlive an
+    upgrade.  Raises KeyError or ValueError for any other.
+    """
+    fields = dict(document)
+    version = fields.pop("version")
+    if version == 6:  # all that only one source reads was of the record itself
+        fields["source"] = {"kind": "pull"} | {name: fields.pop(name) for name in ("socket", "scratch", "terms")}
+    elif version != VERSION:
+        raise ValueError("it was written by another version of snapmount, which this one does not know")
+    return fields
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,10 @@ class Record:
     connect: str  # libvirt connection URI
     mountpoint: str  # absolute, symbolic links resolved
     mount_source: str  # the source in /proc/self/mountinfo: the proof that a mount is ours
-    socket: str  # of QEMU's NBD server: the proof that a backup job is ours
-    scratch: str  # directory of the scratch files, ours alone
+    source: Mapping[str, Any]  # {"kind": ..., ...}: what the source that made it must know, and only that reads
     server: Process
     standby: Process | None = None  # of the server: who watches the scratch space when that was killed
     state: State = State.STARTING
-    terms: Terms = DEFAULT_TERMS  # how it uses scratch space
     reason: str | None = None  # why it is LOST, or was given up; it stays when the snapshot ends
     problem: str | None = None  # of LEFTOVER: what could not be undone
     frozen: bool = False  # the guest's file systems may be frozen: they must be thawed
@@ -106,10 +116,6 @@ class Record:
         where += ["shown to scratch VMs"] if self.is_for_boot else []
         return " and ".join(where) or "not shown yet"
 
-    def export_uri(self, disk: str) -> str:
-        """The NBD URI of a disk's export (NBD URI specification, "nbd+unix")."""
-        return f"nbd+unix:///{disk}?socket={self.socket}"
-
     def to_json(self) -> dict[str, Any]:
         """The shape of record.json."""
         return {
@@ -118,12 +124,10 @@ class Record:
             "connect": self.connect,
             "mountpoint": self.mountpoint,
             "mount_source": self.mount_source,
-            "socket": self.socket,
-            "scratch": self.scratch,
+            "source": dict(self.source),
             "server": asdict(self.server),
             "standby": self.standby and asdict(self.standby),
             "state": self.state.value,
-            "terms": self.terms.to_json(),
             "reason": self.reason,
             "problem": self.problem,
             "frozen": self.frozen,
@@ -138,13 +142,10 @@ class Record:
     @classmethod
     def from_json(cls, document: Any) -> Record:
         """The record of that shape.  Raises KeyError, TypeError or ValueError for any other."""
-        fields = dict(document)
-        if fields.pop("version") not in READABLE:
-            raise ValueError("it was written by another version of snapmount, which this one does not know")
+        fields = upgraded(document)
         fields["snapshot"] = Snapshot.from_document(fields["snapshot"])
         fields["server"] = Process(**fields["server"])
         fields["standby"] = fields["standby"] and Process(**fields["standby"])
         fields["state"] = State(fields["state"])
-        fields["terms"] = Terms.from_json(fields["terms"])
         fields["publication"] = fields["publication"] and Publication.from_json(fields["publication"])
         return cls(**fields)

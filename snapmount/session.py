@@ -29,7 +29,7 @@ from .errors import InterruptedByUserError, SnapmountError, StateError, first_ca
 from .processes import Process
 from .publish import fuse, iscsi
 from .records import Record
-from .sources import pull
+from .sources import pull, pullstate
 from .state import Claim
 from .teardown import free
 
@@ -132,8 +132,11 @@ async def connect(stack: AsyncExitStack, record: Record) -> list[nbd.NbdImage]:
     """The exports of the disks, in their order, until the stack is closed.  Raises UnreachableError."""
     disks = [disk.name for disk in record.snapshot.disks]
     budget, read_s = nbd.Budget(len(disks)), record.read_timeout_s
-    images = [await stack.enter_async_context(nbd.opened(name, record.socket, name, read_s, budget)) for name in disks]
-    log.info("connected to the exports at %s", record.socket)
+    images = [
+        await stack.enter_async_context(nbd.opened(name, pullstate.of(record).socket, name, read_s, budget))
+        for name in disks
+    ]
+    log.info("connected to the exports at %s", pullstate.of(record).socket)
     return images
 
 
@@ -244,7 +247,7 @@ async def _watch_source(view: fuse.View, held: Held) -> None:
         log.error("the snapshot is lost: %s", reason)
         claim.note(State.LOST, reason)
 
-    await nbd.wait_until_gone(record.socket, record.snapshot.disks[0].name)
+    await nbd.wait_until_gone(pullstate.of(record).socket, record.snapshot.disks[0].name)
     if claim.record.state is State.GAVE_UP:
         return
     note(pull.LOST_CONNECTION)

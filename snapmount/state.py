@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,24 +30,30 @@ from .records import Record
 
 log = logging.getLogger(__name__)
 
+Check = Callable[
+    [Record], object
+]  # raises KeyError, TypeError or ValueError for a record that is not what it should be
+
 
 class Store:
     """The runtime directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, check: Check = lambda _: None) -> None:
+        """Each record that is read is handed to `check`, see sources/kinds.py."""
         self.directory = directory
+        self._check = check
 
     @classmethod
-    def of_user(cls) -> Store:
+    def of_user(cls, check: Check) -> Store:
         """The calling user's: /run/snapmount for root, for others $XDG_RUNTIME_DIR/snapmount or, since homes may be
         shared, ~/.cache/snapmount-HOST.
         """
         if os.geteuid() == 0:
-            return cls(Path("/run/snapmount"))
+            return cls(Path("/run/snapmount"), check)
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         if runtime:
-            return cls(Path(runtime) / "snapmount")
-        return cls(Path.home() / ".cache" / f"snapmount-{Host.this().id}")
+            return cls(Path(runtime) / "snapmount", check)
+        return cls(Path.home() / ".cache" / f"snapmount-{Host.this().id}", check)
 
     def path(self, snapshot_id: str) -> Path:
         """The directory of a snapshot's record."""
@@ -93,7 +99,12 @@ class Store:
 
     def load(self, snapshot_id: str) -> Record | None:
         """The record, None where there is none (any more).  Raises StateError for one that cannot be read."""
-        return jsonfiles.read(self.path(snapshot_id) / "record.json", Record.from_json)
+        return jsonfiles.read(self.path(snapshot_id) / "record.json", self._parsed)
+
+    def _parsed(self, document: Any) -> Record:
+        record = Record.from_json(document)
+        self._check(record)
+        return record
 
     def load_all(self) -> tuple[list[Record], list[SnapmountError]]:
         """All records, oldest first, and an error for each that cannot be read."""

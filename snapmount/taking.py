@@ -22,7 +22,7 @@ from .publish import iscsi
 from .records import Publication, Record
 from .scratch import directories, files
 from .session import Held, Reporter, connect
-from .sources import pull
+from .sources import pull, pullstate
 from .state import Claim, Store
 from .teardown import tear_down
 
@@ -78,8 +78,8 @@ def _check_alone(record: Record, store: Store) -> None:
 async def _make(request: Request, planned: planning.Plan, claim: Claim) -> None:
     """Make the scratch directory and start the job: the point in time."""
     domain, record = planned.domain, planned.record
-    await journal.write(record, claim.store, record.scratch, planned.user.uid)
-    await directories.create(Path(record.scratch), planned.user, domain.qemu_pid(request.connect))
+    await journal.write(record, claim.store, pullstate.of(record).scratch, planned.user.uid)
+    await directories.create(Path(pullstate.of(record).scratch), planned.user, domain.qemu_pid(request.connect))
     await files.make(record, planned.user)
     if record.is_hidden:
         datadirectory.make_view(Path(record.mountpoint))

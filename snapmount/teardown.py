@@ -24,7 +24,7 @@ from .logs import Problems
 from .publish import iscsi
 from .records import Record
 from .scratch import files
-from .sources import pull
+from .sources import pull, pullstate
 from .state import Claim
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ async def tear_down(claim: Claim) -> None:
             if not_thawed:
                 raise not_thawed
             await _end_standby(record)
-            log.info("removing %s", record.scratch)
+            log.info("removing %s", pullstate.of(record).scratch)
             await _remove(_remove_files, record)
         claim.forget()
         await _remove(_forget, record)
@@ -151,16 +151,16 @@ async def withdraw(claim: Claim) -> None:
 
 async def _remove(function: Callable[[Record], None], record: Record) -> None:
     """Raises LeftoverError."""
-    await blocking.on_path(record.scratch, REMOVE_S, function, record, done="removed", kind=LeftoverError)
+    await blocking.on_path(pullstate.of(record).scratch, REMOVE_S, function, record, done="removed", kind=LeftoverError)
 
 
 def _remove_files(record: Record) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(record.socket)
+        os.unlink(pullstate.of(record).socket)
     if record.is_hidden:
         datadirectory.remove_view(Path(record.mountpoint))
     files.remove(record)
 
 
 def _forget(record: Record) -> None:
-    journal.forget(record.scratch)
+    journal.forget(pullstate.of(record).scratch)

@@ -27,7 +27,7 @@ from .hypervisor import DiskError
 from .logs import Problems
 from .scratch import directories, files
 from .scratch.measuring import Figures, Gauge
-from .sources import pull
+from .sources import pull, pullstate
 from .state import Claim
 from .teardown import withdraw
 
@@ -177,7 +177,7 @@ class Watch:
         pauses the guest, or is told by the files.
         """
         user = hypervisor.qemu_user(self._claim.store.definition(self._record.id))
-        directory = Path(self._record.scratch)
+        directory = Path(pullstate.of(self._record).scratch)
         while not self._gauge.is_on_devices and not self._gauge.failure:
             await self._has_io_error.wait()
             self._has_io_error = trio.Event()
@@ -247,7 +247,7 @@ class Watch:
     async def _set_thresholds(self, heard: hypervisor.Heard) -> None:
         """Set them as they are wished, until the connection is lost."""
         self._armed.clear()
-        indexes = await heard.domain.scratch_indexes(self._record.socket)
+        indexes = await heard.domain.scratch_indexes(pullstate.of(self._record).socket)
 
         async def set_all() -> None:
             while True:

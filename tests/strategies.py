@@ -13,6 +13,7 @@ from snapmount.core.plan import LeftOut
 from snapmount.core.snapshot import Disk, Nvram, Snapshot
 from snapmount.processes import Process
 from snapmount.records import Record
+from snapmount.sources.pullstate import PullState
 
 # The same examples in each run, and none too slow: a busy host is not a failure.
 PROPERTY = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -61,8 +62,7 @@ records = st.builds(
     connect=st.text(),
     mountpoint=file_names,
     mount_source=st.text(),
-    socket=st.text(),
-    scratch=file_names,
+    source=st.builds(PullState, socket=file_names, scratch=file_names).map(PullState.document),
     server=st.builds(Process, pid=st.integers(min_value=1), start_ticks=st.integers(min_value=0), boot_id=st.text()),
     state=st.sampled_from(State),
     reason=st.none() | st.text(),

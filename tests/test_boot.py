@@ -16,6 +16,7 @@ import pytest
 
 from snapmount.boot import BootRequest
 from snapmount.boot import run as start_copy
+from snapmount.sources import kinds
 from snapmount.state import Store
 
 from .rig import guest, libiscsi, libvirtd, prefix, rootdisk, traces, vm
@@ -314,7 +315,7 @@ async def test_a_uuid_that_libvirt_knows_is_not_taken(
     writer: vm.VM, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapmount(writer.name, mountpoint)
-    store, of_original, another = Store.of_user(), uuid.UUID(writer.uuid()), uuid.uuid4()
+    store, of_original, another = Store.of_user(kinds.check), uuid.UUID(writer.uuid()), uuid.uuid4()
     given = iter([of_original, another])
     monkeypatch.setattr(uuid, "uuid4", lambda: next(given))
     scratch, came = await start_copy(BootRequest(), store.find(writer.name), store)

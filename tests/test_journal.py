@@ -19,6 +19,7 @@ from snapmount.errors import SpaceError, StateError
 from snapmount.hosts import Host
 from snapmount.journal import Entry
 from snapmount.records import Record
+from snapmount.sources import pullstate
 from snapmount.state import Store
 
 from .rig.records import ID, OTHER_ID, a_record, a_snapshot
@@ -43,7 +44,7 @@ def test_what_was_written_is_read_and_is_private_and_gone_when_it_is_forgotten(
     assert (entry.directory, entry.snapshot, entry.owner_uid) == (directory_of(record), ID, 64055)
     assert (entry.vm_uuid, entry.socket, entry.runtime) == (
         record.snapshot.vm_uuid,
-        record.socket,
+        pullstate.of(record).socket,
         str(store.directory),
     )
     assert entry.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()

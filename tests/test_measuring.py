@@ -6,7 +6,6 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from snapmount.errors import SpaceError
 from snapmount.scratch import writeback
 from snapmount.scratch.measuring import CURRENT_S, Figures, Gauge
 
-from .rig.records import a_record
+from .rig.records import a_record, by_pull
 
 
 def test_figures_of_now_come_back(tmp_path: Path) -> None:
@@ -49,7 +48,7 @@ def scratch(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gauge(scratch: Path) -> Iterator[Gauge]:
-    gauge = Gauge(replace(a_record(), scratch=str(scratch)))
+    gauge = Gauge(by_pull(a_record(), scratch=str(scratch)))
     yield gauge
     gauge.close()
 
@@ -98,7 +97,7 @@ async def test_a_fifo_or_a_link_in_the_place_of_a_scratch_file_is_not_waited_for
     file.unlink()
     file.symlink_to("/etc/hostname")
     with pytest.raises(SpaceError):
-        await Gauge(replace(a_record(), scratch=str(scratch))).read(None)
+        await Gauge(by_pull(a_record(), scratch=str(scratch))).read(None)
 
 
 async def test_a_lost_write_is_told_as_long_as_the_gauge_is_read(gauge: Gauge, monkeypatch: pytest.MonkeyPatch) -> None:

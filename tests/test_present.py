@@ -21,7 +21,7 @@ from snapmount.scratch.measuring import Figures
 from snapmount.scratchvm import ScratchVm
 from snapmount.state import Store
 
-from .rig.records import ID, OTHER_ID, UUID, a_record, a_snapshot
+from .rig.records import ID, OTHER_ID, UUID, a_record, a_snapshot, by_pull
 
 
 def test_what_take_says_cannot_steer_the_terminal(store: Store) -> None:
@@ -54,7 +54,7 @@ def test_a_scratch_file_system_that_hangs_is_waited_for_once_and_not_for_long(
     store: Store,
     hung: list[Path],
 ) -> None:
-    records = [store.claim(replace(a_record(a_snapshot(each)), scratch=f"/x/{each}")).record for each in (ID, OTHER_ID)]
+    records = [store.claim(by_pull(a_record(a_snapshot(each)), scratch=f"/x/{each}")).record for each in (ID, OTHER_ID)]
     shown = [present.Shown(record, store) for record in records]
     before = time.monotonic()
     documents = json.loads(json.dumps([each.document() for each in shown]))
@@ -68,7 +68,7 @@ def test_a_scratch_file_system_that_hangs_is_waited_for_once_and_not_for_long(
 def test_what_a_device_holds_is_not_told_when_nobody_measures_it(store: Store) -> None:
     """libvirt told it to the server, which is dead."""
     terms = Terms(devices=(("vda", "/dev/null"),))
-    record = store.claim(replace(a_record(), terms=terms)).record
+    record = store.claim(by_pull(a_record(), terms=terms)).record
     assert present.Shown(record, store).document()["scratch"]["used_bytes"] is None
 
 

@@ -28,6 +28,7 @@ from snapmount.exclusion import exclusive
 from snapmount.hosts import Host
 from snapmount.processes import Process
 from snapmount.records import VERSION, Record
+from snapmount.sources import kinds, pullstate
 from snapmount.state import Store
 
 from .rig.records import CREATED, ID, OTHER_ID, OTHER_UUID, UUID, a_record, a_snapshot
@@ -94,7 +95,7 @@ def test_a_record_with_another_shape_in_its_place_raises_what_is_promised(key: s
 
 
 def test_an_export_s_uri_names_its_disk_and_socket() -> None:
-    assert a_record().export_uri("vda") == "nbd+unix:///vda?socket=/run/vm1.sock"
+    assert pullstate.of(a_record()).export_uri("vda") == "nbd+unix:///vda?socket=/run/vm1.sock"
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -555,8 +556,8 @@ def test_root_s_records_are_in_run_and_a_user_s_in_the_user_s_runtime_directory(
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     expected = Path("/run/snapmount") if os.geteuid() == 0 else tmp_path / "snapmount"
-    assert Store.of_user().directory == expected
+    assert Store.of_user(kinds.check).directory == expected
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = Path("/run/snapmount") if os.geteuid() == 0 else tmp_path / ".cache" / f"snapmount-{Host.this().id}"
-    assert Store.of_user().directory == expected, "homes may be shared by hosts"
+    assert Store.of_user(kinds.check).directory == expected, "homes may be shared by hosts"

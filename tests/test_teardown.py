@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,10 +13,10 @@ from snapmount.core.lifecycle import State
 from snapmount.errors import LeftoverError, StateError
 from snapmount.records import Record
 from snapmount.scratch import files
-from snapmount.sources import pull
+from snapmount.sources import pull, pullstate
 from snapmount.state import Store
 
-from .rig.records import a_record
+from .rig.records import a_record, by_pull
 
 
 async def test_scratch_files_that_cannot_be_removed_for_a_hung_file_system_are_left_over(
@@ -32,13 +31,13 @@ async def test_scratch_files_that_cannot_be_removed_for_a_hung_file_system_are_l
     monkeypatch.setattr(pull, "end", end)
     monkeypatch.setattr(files, "remove", lambda _: hang.wait())
     monkeypatch.setattr(teardown, "REMOVE_S", 0.05)
-    record = replace(a_record(), scratch=str(tmp_path / "scratch"), socket=str(tmp_path / "socket"))
+    record = by_pull(a_record(), scratch=str(tmp_path / "scratch"), socket=str(tmp_path / "socket"))
     claim = store.claim(record)
     with pytest.raises(
-        LeftoverError, match=f"^.*: {record.scratch}: its file system did not answer within 0.05 s"
+        LeftoverError, match=f"^.*: {pullstate.of(record).scratch}: its file system did not answer within 0.05 s"
     ) as caught:
         await teardown.tear_down(claim)
-    assert f"rm -rf {record.scratch}" in caught.value.message
+    assert f"rm -rf {pullstate.of(record).scratch}" in caught.value.message
     assert claim.record.state is State.LEFTOVER
 
 

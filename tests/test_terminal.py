@@ -30,7 +30,7 @@ from snapmount.records import Publication
 from snapmount.scratchvm import ScratchVm
 from snapmount.state import Store
 
-from .rig.records import UUID, a_record, a_snapshot
+from .rig.records import UUID, a_record, a_snapshot, by_pull
 from .strategies import disk_names
 
 FEW = settings(
@@ -68,10 +68,9 @@ def test_what_is_shown_of_a_snapshot(
     store = Store(runtime / "snapmount")
     disks = (Disk("vda", 1 << 30, "raw", origin),)
     snapshot = replace(a_snapshot(vm=vm), disks=disks, left_out=(LeftOut(why, why),), nvram=Nvram(1, why, origin))
-    record = replace(a_record(snapshot, f"/mnt/{path}"), state=State.LEFTOVER, reason=reason, scratch="/x")
-    record = replace(
-        record, connect=f"qemu:///system?{reason}", socket=f"/x/{origin}", publication=_published(snapshot)
-    )
+    record = replace(a_record(snapshot, f"/mnt/{path}"), state=State.LEFTOVER, reason=reason)
+    record = by_pull(record, scratch="/x", socket=f"/x/{origin}")
+    record = replace(record, connect=f"qemu:///system?{reason}", publication=_published(snapshot))
     vm_of = ScratchVm(scratch_name, UUID, "kvm", "/y", True, Process(1, 1, "boot"), left_out=snapshot.left_out)
     vm_of = replace(vm_of, notes=(why,))
     claim = store.claim(record)

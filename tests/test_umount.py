@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from snapmount import mounts, readers
+from snapmount.sources import kinds
 from snapmount.state import Store
 
 from .rig import traces, vm
@@ -92,7 +93,7 @@ def test_a_mount_that_programs_use_is_busy(paused: vm.VM, mountpoint: Path) -> N
 
 def test_a_program_that_has_a_file_mapped_or_sees_the_mount_elsewhere_uses_it(paused: vm.VM, mountpoint: Path) -> None:
     snapmount(paused.name, mountpoint)
-    record = Store.of_user().find(paused.name)
+    record = Store.of_user(kinds.check).find(paused.name)
     assert trio.run(readers.of, record) == [], "neither the server nor we, who have only looked"
     elsewhere = f"mount --bind {mountpoint} /mnt && cd /mnt && echo there && exec sleep 1000"
     with (

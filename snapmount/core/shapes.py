@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -21,6 +22,8 @@ def _is(value: object, kind: Any) -> bool:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
         return any(_is(value, each) for each in arguments)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if origin is tuple:
         return isinstance(value, tuple) and all(_is(each, arguments[0]) for each in value)
     if kind is int:

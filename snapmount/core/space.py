@@ -58,7 +58,7 @@ class Terms:
         return max(0, (most if self.limit_bytes is None else min(most, self.limit_bytes)) - used)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"devices": [list(each) for each in self.devices]}
 
     @classmethod
     def from_json(cls, document: Any) -> Terms:

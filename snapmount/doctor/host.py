@@ -19,6 +19,7 @@ from ..core.iscsi import LOOPBACK, PORT, PORTS, Portal, PortalRequest
 from ..core.lifecycle import State
 from ..publish import iscsi
 from ..publish.extension import extension
+from ..sources import kinds
 from ..state import Store
 from .subject import Subject
 
@@ -225,7 +226,7 @@ async def _port(backend: str) -> list[Finding]:
 def _portals_of_snapshots() -> list[Portal]:
     return [
         portal
-        for record in Store.of_user().load_all()[0]
+        for record in Store.of_user(kinds.check).load_all()[0]
         if record.publication
         for portal in record.publication.target.portals
     ]
@@ -233,7 +234,7 @@ def _portals_of_snapshots() -> list[Portal]:
 
 async def records(subject: Subject) -> list[Finding]:
     """The runtime directory, and the snapshots that nobody serves any more."""
-    return await blocking.call(HOST_S, lambda: list(_records(Store.of_user(), subject)))
+    return await blocking.call(HOST_S, lambda: list(_records(Store.of_user(kinds.check), subject)))
 
 
 def _records(store: Store, subject: Subject) -> Iterator[Finding]:

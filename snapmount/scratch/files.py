@@ -22,6 +22,7 @@ from ..core.snapshot import Disk
 from ..core.user import User
 from ..errors import SpaceError
 from ..records import Record
+from ..sources import pullstate
 from . import devices, directories, qcow2, writeback
 
 HOST_S = 30.0
@@ -37,7 +38,7 @@ class Used:
 
 def path(record: Record, disk: str) -> str:
     """The scratch file of a disk, or the block device that serves as such."""
-    return record.terms.device(disk) or f"{record.scratch}/{disk}.qcow2"
+    return pullstate.of(record).terms.device(disk) or f"{pullstate.of(record).scratch}/{disk}.qcow2"
 
 
 async def make(record: Record, user: User) -> None:
@@ -48,14 +49,14 @@ async def make(record: Record, user: User) -> None:
 
 
 async def _make(record: Record, disk: Disk, user: User) -> None:
-    device = record.terms.device(disk.name)
+    device = pullstate.of(record).terms.device(disk.name)
     if device:
         what = f"the scratch of {disk.name} on {device}"
         await qcow2.create(device, disk.size_bytes, None, backing=devices.mark(record.id), what=what)
         return
     file = path(record, disk.name)
     await qcow2.create(file, disk.size_bytes, user, what=f"the scratch file {file}")
-    length = record.terms.reserved_bytes(disk.size_bytes)
+    length = pullstate.of(record).terms.reserved_bytes(disk.size_bytes)
     if length:
         await _reserve(file, length, user)
 
@@ -95,7 +96,7 @@ class Opened:
             except FileNotFoundError:
                 continue
             self._check(disk.name, descriptor)
-            if not self._record.terms.device(disk.name):
+            if not pullstate.of(self._record).terms.device(disk.name):
                 status = os.fstat(descriptor)
                 found[disk.name] = Used(directories.written_bytes(status), status.st_size)
         return found
@@ -105,7 +106,7 @@ class Opened:
         if disk not in self._descriptors:
             if self._is_closed:  # this is a thread that was left behind
                 raise FileNotFoundError(errno.ENOENT, "nobody looks any more")
-            follow = 0 if self._record.terms.device(disk) else os.O_NOFOLLOW
+            follow = 0 if pullstate.of(self._record).terms.device(disk) else os.O_NOFOLLOW
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | follow
             self._descriptors[disk] = os.open(path(self._record, disk), flags)
         return self._descriptors[disk]
@@ -118,7 +119,7 @@ class Opened:
 
     def measures(self, disk: str) -> bool:
         """Whether look() tells of it."""
-        return disk in self._descriptors and not self._record.terms.device(disk)
+        return disk in self._descriptors and not pullstate.of(self._record).terms.device(disk)
 
     def close(self) -> None:
         """Let them go, for good."""
@@ -134,7 +135,7 @@ def is_any_nearly_full(record: Record, paths: Iterable[str]) -> bool:
     """
     for path in paths:
         try:
-            is_own = stat.S_ISREG(os.stat(path).st_mode) and not path.startswith(f"{record.scratch}/")
+            is_own = stat.S_ISREG(os.stat(path).st_mode) and not path.startswith(f"{pullstate.of(record).scratch}/")
             status = os.statvfs(path)
         except OSError:
             continue
@@ -146,6 +147,6 @@ def is_any_nearly_full(record: Record, paths: Iterable[str]) -> bool:
 
 def remove(record: Record) -> None:
     """Remove the scratch directory, and what is ours on the block devices.  Idempotent.  Raises OSError."""
-    for _, device in record.terms.devices:
+    for _, device in pullstate.of(record).terms.devices:
         devices.wipe(device, record.id)
-    directories.remove(Path(record.scratch))
+    directories.remove(Path(pullstate.of(record).scratch))

@@ -17,6 +17,7 @@ from ..core.space import Fill, Pot, Rate
 from ..errors import SpaceError, StateError, UnreachableError
 from ..hypervisor import Domain
 from ..records import Record
+from ..sources import pullstate
 from . import devices, directories
 from .files import Opened, Used
 
@@ -61,7 +62,9 @@ class Gauge:
         pots = tuple(
             Pot(name, free, self._remaining(name), self._filling[name].bytes_per_s) for name, free in self._free.items()
         )
-        return Fill(used, self._growth.bytes_per_s, self._record.terms, pots, is_guest_stopped, self.failure)
+        return Fill(
+            used, self._growth.bytes_per_s, pullstate.of(self._record).terms, pots, is_guest_stopped, self.failure
+        )
 
     @property
     def failure(self) -> str | None:
@@ -74,13 +77,13 @@ class Gauge:
 
     async def _look(self) -> None:
         """Raises SpaceError."""
-        parent = Path(self._record.scratch).parent
+        parent = Path(pullstate.of(self._record).scratch).parent
         try:
             used, free = await blocking.call(LOOK_S, self._look_at, parent)
         except trio.TooSlowError:
             raise SpaceError(f"{parent}: its file system did not answer within {LOOK_S:g} s") from None
         except OSError as error:
-            raise SpaceError(f"{self._record.scratch}: {error.strerror}") from error
+            raise SpaceError(f"{pullstate.of(self._record).scratch}: {error.strerror}") from error
         self.used |= used
         self._free |= free
 
@@ -92,7 +95,7 @@ class Gauge:
     @property
     def is_on_devices(self) -> bool:
         """Whether none of it is in files."""
-        return all(self._record.terms.device(disk.name) for disk in self._record.snapshot.disks)
+        return all(pullstate.of(self._record).terms.device(disk.name) for disk in self._record.snapshot.disks)
 
     @property
     def unseen(self) -> list[str]:
@@ -100,13 +103,13 @@ class Gauge:
         return [disk.name for disk in self._record.snapshot.disks if not self._opened.measures(disk.name)]
 
     async def _ask(self, domain: Domain) -> None:
-        written, indexes = await domain.written(), await domain.scratch_indexes(self._record.socket)
+        written, indexes = await domain.written(), await domain.scratch_indexes(pullstate.of(self._record).socket)
         for disk in self.unseen:
             end = written.get((disk, indexes.get(disk, -1)))
             if end is None:
                 continue
             self.used[disk] = Used(end, end)
-            device = self._record.terms.device(disk)
+            device = pullstate.of(self._record).terms.device(disk)
             if device:
                 self._free[device] = await blocking.call(LOOK_S, devices.size, device) - end
 
@@ -116,7 +119,7 @@ class Gauge:
 
     def _remaining(self, pot: str) -> int:
         """What the snapshot may still take from that place."""
-        terms = self._record.terms
+        terms = pullstate.of(self._record).terms
         on_devices = dict(terms.devices)
         disks = [
             (disk.size_bytes, self.used[disk.name].used if disk.name in self.used else 0)

@@ -22,6 +22,7 @@ from ..processes import is_stopped
 from ..records import Record
 from ..scratch import files
 from ..state import Claim
+from . import pullstate
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,9 @@ async def begin(domain: Domain, claim: Claim, *, left_out: Iterable[str], quiesc
     """
     record = claim.record
     scratch_files = {disk.name: files.path(record, disk.name) for disk in record.snapshot.disks}
-    job = domainxml.backup_job(record.socket, scratch_files, left_out, dict(record.terms.devices))
+    job = domainxml.backup_job(
+        pullstate.of(record).socket, scratch_files, left_out, dict(pullstate.of(record).terms.devices)
+    )
     if not quiesce:
         await domain.begin_backup(job)
         return
@@ -151,7 +154,7 @@ async def end(record: Record) -> None:
 
 async def end_on(domain: Domain, record: Record) -> None:
     """End the job, and let a guest go on that an error of a disk has paused.  Raises UnreachableError."""
-    await domain.end_backup(record.socket)
+    await domain.end_backup(pullstate.of(record).socket)
     await resume_stopped(domain)
 
 
@@ -186,7 +189,7 @@ async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:
                     if domain is None:
                         return tell(f"{name} is gone")
                     may_be_others = reason == LOST_CONNECTION and trio.current_time() < ours_s
-                    if may_be_others and not await domain.has_job_at(record.socket):
+                    if may_be_others and not await domain.has_job_at(pullstate.of(record).socket):
                         reason = "the backup job was ended by somebody else"
                         tell(reason)
                     why = await domain.why_shut_off()

@@ -23,6 +23,7 @@ from snapmount.core.iscsi import Credentials
 from snapmount.errors import SnapmountError, StateError
 from snapmount.records import VERSION, Record
 from snapmount.scratchvm import ScratchVm
+from snapmount.sources import kinds
 from snapmount.state import Store
 
 from ..rig import traces, vm
@@ -75,7 +76,7 @@ def written(path: Path, text: str) -> Path:
 @BOUNDED
 @given(where=st.sampled_from(list(places(RECORD))), value=values)
 def test_a_record_with_anything_in_it_is_shown_or_refused(tmp_path: Path, where: tuple[Any, ...], value: Any) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, kinds.check)
     document = json.dumps(replaced(RECORD, where, value), default=str)
     written(store.path(RECORD["snapshot"]["id"]) / "record.json", document)
     records, broken = store.load_all()
@@ -205,7 +206,7 @@ def test_a_scratch_vm_whose_record_is_broken_is_still_ended_with_its_snapshot(wr
 
 
 def test_broken_credentials_hide_nothing_else(tmp_path: Path) -> None:
-    store = Store(tmp_path / "run")
+    store = Store(tmp_path / "run", kinds.check)
     claim = store.claim(a_record(a_snapshot()))
     written(claim.directory / "credentials.json", '{"user": 5}')
     shown = present.Shown(claim.record, store)

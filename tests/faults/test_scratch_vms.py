@@ -19,6 +19,7 @@ import trio
 from snapmount import byhand, tending
 from snapmount.processes import Process
 from snapmount.scratchvm import ScratchVm
+from snapmount.sources import kinds
 from snapmount.state import Claim, Store
 
 from ..rig import servers, traces, vm
@@ -145,7 +146,7 @@ def test_a_kept_copy_ends_when_it_is_undefined(writer: vm.VM) -> None:
 async def test_a_vm_that_is_not_ours_is_never_ended(writer: vm.VM, mountpoint: Path) -> None:
     """A record that names another VM's uuid is not believed: only libvirt tells whose a VM is."""
     snapshot = snapmount_json(writer.name, mountpoint)["id"]
-    store = Store.of_user()
+    store = Store.of_user(kinds.check)
     record = store.load(snapshot)
     assert record
     for named in (writer.uuid(), str(UUID(int=7))):
@@ -166,7 +167,7 @@ async def test_a_vm_that_is_not_ours_is_never_ended(writer: vm.VM, mountpoint: P
 
 def test_a_kept_copy_is_to_be_undefined_by_hand_only_where_it_is_defined(writer: vm.VM) -> None:
     scratch, told = boot("--keep", writer.name)
-    store = Store.of_user()
+    store = Store.of_user(kinds.check)
     claim = Claim(store, store.find(writer.name), lock=-1)
 
     def by_hand() -> list[str]:

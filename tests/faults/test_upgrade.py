@@ -15,19 +15,9 @@ pytestmark = pytest.mark.vm
 
 # What record.json had in version 6, and the journal in version 2; all else is of later ones.
 RECORD = {
-    *(
-        "version",
-        "snapshot",
-        "connect",
-        "mountpoint",
-        "mount_source",
-        "socket",
-        "scratch",
-        "server",
-        "standby",
-        "state",
-    ),
-    *("reason", "frozen", "is_hidden", "is_for_boot", "is_open", "publication", "read_timeout_s", "expires_s"),
+    *("version", "snapshot", "connect", "mountpoint", "mount_source", "socket", "scratch", "server", "standby"),
+    *("state", "terms", "reason", "frozen", "is_hidden", "is_for_boot", "is_open", "publication", "read_timeout_s"),
+    "expires_s",
 }
 SNAPSHOT = {"id", "vm", "created", "source", "quiesced", "disks", "nvram", "left_out"}
 DISK = {"name", "size_bytes", "format", "origin", "file"}
@@ -36,7 +26,8 @@ DISK = {"name", "size_bytes", "format", "origin", "file"}
 def make_old(shown: dict[str, Any]) -> None:
     """Rewrite the record as version 6 has written it."""
     path = traces.RUNTIME / shown["id"] / "record.json"
-    record = only(json.loads(path.read_text()), RECORD) | {"version": 6}
+    record = json.loads(path.read_text())
+    record = only(record | record.get("source", {}), RECORD) | {"version": 6}
     record["snapshot"] = only(record["snapshot"], SNAPSHOT)
     record["snapshot"]["disks"] = [only(disk, DISK) for disk in record["snapshot"]["disks"]]
     path.write_text(json.dumps(record))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from snapmount.core.snapshot import Disk, Snapshot
 from snapmount.processes import Process
 from snapmount.records import Record
+from snapmount.sources import kinds, pullstate
+from snapmount.sources.pullstate import PullState
 from snapmount.state import Claim, Store
 
 ID, OTHER_ID = "3f2a91bc", "00c0ffee"
@@ -27,17 +31,21 @@ def a_record(snapshot: Snapshot | None = None, mountpoint: str = "/mnt/snap") ->
         connect="qemu:///system",
         mountpoint=mountpoint,
         mount_source=f"snapmount:vm1:{snapshot.id}",
-        socket="/run/vm1.sock",
-        scratch=f"/scratch/snapmount-{snapshot.id}",
+        source=PullState("/run/vm1.sock", f"/scratch/snapmount-{snapshot.id}").document(),
         server=Process.of_pid(os.getpid()),
     )
+
+
+def by_pull(record: Record, **changes: Any) -> Record:
+    """The record with other things in what it keeps for that source."""
+    return replace(record, source=replace(pullstate.of(record), **changes).document())
 
 
 class OwnStore(Store):
     """A store that knows its claims: a process holds each of them to its end, a test must let go of them."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+        super().__init__(directory, kinds.check)
         self.claims: list[Claim] = []
 
     def claim(self, record: Record) -> Claim:
