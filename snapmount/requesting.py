@@ -102,3 +102,5 @@ def _secret(path: str) -> str:
             return iscsi.check_secret(f.readline().rstrip("\n"))
     except OSError as error:
         raise UsageError(f"the secret cannot be read from {path}: {error.strerror}") from None
+    except UsageError as error:
+        raise UsageError(f"--secret-file {path}: {error.message}", error.remedy) from None

@@ -487,6 +487,9 @@ def test_an_address_that_this_host_does_not_have_is_refused(view: View) -> None:
 
 def test_snapshots_share_a_portal_and_end_each_for_itself(view: View) -> None:
     with published(a_target(), view) as lasting, initiator.session(lasting, PORTALS[0], CREDENTIALS) as devices:
+        free = control.answer({"do": "free_ports", "backend": "lio", "requests": [{"address": PORTALS[0].address}]})
+        assert PORTALS[0].port in free
+        assert FOREIGN_PORTAL.port not in free
         with published(a_target("12345678"), view) as other, initiator.session(other, PORTALS[0], CREDENTIALS):
             assert len(sessions(other)) == 1
         assert initiator.read(devices[0], 65536) == view.origins[0].read_bytes()[:65536]

@@ -306,7 +306,11 @@ def test_a_tgtd_that_has_died_is_told_of(shared_vm: vm.VM, clean: None) -> None:
         (["--portal", "localhost"], 2, "'localhost' is not an IP address"),
         (["--portal", "192.0.2.77"], 2, "this host does not have the address 192.0.2.77"),
         (["--initiator", "not_a_name"], 2, "not the name of an iSCSI initiator"),
-        (["--secret-file", "/dev/null"], 2, "a CHAP secret has 12 to 16 printable ASCII characters"),
+        (
+            ["--secret-file", "/dev/null"],
+            2,
+            "--secret-file /dev/null: a CHAP secret has 12 to 16 printable ASCII characters",
+        ),
         (["--secret-file", "/no/such/file"], 2, "/no/such/file: No such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -238,12 +238,14 @@ def check_initiator(name: str) -> str:
     """The initiator's name in the form that is compared.  Raises UsageError for none (RFC 7143, "iSCSI Names")."""
     lowered = name.lower()
     if len(lowered) > NAME_MAX or not (_IQN.fullmatch(lowered) or _EUI_OR_NAA.fullmatch(name)):
-        raise UsageError(f"{name!r} is not the name of an iSCSI initiator, such as iqn.1993-08.org.debian:01:abc")
+        text = f"{name!r} is not the name of an iSCSI initiator, such as iqn.1993-08.org.debian:01:abc"
+        raise UsageError(text, "cat /etc/iscsi/initiatorname.iscsi   (on the initiator)")
     return lowered if lowered.startswith("iqn.") else name
 
 
 def check_secret(secret: str) -> str:
     """A CHAP secret that every initiator takes.  Raises UsageError, which does not tell the secret."""
     if not (SECRET_MIN <= len(secret) <= SECRET_MAX and re.fullmatch(r"[!-~]+", secret)):
-        raise UsageError(f"a CHAP secret has {SECRET_MIN} to {SECRET_MAX} printable ASCII characters and no spaces")
+        text = f"a CHAP secret has {SECRET_MIN} to {SECRET_MAX} printable ASCII characters and no spaces"
+        raise UsageError(text, "head -c 12 /dev/urandom | base64 >FILE   (16 characters)")
     return secret
