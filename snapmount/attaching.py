@@ -204,13 +204,13 @@ async def _check_helper(record: Record, helper: hypervisor.Domain) -> Process:
         )
     if not await helper.is_active():
         raise StateError(f"{helper.name} is shut off", names.command("virsh", "start", helper.name))
-    pid = helper.qemu_pid(record.connect)
+    found = await helper.qemu(record.connect)
     try:
-        if pid is None:
+        if found is None:
             raise ProcessLookupError
-        return Process.of_pid(pid)
+        return Process.of_pid(found.pid)
     except OSError:
-        raise StateError(f"the QEMU process of {helper.name} cannot be found") from None
+        raise StateError(helper.why_no_qemu(record.connect)) from None
 
 
 async def _check_visible(record: Record, name: str, qemu: Process) -> None:

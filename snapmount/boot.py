@@ -49,7 +49,7 @@ def check_name(name: str) -> str:
     """The name, where a VM can have it.  Raises UsageError."""
     if not name.isprintable() or not name.strip() or "/" in name or name in (".", ".."):
         raise UsageError(f"{name!r} cannot be the name of a VM")
-    length = len(name.encode())
+    length = _length(name)
     if length > NAME_MAX:
         raise UsageError(f"{name!r} is too long for the name of a VM: {length} bytes, of at most {NAME_MAX}")
     return name
@@ -58,7 +58,14 @@ def check_name(name: str) -> str:
 def default_name(original: str, own_uuid: str) -> str:
     """The original's, cut where it would be too long, and four digits."""
     suffix = f"-scratch-{own_uuid[:4]}"
-    return original.encode()[: NAME_MAX - len(suffix)].decode(errors="ignore") + suffix
+    while _length(original + suffix) > NAME_MAX:
+        original = original[:-1]
+    return original + suffix
+
+
+def _length(name: str) -> int:
+    """In bytes, escaped as libvirt does it in the name of the pid file (virBufferEscapeString)."""
+    return len(escape(name, {"'": "&apos;", '"': "&quot;"}).encode())
 
 
 async def run(request: BootRequest, record: Record, store: Store) -> tuple[ScratchVm, Came | None]:
@@ -74,7 +81,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> tuple[Scrat
     user = hypervisor.qemu_user(domain_xml)
     await views.check(record, user, "QEMU")
     async with hypervisor.connected(record.connect) as connection:
-        vm = await _plan(request, record, connection, scratchdomain.accelerator(domain_xml))
+        vm = await _plan(request, record, connection, scratchdomain.accelerator(domain_xml), user)
         derived = scratchdomain.derive(domain_xml, _wish(request, record, vm))
         _check_possible(request, derived, record)
         vm = replace(vm, left_out=derived.left_out, notes=(*vm.notes, *derived.notes), has_console=derived.has_console)
@@ -200,16 +207,31 @@ async def _copy(variables: str, target: str, user: User) -> None:
     await execution.output(command, HOST_S, what, StateError, **directories.as_user(user))
 
 
-def _started(vm: ScratchVm, domain: hypervisor.Domain, record: Record) -> ScratchVm:
-    """The record of the VM once its QEMU runs.  Raises StateError where it has ended already."""
-    pid = domain.qemu_pid(record.connect)
+@contextlib.contextmanager
+def told_if_slow(name: str) -> Iterator[None]:
+    """Say so where the start of the VM, which is the block, takes long: libvirt is waited for minutes."""
+    why = f"it may be probing QEMU, as it does each time where QEMU's user cannot open {kvm.DEVICE} (snapmount doctor)"
+    timer = threading.Timer(SLOW_S, log.warning, ["libvirt is starting %s: %s", name, why])
+    timer.daemon = True
+    timer.start()
     try:
-        if pid is None:
+        yield
+    finally:
+        timer.cancel()
+
+
+async def _started(vm: ScratchVm, domain: hypervisor.Domain, record: Record) -> ScratchVm:
+    """The record of the VM once its QEMU runs.  Raises StateError where it has ended already, or cannot be found."""
+    found = await domain.qemu(record.connect)
+    try:
+        if found is None:
             raise ProcessLookupError
-        process = Process.of_pid(pid)
+        process = Process.of_pid(found.pid)
     except OSError:
+        if await domain.is_active():
+            raise StateError(domain.why_no_qemu(record.connect)) from None
         raise StateError(f"{vm.name} has ended as soon as it was started") from None
-    return replace(vm, process=process, is_started=True, pid_file=str(domain.pid_file(record.connect)))
+    return replace(vm, process=process, is_started=True, pid_file=str(found.pid_file))
 
 
 async def _undo(record: Record, directory: Path, vm: ScratchVm) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import jsonfiles
+from . import jsonfiles, qemu
 from .core import names
 from .core.plan import LeftOut
 from .errors import StateError
@@ -77,12 +77,8 @@ class ScratchVm:
         return "running" if self._runs_again() else "shut off"
 
     def _runs_again(self) -> bool:
-        """Whether one that is kept has been started again, by others."""
-        try:
-            pid = Path(self.pid_file or "").read_text().strip()
-            return self.uuid.encode() in Path("/proc", pid, "cmdline").read_bytes()
-        except (OSError, ValueError):
-            return False
+        """Whether one that is kept has been started again, by others, who may have renamed it before."""
+        return self.pid_file is not None and qemu.find(self.uuid, Path(self.pid_file).parent) is not None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

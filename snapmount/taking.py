@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             stack.push_async_callback(_undo, claim)
             reporter.claimed(claim.record)
             claim.write_definition(planned.xml)
-            await _make(request, planned, claim)
+            await _make(request, planned, claim, reporter.warn)
         watch = watching.Watch(claim)
         await stack.enter_async_context(watching.watched(watch))
         images = await connect(stack, claim.record)
@@ -75,11 +75,14 @@ def _check_alone(record: Record, store: Store) -> None:
             )
 
 
-async def _make(request: Request, planned: planning.Plan, claim: Claim) -> None:
+async def _make(request: Request, planned: planning.Plan, claim: Claim, warn: Callable[[str], None]) -> None:
     """Make the scratch directory and start the job: the point in time."""
     domain, record = planned.domain, planned.record
-    await journal.write(record, claim.store, pullstate.of(record).scratch, planned.user.uid)
-    await directories.create(Path(pullstate.of(record).scratch), planned.user, domain.qemu_pid(request.connect))
+    scratch, qemu = pullstate.of(record).scratch, await domain.qemu(request.connect)
+    if qemu is None:
+        warn(f"{domain.why_no_qemu(request.connect)}; whether it sees {scratch} has not been looked at")
+    await journal.write(record, claim.store, scratch, planned.user.uid)
+    await directories.create(Path(scratch), planned.user, qemu.pid if qemu else None)
     await files.make(record, planned.user)
     if record.is_hidden:
         datadirectory.make_view(Path(record.mountpoint))

@@ -16,7 +16,7 @@ import trio
 from snapmount import hypervisor
 from snapmount.core import scratchdomain
 from snapmount.core.user import User
-from snapmount.errors import NotFoundError, UnreachableError
+from snapmount.errors import NotFoundError, StateError, UnreachableError
 from snapmount.hypervisor import Domain
 from snapmount.hypervisor import agent as agent_module
 
@@ -29,7 +29,8 @@ async def test_a_vm_name_that_is_no_utf_8_is_not_found() -> None:
             await connection.domain("vm\udcff")
 
 
-UNLABELLED = "<domain><name>vm1</name><seclabel type='none' model='dac'/></domain>"
+UUID = "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11"
+UNLABELLED = f"<domain><name>vm1</name><uuid>{UUID}</uuid><seclabel type='none' model='dac'/></domain>"
 
 
 def test_whom_qemu_runs_as_is_told_by_its_process_where_no_label_does(
@@ -37,12 +38,22 @@ def test_whom_qemu_runs_as_is_told_by_its_process_where_no_label_does(
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: it runs a process as another user")
-    monkeypatch.setattr("snapmount.hypervisor.domain.SYSTEM_PIDS", tmp_path)
+    monkeypatch.setattr("snapmount.hypervisor.identity.SYSTEM_PIDS", tmp_path)
     assert hypervisor.qemu_user(UNLABELLED).uid == 0, "it does not run"
-    with subprocess.Popen(["sleep", "60"], user=1234, group=2345, extra_groups=[3456]) as qemu:
-        (tmp_path / "vm1.pid").write_text(f"{qemu.pid}\n")
+    command = ["sh", "-c", "read line", "qemu", "-uuid", UUID]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, user=1234, group=2345, extra_groups=[3456]) as qemu:
+        (tmp_path / "whatever.pid").write_text(f"{qemu.pid}\n")
         assert hypervisor.qemu_user(UNLABELLED) == User(1234, 2345, (3456,))
-        qemu.kill()
+
+
+def test_whom_qemu_runs_as_is_not_guessed_where_it_runs_and_cannot_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: an ordinary user's QEMU runs as that user")
+    monkeypatch.setattr("snapmount.hypervisor.identity.SYSTEM_PIDS", tmp_path)
+    with pytest.raises(StateError, match=f"vm1: whom its QEMU runs as cannot be told: .* no file in {tmp_path} names"):
+        hypervisor.qemu_user(UNLABELLED.replace("<domain>", "<domain id='3'>"))
 
 
 DOMAIN = "<domain type='test'><name>vm1</name><memory>1024</memory><os><type>hvm</type></os></domain>"

@@ -23,6 +23,7 @@ from .test_scratchdomain import MODULES, NODES, WISH
 
 pytestmark = pytest.mark.vm
 NAME = f"{vm.PREFIX}-odd"
+QUOTED = f"{NAME} a'b\"&<>"  # which libvirt escapes in the names of some of its files
 LUKS = ["--object", "secret,id=key,data=pass", "-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"]
 
 # As libvirt tells of a VM that runs.  QEMU's processor has more than is told here, as it has after an update.
@@ -77,9 +78,9 @@ async def qemu_s_user() -> User:
 
 @pytest.fixture
 def unlabelled(clean: None) -> Iterator[vm.VM]:
-    """A VM that says so, whose disk is QEMU's user's already."""
+    """A VM that says so, whose disk is QEMU's user's already: only its process tells whose."""
     user = trio.run(qemu_s_user)
-    with vm.running(NAME, [vm.Disk("vda", "qcow2")], start=False) as odd:
+    with vm.running(QUOTED, [vm.Disk("vda", "qcow2")], start=False) as odd:
         subprocess.run(["chown", f"{user.uid}:{user.gid}", odd.directory / "vda.qcow2"], check=True)
         redefine(odd, "</devices>", "</devices><seclabel type='none' model='dac'/>")
         odd.start(paused=True)

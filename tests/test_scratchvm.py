@@ -113,13 +113,13 @@ def test_without_a_console_there_is_no_log_of_it() -> None:
     assert a_vm(has_console=False).document()["console_log"] is None
 
 
-def test_one_that_is_kept_runs_again_where_a_process_has_its_uuid(tmp_path: Path) -> None:
-    vm = a_vm(is_started=True, is_kept=True, pid_file=str(tmp_path / "pid"))
-    command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", vm.uuid]
+def test_one_that_is_kept_runs_again_where_a_process_has_its_uuid_whatever_it_is_called_now(tmp_path: Path) -> None:
+    vm = a_vm(is_started=True, is_kept=True, pid_file=str(tmp_path / "scratch.pid"))
+    command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", "-uuid", vm.uuid]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        (tmp_path / "pid").write_text(f"{process.pid}\n")
+        (tmp_path / "renamed.pid").write_text(f"{process.pid}\n")
         wait_for(lambda: vm.state == "running", "it has its command line")  # which comes last when it is started
         assert replace(vm, uuid="another").state == "shut off"
     assert vm.state == "shut off"

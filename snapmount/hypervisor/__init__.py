@@ -12,8 +12,9 @@ except ImportError:
 
 from .connection import Hypervisor, QemuFacts, connected
 from .daemon import daemon, to_reach
-from .domain import DiskError, Domain, qemu_user
+from .domain import DiskError, Domain
 from .events import Heard, heard
+from .identity import qemu_user
 from .uri import check_uri, default_uri, is_unprivileged, tpm_directory
 
 __all__ = [

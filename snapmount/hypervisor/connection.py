@@ -18,12 +18,13 @@ from ..core.user import User
 from ..errors import NotFoundError, SnapmountError, StateError, UnreachableError
 from .calls import call, change, explained
 from .daemon import to_reach
-from .domain import Domain, user_of
+from .domain import Domain
+from .identity import user_of
 
 CONNECT_S = 15.0
 # What libvirt says of its socket: the code of its error, and of the system's.
 _NOBODY_LISTENS = [(libvirt.VIR_ERR_SYSTEM_ERROR, number) for number in (errno.ENOENT, errno.ECONNREFUSED)]
-START_S = 120.0  # a VM, on a busy host
+START_S = 300.0  # a VM, on a busy host, where libvirt probes QEMU first for each of several
 
 
 @contextlib.asynccontextmanager

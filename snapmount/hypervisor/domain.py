@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import grp
 import math
-import os
-import pwd
-import re
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import libvirt
 import trio
 
-from .. import blocking
+from .. import blocking, qemu
 from ..core import domainxml, mark, names
-from ..core.user import User
-from ..errors import NotFoundError, StateError, UnreachableError
+from ..errors import StateError, UnreachableError
+from ..qemu import Qemu
 from .agent import Agent
 from .calls import call, change, explained
-from .uri import is_unprivileged
+from .identity import version_of
+from .uri import pid_directory
 
 BEGIN_S = 35.0  # libvirt waits 30 s for another job of the VM, and then says which
 JOB_END_S = 20.0  # where AppArmor confines QEMU, libvirt loads its profile anew for each disk
-VERSION_S = 10.0
-SYSTEM_PIDS = Path("/run/libvirt/qemu")
+FIND_S = 10.0
 POLL_S = 0.05
 
 # whatever the VM has come to have: a kept one may have been saved, for instance
@@ -322,72 +317,20 @@ class Domain:
                     f"{self.name} cannot be removed ({what}): {error}", names.command("virsh", what, self.name)
                 ) from error
 
-    def pid_file(self, uri: str) -> Path:
-        """Where libvirt keeps the process id of its QEMU while it runs."""
-        own = Path(os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache") / "libvirt/qemu/run"
-        directory = own if is_unprivileged(uri) else SYSTEM_PIDS
-        return directory / f"{self.name}.pid"
+    async def qemu(self, uri: str) -> Qemu | None:
+        """The QEMU that it runs in; None where it does not run, or its process cannot be found."""
+        try:
+            return await blocking.call(FIND_S, qemu.find, self.uuid, pid_directory(uri))
+        except trio.TooSlowError:
+            return None
+
+    def why_no_qemu(self, uri: str) -> str:
+        """What is wrong where it runs, and qemu() finds none."""
+        return f"the QEMU process of {self.name} cannot be found: no file in {pid_directory(uri)} names it"
 
     async def qemu_version(self, uri: str) -> tuple[int, ...] | None:
         """The version of the QEMU that the VM runs in, which may be older than the one that is installed now; None
         where it cannot be told.
         """
-        pid = self.qemu_pid(uri)
-        try:
-            done = await blocking.run(VERSION_S, [f"/proc/{pid}/exe", "--version"])  # also where it was replaced
-        except (OSError, trio.TooSlowError):
-            return None
-        return _version(done.stdout)
-
-    def qemu_pid(self, uri: str) -> int | None:
-        """The process id of its QEMU, None where it cannot be told."""
-        try:
-            return int(self.pid_file(uri).read_text())
-        except (OSError, ValueError):
-            return None
-
-
-def _version(said: bytes) -> tuple[int, ...] | None:
-    """The version in what `qemu-system-... --version` prints."""
-    found = re.search(rb"version (\d+)\.(\d+)\.(\d+)", said)
-    return tuple(map(int, found.groups())) if found else None
-
-
-def qemu_user(domain_xml: str) -> User:
-    """Whom QEMU runs as.  Raises NotFoundError where the domain names a user that this host does not have.
-
-    A VM of the system without a DAC label (`<seclabel type='none'>`) runs as whom libvirt's configuration says, which
-    its process tells.
-    """
-    owner = domainxml.owner(domain_xml)
-    if owner is None and os.geteuid() == 0:
-        name = domainxml.parse(domain_xml, "the domain's definition").findtext("name", "")
-        return _user_of_process(SYSTEM_PIDS / f"{name}.pid") or user_of(None)
-    return user_of(owner)
-
-
-def _user_of_process(pid_file: Path) -> User | None:
-    """Whom it runs as; None where it does not run."""
-    try:
-        status = Path(f"/proc/{int(pid_file.read_text())}/status").read_text()
-    except (OSError, ValueError):
-        return None
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    uid, gid = (int(fields[key].split()[1]) for key in ("Uid", "Gid"))  # the effective one
-    return User(uid, gid, tuple(map(int, fields["Groups"].split())))
-
-
-def user_of(owner: domainxml.Owner | None) -> User:
-    """That user, by default ourselves.  Raises NotFoundError where this host does not have it."""
-    if owner is None:
-        return User(os.geteuid(), os.getegid(), tuple(os.getgroups()))
-    try:
-        uid = int(owner.user[1:]) if owner.user.startswith("+") else pwd.getpwnam(owner.user).pw_uid
-        gid = int(owner.group[1:]) if owner.group.startswith("+") else grp.getgrnam(owner.group).gr_gid
-    except (KeyError, ValueError) as error:
-        raise NotFoundError(f"QEMU's user {owner.user}:{owner.group} is not known to this host") from error
-    try:
-        groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-    except KeyError:
-        groups = [gid]
-    return User(uid, gid, tuple(groups))
+        found = await self.qemu(uri)
+        return await version_of(found.pid) if found else None

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from ..core import names
 from ..errors import UsageError
 
+SYSTEM_PIDS = Path("/run/libvirt/qemu")  # of a daemon that runs as root, which ours is as root
+
 
 def default_uri() -> str:
     """As virsh does: $LIBVIRT_DEFAULT_URI, else qemu:///system for root and qemu:///session for others."""
@@ -29,6 +31,14 @@ def check_uri(uri: str) -> None:
 def is_unprivileged(uri: str) -> bool:
     """Whether the URI names a user's own daemon."""
     return urlsplit(uri).path == "/session"
+
+
+def pid_directory(uri: str) -> Path:
+    """Where libvirt keeps the process ids of its QEMUs (stateDir in its qemu_conf.c, g_get_user_runtime_dir())."""
+    if os.geteuid() == 0 or not is_unprivileged(uri):
+        return SYSTEM_PIDS
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(runtime) / "libvirt/qemu/run"
 
 
 def tpm_directory(uri: str, uuid: str) -> Path:

@@ -144,11 +144,12 @@ async def end(record: Record) -> None:
         try:
             await end_on(domain, record)
         except UnreachableError as error:
-            pid = domain.qemu_pid(record.connect)
-            if pid is None or not is_stopped(pid):
+            found = await domain.qemu(record.connect)
+            if found is None or not is_stopped(found.pid):
                 raise
             raise UnreachableError(
-                f"{error.message}: its QEMU, process {pid}, is stopped", names.command("kill", "-CONT", str(pid))
+                f"{error.message}: its QEMU, process {found.pid}, is stopped",
+                names.command("kill", "-CONT", str(found.pid)),
             ) from error
 
 

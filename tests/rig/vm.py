@@ -180,13 +180,24 @@ class VM:
         return "Backup" in self.virsh("domjobinfo", "--", self.name, check=False)
 
     def qemu_pid(self) -> int:
-        return int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text())
+        """Of its QEMU; the file that tells it is not always called as the VM is."""
+        argument = f"-uuid\0{self.uuid()}\0".encode()
+        pids = [int(file.read_text()) for file in Path("/run/libvirt/qemu").glob("*.pid")]
+        (pid,) = (pid for pid in pids if argument in _command_line(pid))
+        return pid
 
     def remove(self) -> None:
         """Destroy and undefine the VM, and wait until QEMU has gone."""
         self.virsh("destroy", "--", self.name, check=False)
         self.virsh("undefine", "--checkpoints-metadata", "--nvram", "--", self.name, check=False)
         FOREIGN_SOCKET.unlink(missing_ok=True)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""  # it has ended
 
 
 @contextlib.contextmanager
