@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import trio
 
-from . import blocking, bootcheck, datadirectory, execution, hypervisor, journal, scratchvm, tending, views
+from . import blocking, bootcheck, datadirectory, execution, hypervisor, journal, kvm, scratchvm, tending, views
 from .bootcheck import Came, WaitFor
 from .core import names, scratchdomain
 from .core.scratchdevices import ISOLATED, NONE, Source
@@ -25,9 +29,9 @@ from .state import Store
 
 log = logging.getLogger(__name__)
 
-KVM_DEVICE = "/dev/kvm"
+SLOW_S = 5.0  # for the start of a VM: most take one or two
 HOST_S = 30.0
-NAME_MAX = 240  # bytes: libvirt makes names of files of it, such as NAME.xml.new and NAME-swtpm.log
+NAME_MAX = 240  # bytes: libvirt makes names of files of it, such as NAME.xml.new, NAME-swtpm.log and, escaped, NAME.pid
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,9 @@ async def run(request: BootRequest, record: Record, store: Store) -> tuple[Scrat
             store.check_active(record, "booted")  # not before: what ends the snapshot looks for the record
             await journal.write(record, store, vm.overlays, user.uid, vm.uuid)
             await _make_files(record, vm, user)
-            domain = await connection.start(derived.xml, persistent=request.is_kept)
-            vm = _started(vm, domain, record)
+            with told_if_slow(vm.name):
+                domain = await connection.start(derived.xml, persistent=request.is_kept)
+            vm = await _started(vm, domain, record)
             _write(directory, vm, record)
             record.server.send(tending.BELL)
             if request.wait_for:
@@ -123,7 +128,7 @@ async def _definition(record: Record) -> str:
 
 
 async def _plan(
-    request: BootRequest, record: Record, connection: hypervisor.Hypervisor, original_accelerator: str
+    request: BootRequest, record: Record, connection: hypervisor.Hypervisor, original_accelerator: str, user: User
 ) -> ScratchVm:
     """Decide; make nothing yet."""
     own = str(uuid.uuid4())
@@ -136,9 +141,9 @@ async def _plan(
     parent = Path(request.overlay_dir or datadirectory.path())
     names.check_utf_8(str(parent), "the overlay directory")
     accelerator, notes = original_accelerator, list[str]()
-    if accelerator == scratchdomain.KVM and not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+    if accelerator == scratchdomain.KVM and not await kvm.is_open_to(user, kvm.DEVICE):
         accelerator = scratchdomain.TCG
-        notes.append(f"it runs without KVM, and so slowly: {KVM_DEVICE} cannot be used")
+        notes.append(f"it runs without KVM, and so slowly: {kvm.DEVICE} is not open to QEMU's user (uid {user.uid})")
     overlays = parent / scratchvm.overlays_name(record.id, own)
     return ScratchVm(
         name=name,

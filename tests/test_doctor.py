@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from snapmount import hypervisor
+from snapmount import hypervisor, kvm
 from snapmount.doctor import virtualisation
 from snapmount.doctor.subject import Subject
 
@@ -271,6 +272,21 @@ def test_a_private_root_is_made_shared_by_the_command_that_is_told(namespace: li
     assert finding["status"] == "warning"
     mend(finding, namespace)
     assert the(examined(within=namespace, code=0), "mount propagation")["status"] == "ok"
+
+
+async def test_a_dev_kvm_that_is_closed_to_qemu_s_user_is_told_of_though_root_can_open_it(
+    libvirt: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = tmp_path / "kvm"
+    os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(10, 232))
+    monkeypatch.setattr(kvm, "DEVICE", str(device))
+    [finding] = [
+        each for each in await virtualisation.check(Subject.here("qemu:///system", None)) if each.check == "KVM"
+    ]
+    assert finding.status.value == "warning"
+    assert re.search(r"/dev/kvm cannot be opened by QEMU's user \(uid \d+\): .* probes QEMU anew", finding.text)
+    monkeypatch.setattr(kvm, "DEVICE", str(tmp_path / "missing"))
+    assert "KVM" not in [each.check for each in await virtualisation.check(Subject.here("qemu:///system", None))]
 
 
 # -- what snapshots leave ----------------------------------------------------------------------------------------------

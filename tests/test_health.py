@@ -86,6 +86,7 @@ JUDGED = [
     (health.kvm("missing", "kvm_amd", DEBIAN), WARNING, "modprobe kvm_amd"),
     (health.kvm("Permission denied", "kvm_intel", USER), WARNING, "sudo chmod 666 /dev/kvm"),
     (health.kvm("missing", None, DEBIAN), WARNING, "firmware"),
+    (health.kvm_of_qemu(64055, DEBIAN), WARNING, "chmod 666 /dev/kvm"),
     (health.runtime_directory("/run/snapmount", None, True, DEBIAN), OK, None),
     (health.runtime_directory("/run/snapmount", 0o700, True, DEBIAN), OK, None),
     (health.runtime_directory("/run/snapmount", 0o710, True, DEBIAN), PROBLEM, "chmod 700 /run/snapmount"),

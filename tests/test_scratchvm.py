@@ -144,6 +144,29 @@ def test_a_long_name_is_cut_where_a_character_begins() -> None:
         assert check_name(name) == name
     with pytest.raises(UsageError, match="is too long for the name of a VM: 241 bytes, of at most 240"):
         check_name("x" * 241)
+    assert default_name("a'b" * 30, uuid) == "a'b" * 28 + "a-scratch-0b7d", "libvirt escapes it, in the name of a file"
+
+
+# -- its start ---------------------------------------------------------------------------------------------------------
+
+
+def test_who_waits_for_libvirt_is_told_what_it_may_be_about(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boot, "SLOW_S", 0.01)
+    with boot.told_if_slow("vm1-scratch-0b7d"):
+        wait_for(lambda: caplog.messages, "it is told")
+    [message] = caplog.messages
+    assert message.startswith("libvirt is starting vm1-scratch-0b7d: it may be probing QEMU")
+    assert "snapmount doctor" in message
+
+
+def test_who_need_not_wait_is_told_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    before = threading.active_count()
+    with boot.told_if_slow("vm1-scratch-0b7d"):
+        assert threading.active_count() > before
+    wait_for(lambda: threading.active_count() == before, "nothing is to be told any more")
+    assert caplog.messages == []
 
 
 # -- its files ---------------------------------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ def kvm(fault: str | None, module: str | None, remedies: Remedies) -> Finding:
     offers no virtualisation.
     """
     if fault is None:
-        return ok("KVM", "/dev/kvm can be used")
+        return ok("KVM", "/dev/kvm can be opened by you")
     slow = "scratch VMs (boot) run without KVM, slowly"
     if module is None:
         remedy = "switch VT-x or AMD-V on, in the firmware or for this VM"
@@ -237,6 +237,15 @@ def kvm(fault: str | None, module: str | None, remedies: Remedies) -> Finding:
     if fault == MISSING:
         return warning("KVM", f"{slow}: /dev/kvm is missing", remedies.as_root("modprobe", module))
     return warning("KVM", f"{slow}: /dev/kvm: {fault}", remedies.as_root("chmod", "666", "/dev/kvm"))
+
+
+def kvm_of_qemu(uid: int, remedies: Remedies) -> Finding:
+    """Tell that QEMU's user may not open /dev/kvm, which is there."""
+    text = (
+        f"/dev/kvm cannot be opened by QEMU's user (uid {uid}): scratch VMs (boot) run without KVM, slowly, and start "
+        "late, since libvirt probes QEMU anew each time"
+    )
+    return warning("KVM", text, remedies.as_root("chmod", "666", "/dev/kvm"))
 
 
 def runtime_directory(path: str, mode: int | None, is_ours: bool, remedies: Remedies) -> Finding:

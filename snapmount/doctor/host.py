@@ -13,6 +13,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from .. import blocking, mounts
+from .. import kvm as kvm_device
 from ..core import health, names
 from ..core.health import Finding, Program
 from ..core.iscsi import LOOPBACK, PORT, PORTS, Portal, PortalRequest
@@ -24,7 +25,6 @@ from ..state import Store
 from .subject import Subject
 
 HOST_S = 5.0
-KVM_DEVICE = "/dev/kvm"
 _KVM_GET_API_VERSION = 0xAE00  # <linux/kvm.h>
 _KVM_API = 12
 _DEAD = (State.DEAD, State.LEFTOVER)
@@ -148,10 +148,10 @@ async def kvm(subject: Subject) -> list[Finding]:
 
 
 def _fault_of_kvm() -> str | None:
-    fault = _fault_of_device(KVM_DEVICE)
+    fault = _fault_of_device(kvm_device.DEVICE)
     if fault:
         return fault
-    descriptor = os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(kvm_device.DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
         version = fcntl.ioctl(descriptor, _KVM_GET_API_VERSION)
     except OSError as error:

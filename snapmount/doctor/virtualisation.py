@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from .. import blocking, datadirectory, mounts
+from .. import blocking, datadirectory, kvm, mounts
 from ..core import health, names
 from ..core.health import Finding, Place, SELinux
 from ..core.user import User
@@ -72,6 +72,8 @@ async def check(subject: Subject) -> list[Finding]:
     findings.append(health.qemu(qemu.version, qemu.supports_backup, subject.remedies))
     if not hypervisor.is_unprivileged(connect):
         findings.append(_console_log(subject))
+        if kvm.is_there() and not await kvm.is_open_to(qemu.user, kvm.DEVICE):
+            findings.append(health.kvm_of_qemu(qemu.user.uid, subject.remedies))
     parents = [datadirectory.path(), *([Path(subject.scratch_dir)] if subject.scratch_dir else [])]
     findings += [await _place(subject, parent, qemu.user) for parent in dict.fromkeys(parents)]
     findings.append(health.confinement(qemu.security_models, _selinux(), subject.remedies))
