@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,51 @@ async def test_an_agent_that_is_not_there_does_not_answer() -> None:
 async def test_a_closed_connection_says_nothing_of_the_agent() -> None:
     with pytest.raises(UnreachableError, match="vm1: the connection to libvirt is closed: client socket is closed"):
         await Domain(WithAgent(refuse, is_alive=False)).agent.answers()
+
+
+DISABLED = {  # by the version of the agent, while file systems are frozen
+    "2.12": "The command {} has been disabled for this instance",
+    "7.2": "Command {} has been disabled: the agent is in frozen state",
+    "10.0": "Command {} has been disabled: the command is not allowed",
+}
+LIBVIRT = "internal error: unable to execute QEMU agent command '{}': {}"
+
+
+def refusing(command: str, why: str) -> Callable[[], None]:
+    """As libvirt tells of the agent's refusal to obey that command."""
+
+    def fail() -> None:
+        error = libvirt.libvirtError(LIBVIRT.format(command, why.format(command)))
+        error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_QEMU, error.args[0])
+        raise error
+
+    return fail
+
+
+async def why_not_frozen(why: str, asked: Callable[[], None]) -> str:
+    """What is said where the agent refuses to freeze the guest, and is asked for its time then."""
+    vm = WithAgent(asked)
+    vm.fsFreeze = refusing("guest-fsfreeze-freeze", why)  # type: ignore[attr-defined]
+    with pytest.raises(StateError) as caught:
+        await Domain(vm).agent.freeze()
+    assert "--quiesce" in (caught.value.remedy or "")
+    return caught.value.message
+
+
+@pytest.mark.parametrize("version", DISABLED)
+async def test_a_guest_that_is_frozen_already_is_told_so_whatever_its_agent_says(version: str) -> None:
+    why = DISABLED[version]
+    assert (
+        await why_not_frozen(why, refusing("guest-get-time", why))
+        == "vm1: the guest's file systems cannot be frozen: they are frozen already, by another program"
+    )
+
+
+async def test_an_agent_that_must_not_freeze_is_told_from_one_that_has_frozen() -> None:
+    said = await why_not_frozen(DISABLED["10.0"], lambda: None)
+    assert said.endswith("cannot be frozen: the guest agent's configuration does not allow it")
+
+
+async def test_what_keeps_a_guest_from_being_frozen_is_told_in_its_agent_s_words() -> None:
+    said = await why_not_frozen("failed to freeze /mnt: Permission denied", lambda: None)
+    assert "failed to freeze /mnt: Permission denied" in said

@@ -76,7 +76,7 @@ def test_the_guest_is_thawed_when_the_job_cannot_be_started(with_agent: vm.VM, m
 def test_what_another_program_has_frozen_is_not_thawed(with_agent: vm.VM, mountpoint: Path) -> None:
     with_agent.virsh("domfsfreeze", with_agent.name)
     message = refused("--quiesce", with_agent.name, mountpoint, code=4)
-    assert "the agent is in frozen state" in message
+    assert "cannot be frozen: they are frozen already, by another program" in message
     assert "qemu-guest-agent" not in message, "it is there"
     status = with_agent.virsh("qemu-agent-command", with_agent.name, '{"execute":"guest-fsfreeze-status"}')
     assert '"frozen"' in status
@@ -86,6 +86,14 @@ def test_what_another_program_has_frozen_is_not_thawed(with_agent: vm.VM, mountp
 def test_a_guest_without_an_agent_is_told_what_it_lacks(writer: vm.VM, mountpoint: Path) -> None:
     message = refused("--quiesce", writer.name, mountpoint, code=7)
     assert "install and start qemu-guest-agent" in message
+
+
+def test_a_guest_that_is_paused_is_told_so_and_not_to_install_an_agent(with_agent: vm.VM, mountpoint: Path) -> None:
+    with with_agent.suspended():
+        message = refused("--quiesce", with_agent.name, mountpoint, code=4)
+    assert "cannot be frozen: it is paused, by somebody\n" in message
+    assert f"  try: virsh resume {with_agent.name}   (or do without --quiesce)" in message
+    assert "agent" not in message.replace(with_agent.name, "")
 
 
 @pytest.mark.parametrize("also", [dying.COMMAND, dying.STANDBY])

@@ -44,10 +44,34 @@ class Agent:
             await change("freeze the guest's file systems", self._handle.fsFreeze)
         except libvirt.libvirtError as error:
             message = f"{self._vm}: the guest's file systems cannot be frozen: {error}"
-            if _has_answered(error):
-                remedy = "wait until the program has ended that has frozen them, if one has, or do without --quiesce"
-                raise StateError(message, remedy) from error
-            raise UnreachableError(message) from error
+            if not _has_answered(error):
+                raise UnreachableError(message) from error
+            if not is_disabled(str(error)):
+                raise StateError(message, "see the guest agent's log, or do without --quiesce") from error
+            raise await self._why_disabled() from error
+
+    async def _why_disabled(self) -> StateError:
+        """The error where the agent does not obey the command to freeze.
+
+        While file systems are frozen it obeys hardly any (ga_command_is_blocked() in QEMU's qga/main.c, and names no
+        reason from QEMU 10.0 on); else its configuration forbids this one.
+        """
+        message = f"{self._vm}: the guest's file systems cannot be frozen"
+        try:
+            await call("ask the guest agent for its time", self._handle.getTime, deadline_s=AGENT_S)
+        except libvirt.libvirtError as error:
+            if _has_answered(error) and is_disabled(str(error)):
+                thaw = names.command("virsh", "domfsthaw", self._vm)
+                return StateError(
+                    f"{message}: they are frozen already, by another program",
+                    f"wait until that has thawed them ({thaw}, if it has died), or do without --quiesce",
+                )
+        except UnreachableError:
+            pass
+        return StateError(
+            f"{message}: the guest agent's configuration does not allow it",
+            "allow guest-fsfreeze-freeze and guest-fsfreeze-thaw in the guest (qemu-ga.conf), or do without --quiesce",
+        )
 
     async def thaw(self, deadline_s: float = CALL_S) -> None:
         """Thaw the guest's file systems; they need not be frozen.  Raises UnreachableError."""
@@ -76,6 +100,16 @@ class Agent:
                 raise UnreachableError(f"{self._vm}: the connection to libvirt is closed: {error}") from error
             return False
         return True
+
+
+def is_disabled(refusal: str) -> bool:
+    """Whether the agent refuses that command now, whatever its arguments (do_qmp_dispatch() in QEMU's
+    qapi/qmp-dispatch.c).
+
+    'The command guest-... has been disabled for this instance', since QEMU 5.2 'Command guest-... has been disabled:
+    the agent is in frozen state', since 10.0 '...: the command is not allowed'.
+    """
+    return "has been disabled" in refusal
 
 
 def _has_answered(error: libvirt.libvirtError) -> bool:

@@ -57,8 +57,8 @@ async def begin(domain: Domain, claim: Claim, *, left_out: Iterable[str], quiesc
     systems are frozen around its start.
 
     A thaw always follows a freeze, and its failure is an error: UnreachableError.  A freeze that the guest refuses is
-    none: what is frozen then is so by others.  Raises StateError where it refuses, or where the job cannot be started,
-    MissingError where the guest has no agent.
+    none: what is frozen then is so by others.  Raises StateError where it refuses or is paused, or where the job
+    cannot be started, MissingError where the guest has no agent.
     """
     record = claim.record
     scratch_files = {disk.name: files.path(record, disk.name) for disk in record.snapshot.disks}
@@ -83,6 +83,12 @@ async def begin(domain: Domain, claim: Claim, *, left_out: Iterable[str], quiesc
 
 async def _freeze(domain: Domain, claim: Claim) -> None:
     """Freeze the guest; before that is done, it is written down that it may be."""
+    why = await domain.why_paused()
+    if why:
+        resume = names.command("virsh", "resume", domain.name)
+        raise StateError(
+            f"{domain.name}: the guest's file systems cannot be frozen: {why}", f"{resume}   (or do without --quiesce)"
+        )
     await domain.agent.check()
     claim.update(frozen=True)
     try:
