@@ -253,7 +253,14 @@ async def _watch_source(view: fuse.View, held: Held) -> None:
     note(pull.LOST_CONNECTION)
     _close(held.images)
     await view.forget_cached()
+    is_explained = trio.Event()
+
+    async def explain() -> None:
+        await pull.explain_loss(record, note)
+        is_explained.set()
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pull.explain_loss, record, note)
-        await trio.sleep(pull.JOB_ENDS_S)
+        nursery.start_soon(explain)
+        with trio.move_on_after(pull.JOB_ENDS_S):  # one that ends within that time was ended by somebody else
+            await is_explained.wait()
         await held.watch.end_job()

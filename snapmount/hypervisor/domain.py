@@ -95,6 +95,16 @@ class Domain:
             raise UnreachableError(f"{self.name}: read the metadata: {error}") from error
         return mark.snapshot_of(found)
 
+    async def is_shutting_down(self) -> bool:
+        """Whether its guest has shut it down, and its QEMU is to end or to start anew.  Raises UnreachableError."""
+        try:
+            state, _ = await call("read the state", self._handle.state)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return False
+            raise UnreachableError(f"{self.name}: read the state: {error}") from error
+        return bool(state == libvirt.VIR_DOMAIN_SHUTDOWN)
+
     async def why_shut_off(self) -> str | None:
         """'was shut down', 'was destroyed' and so on; None where it runs."""
         with explained(f"{self.name}: read the state"):
@@ -165,10 +175,29 @@ class Domain:
                 return
             with contextlib.suppress(libvirt.libvirtError):  # it may end by itself at this moment; the loop below tells
                 await call("end the backup job", self._handle.abortJob, deadline_s=math.inf)
+            is_told = False
             while await self.has_job_at(socket):
+                if not is_told and await self.is_shutting_down():
+                    await self._let_libvirt_notice(socket)
+                    is_told = True
                 await trio.sleep(POLL_S)
             return
         raise UnreachableError(f"{self.name}: the backup job has not ended within {JOB_END_S:g} s")
+
+    async def _let_libvirt_notice(self, socket: str) -> None:
+        """Let libvirt notice that the job has ended with QEMU, whose guest has shut down.
+
+        It has one thread for what QEMUs tell.  A guest agent that ends, as it does at each shutdown, keeps that waiting
+        for the end of the job, which it would have noticed next, until it gives up after 30 s: for so long the VM is
+        'in shutdown' (processSerialChangedEvent() in qemu_driver.c, virDomainObjBeginJobInternal()).  A call to end the
+        job of a disk looks itself at what QEMU has told, though it fails since QEMU is gone.
+        """
+        job = await self.backup_job()
+        if job is None or domainxml.backup_socket(job) != socket:
+            return
+        for disk in domainxml.scratch_indexes(job):
+            with contextlib.suppress(libvirt.libvirtError):
+                await call(f"end the job of {disk}", self._handle.blockJobAbort, disk, 0, deadline_s=math.inf)
 
     async def _has_or_starts_job_at(self, socket: str) -> bool:
         """The same as has_job_at(), but a job that is being started just now, of which libvirt tells nothing else, is

@@ -183,7 +183,8 @@ async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:
 
     QEMU closes the connection before libvirt has told the end of the VM or of the job, and a VM that is shut down loses
     its job first, seconds before its end on a busy host.  So the reason is told as it is known so far, and told again
-    while the VM is looked at for its end.  A job that ends later than JOB_ENDS_S has been ended by ourselves.
+    while the VM is looked at for its end.  A job that ends later than JOB_ENDS_S has been ended by ourselves.  A guest
+    that has shut down is known before that: libvirt ends a QEMU that has told so.
     """
     name = record.snapshot.vm_name
     reason = LOST_CONNECTION
@@ -196,6 +197,8 @@ async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:
                     if domain is None:
                         return tell(f"{name} is gone")
                     may_be_others = reason == LOST_CONNECTION and trio.current_time() < ours_s
+                    if may_be_others and await domain.is_shutting_down():
+                        return tell(f"{name} was shut down")
                     if may_be_others and not await domain.has_job_at(pullstate.of(record).socket):
                         reason = "the backup job was ended by somebody else"
                         tell(reason)

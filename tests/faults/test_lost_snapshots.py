@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from ..rig import traces, vm
-from ..rig.command import assert_reads_fail, refused, snapmount, snapmount_json, state_of
+from ..rig.command import assert_reads_fail, read_direct, refused, snapmount, snapmount_json, state_of
 from ..rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
+SOON_S = 20  # of which libvirt takes a second
 
 
 @pytest.mark.parametrize(
@@ -70,14 +71,48 @@ def test_a_job_that_outlives_its_export_is_ended_by_the_standby_where_the_server
     assert traces.found() == []
 
 
-def test_a_guest_that_shuts_itself_down_ends_its_snapshot(clean: None, mountpoint: Path) -> None:
-    with vm.running(f"{vm.PREFIX}-down", [vm.Disk("vda")], agent=True) as guest:
+def in_guest(guest: vm.VM, script: str) -> None:
+    """Let a shell run it in the guest, and wait for nothing."""
+    asked = {"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", script]}}
+    guest.virsh("qemu-agent-command", guest.name, json.dumps(asked))
+
+
+def test_a_guest_that_shuts_itself_down_ends_its_snapshot_and_its_vm_at_once(clean: None, mountpoint: Path) -> None:
+    """libvirt alone takes 30 s, since the agent ends first, as a service manager has it."""
+    with vm.running(f"{vm.PREFIX}-down", [vm.Disk("vda"), vm.Disk("vdb", "qcow2")], agent=True) as guest:
         guest.agent_answers()
         snapmount(guest.name, mountpoint)
-        guest.virsh("shutdown", "--mode", "agent", guest.name)
-        wait_for(lambda: state_of(guest.name) == ("lost", f"{guest.name} was shut down"), "list says why")
+        in_guest(guest, "kill $(pidof qemu-ga); sleep 1; poweroff -f")
+        wait_for(lambda: state_of(guest.name) == ("lost", f"{guest.name} was shut down"), "list says why", SOON_S)
+        wait_for(lambda: guest.state() == "shut off", "libvirt has noticed", SOON_S)
+        assert "shutdown" in guest.virsh("domstate", "--reason", guest.name), "and has not been told to destroy it"
         assert_reads_fail(mountpoint / "vda.raw")
         snapmount("delete", guest.name)
+
+
+def test_a_snapshot_outlives_each_reboot_of_its_guest(clean: None, mountpoint: Path) -> None:
+    with vm.running(f"{vm.PREFIX}-again", [vm.Disk("vda")], agent=True, start=False) as guest:
+        xml = guest.directory / "domain.xml"
+        xml.write_text(xml.read_text().replace("<devices>", "<on_poweroff>restart</on_poweroff><devices>"))
+        guest.virsh("undefine", guest.name)
+        guest.virsh("define", str(xml))
+        guest.start()
+        snapmount(guest.name, mountpoint)
+        before = read_direct(mountpoint / "vda.raw")
+        for boots, again in enumerate(REBOOTS, 1):
+            guest.agent_answers()
+            again(guest)
+            wait_for(lambda goal=boots: guest.output().count("guest is up") > goal, "it has booted anew", vm.BOOT_S)  # type: ignore[misc]
+            assert state_of(guest.name) == ("active", None)
+            assert read_direct(mountpoint / "vda.raw") == before
+        snapmount("delete", guest.name)
+
+
+REBOOTS: list[Callable[[vm.VM], object]] = [
+    lambda guest: in_guest(guest, "reboot -f"),
+    lambda guest: in_guest(guest, "poweroff -f"),  # which libvirt makes a reboot of
+    lambda guest: guest.virsh("reset", guest.name),
+]
 
 
 def test_a_vm_started_anew_is_not_taken_for_the_one_of_the_snapshot(own_vm: vm.VM, mountpoint: Path) -> None:
