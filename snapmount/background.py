@@ -48,6 +48,7 @@ class SocketReporter:
 
     def claimed(self, record: Record) -> None:
         """Let everything that is printed or logged go to the snapshot's log, and with -v to the user too."""
+        session.show_as_server(record)
         log_file = self._store.open_log(record.id)
         logs.replace_standard_streams(log_file)
         os.close(log_file)

@@ -31,6 +31,7 @@ class Reporter:
 
     def claimed(self, record: Record) -> None:
         """Let what is logged go to the journal, where there is one, else to the snapshot's log too."""
+        session.show_as_server(record)
         root = logging.getLogger()
         level = min(root.level, logging.INFO)
         if notify.has_journal():

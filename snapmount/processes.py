@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
+from setproctitle import setproctitle
+
+from .core import names
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,14 @@ def be_spared_when_memory_runs_out() -> None:
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+
+
+def show_as(title: str, comm: str) -> None:
+    """Let ps(1) show this process by that title in place of its command line, and `ps -o comm` by a shorter one, of 15
+    characters at most (PR_SET_NAME(2const)).  Both are escaped where a terminal could not show them as they are.
+    """
+    setproctitle(names.printable(title))
+    Path("/proc/self/comm").write_text(names.printable(comm))
 
 
 def is_stopped(pid: int) -> bool:

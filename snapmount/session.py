@@ -19,7 +19,7 @@ from typing import Protocol
 
 import trio
 
-from . import hypervisor, mounts, nbd, nvram, tending, watching
+from . import hypervisor, mounts, nbd, nvram, processes, tending, watching
 from .core import names
 from .core.image import Image
 from .core.lifecycle import State
@@ -35,6 +35,7 @@ from .teardown import free
 
 log = logging.getLogger(__name__)
 
+COMM = "snapmount"
 LUN_EXTENTS = 256  # tgtd looks for all holes of a disk each time that an initiator asks for one
 
 
@@ -71,6 +72,11 @@ class Held:
 
 
 Begin = Callable[[Reporter], AbstractAsyncContextManager[Held]]
+
+
+def show_as_server(record: Record) -> None:
+    """Let ps(1) show which snapshot this process serves."""
+    processes.show_as(f"snapmount: server of {record.snapshot.vm_name} ({record.id})", COMM)
 
 
 async def run(begin: Begin, reporter: Reporter) -> None:

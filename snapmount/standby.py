@@ -38,7 +38,8 @@ from .teardown import tear_down
 log = logging.getLogger(__name__)
 
 AGAIN_S = 3.0
-COMM = "snapmount-stby"  # what ps -o comm shows: 15 characters at most (PR_SET_NAME)
+COMM = "snapmount-stby"
+LOOK_S = 0.2  # for the record, which the server is about to write
 
 
 @contextlib.contextmanager
@@ -64,7 +65,7 @@ def _run(server: Process, store: Store) -> NoReturn:
         processes.close_inherited()
         with Path(os.devnull).open("r+b") as null:
             logs.replace_standard_streams(null.fileno())
-        Path("/proc/self/comm").write_text(COMM)
+        processes.show_as(f"snapmount: standby of process {server.pid}", COMM)
         trio.run(_stand_by, server, store)
     except BaseException:
         log.exception("internal error")
@@ -83,8 +84,19 @@ def is_done_with(record: Record) -> bool:
     return record.state is not State.ACTIVE or record.has_expired
 
 
+async def _show_whose(server: Process, store: Store) -> None:
+    """Let ps(1) show what this process stands by, once the server has written that down."""
+    with contextlib.suppress(SnapmountError, OSError):  # it stands by all the same
+        while (record := left_by(server, store)) is None:
+            await trio.sleep(LOOK_S)
+        processes.show_as(f"snapmount: standby of {record.snapshot.vm_name} ({record.id})", COMM)
+
+
 async def _stand_by(server: Process, store: Store) -> None:
-    await server.wait_gone()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_show_whose, server, store)
+        await server.wait_gone()
+        nursery.cancel_scope.cancel()
     record = left_by(server, store)
     if record is None:
         return

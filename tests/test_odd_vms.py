@@ -99,12 +99,25 @@ def test_a_vm_whose_files_libvirt_gives_to_nobody_has_snapshots_and_scratch_vms(
     unlabelled: vm.VM, mountpoint: Path
 ) -> None:
     assert "<label>" not in unlabelled.virsh("dumpxml", unlabelled.name)
-    snapmount(unlabelled.name, mountpoint)
+    taken = snapmount_json(unlabelled.name, mountpoint)
+    of_snapshot = f"of {unlabelled.name} ({taken['id']})"
+    assert shown_by_ps(taken["server"]["pid"]) == f"snapmount: server {of_snapshot}"
+    wait_for(
+        lambda: shown_by_ps(taken["server"]["standby_pid"]) == f"snapmount: standby {of_snapshot}",
+        "ps shows whose it is",
+    )
     told = snapmount_json("boot", unlabelled.name, "--wait-for", "guest is up")
-    assert told["state"] == "running"
+    assert (told["state"], told["name"]) == ("running", f"{QUOTED}-scratch-{told['uuid'][:4]}")
+    [attached] = snapmount_json("attach", unlabelled.name, told["name"])["attachments"]
+    assert (attached["disk"], attached["target"]) == ("vda", "vdb")
     assert (mountpoint / "vda.raw").stat().st_uid == Path(f"/proc/{unlabelled.qemu_pid()}").stat().st_uid
     snapmount("delete", "--force", unlabelled.name)
     assert traces.found() == []
+
+
+def shown_by_ps(pid: int) -> str:
+    done = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=True)
+    return done.stdout.rstrip("\n")
 
 
 # -- encryption --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,3 +62,18 @@ def test_a_process_may_have_any_name(tmp_path: Path, name: str) -> None:
         comm = Path(f"/proc/{child.pid}/comm")  # the kernel sets it a moment after Popen() knows of the execve(2)
         wait_for(lambda: comm.read_text() == f"{name}\n", "the process has its name")
         assert Process.of_pid(child.pid).start_ticks >= own.start_ticks > 0
+
+
+def test_ps_shows_a_process_as_it_calls_itself_and_nothing_that_steers_a_terminal() -> None:
+    """It has a short command line at first."""
+    code = "import sys; from snapmount.processes import show_as; show_as(*sys.argv[1:]); print(flush=True); input()"
+    title = "snapmount: server of \x1b[2Ja'b \xfc (84b8ec7e), and more than there was room for before " + "x" * 200
+    command = [sys.executable, "-c", code, title, "snap\nmount"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdout.readline()
+        shown = Path(f"/proc/{process.pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+        assert shown == title.replace("\x1b", "\\x1b")
+        assert Path(f"/proc/{process.pid}/comm").read_text() == "snap\\nmount\n"
+        process.stdin.write(b"\n")

@@ -101,7 +101,8 @@ def admits_others_only_where_fuse_conf_permits_it(
     remedy = refused.stderr.splitlines()[1].removeprefix("  try: ")
     done = in_namespace(remedy.replace("sudo ", ""))
     assert done.returncode == 0, done.stderr
-    server = account.run("pgrep", "-u", account.user, "-f", "snapmount.*--allow-other").stdout.split()[0]
+    [taken] = json.loads(account.run(*command, "list", "--json").stdout)
+    server = taken["server"]["pid"]
     look = ["nsenter", f"--target={server}", "--mount", "stat", "-c", "%a", str(mountpoint), f"{mountpoint}/vda.raw"]
     assert subprocess.run(look, capture_output=True, text=True).stdout == "555\n444\n", "root looks into it"
     account.run(*command, "delete", guest.name)

@@ -19,7 +19,9 @@ def found() -> list[str]:
     traces = [f"mount: {line}" for line in mounts if re.match(r"snapmount:\S*:[0-9a-f]{8} ", line)]
     traces += [f"directory: {path}" for path in (RUNTIME, SCRATCH) if path.exists()]
     traces += [f"socket: {path}" for path in SOCKETS.glob("domain-*/snapmount-*")]
-    servers = subprocess.run(["pgrep", "-a", "-f", r"bin/snapmount "], capture_output=True, text=True).stdout
+    servers = subprocess.run(
+        ["pgrep", "-a", "-f", r"bin/snapmount |^snapmount: "], capture_output=True, text=True
+    ).stdout
     traces += [f"process: {line}" for line in servers.splitlines()]
     traces += [f"scratch VM: {path.stem}" for path in Path("/run/libvirt/qemu").glob("*-scratch-*.pid")]
     traces += [f"tgtd: {pid}" for pid in tgtds()]
