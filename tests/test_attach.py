@@ -37,6 +37,7 @@ def sha256(file: Path, length: int | None = None) -> str:
 # -- the disks in the helper -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample
 def test_the_helper_reads_the_snapshot_s_disks_and_cannot_write_them(
     writer: vm.VM, helper: vm.VM, mountpoint: Path
 ) -> None:

@@ -52,6 +52,7 @@ def agent_vm(shared_agent_vm: vm.VM, clean: None) -> vm.VM:
 # -- the copy ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample
 def test_a_copy_boots_from_its_root_disk_while_the_original_runs_on(
     rooted: vm.VM, mountpoint: Path, tmp_path: Path
 ) -> None:

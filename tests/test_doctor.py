@@ -88,6 +88,7 @@ def run(*command: str | Path) -> None:
 # -- a host that is well -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample
 def test_all_that_snapshots_need_is_there_and_nothing_is_changed(clean: None) -> None:
     findings = examined(code=0)
     assert {finding["status"] for finding in findings} <= {"ok", "warning"}

@@ -158,6 +158,7 @@ def test_the_mount_has_the_variables_of_its_moment_also_after_a_recovery(efi_vm:
     snapmount("delete", efi_vm.name)
 
 
+@pytest.mark.sample
 def test_a_copy_boots_by_uefi_with_the_variables_of_the_snapshot(efi_vm: vm.VM, mountpoint: Path) -> None:
     snapmount(efi_vm.name, mountpoint)
     before = (mountpoint / "nvram").read_bytes()

@@ -70,6 +70,7 @@ def logged_in(shown: dict[str, Any]) -> Iterator[None]:
         process.kill()
 
 
+@pytest.mark.sample
 def test_the_luns_are_one_moment_of_the_guest_s_disks(writer: vm.VM, port: int, tmp_path: Path) -> None:
     taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{port}", writer.name)
     assert [(lun["number"], lun["disk"], lun["size_bytes"]) for lun in taken["iscsi"]["luns"]] == [
@@ -99,6 +100,7 @@ def write_in_many_places(image: Path) -> None:
             f.write(b"x" * 4096)
 
 
+@pytest.mark.sample
 def test_initiators_are_told_of_the_largest_holes_of_a_disk(
     libvirt: None, clean: None, port: int, mountpoint: Path
 ) -> None:

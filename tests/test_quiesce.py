@@ -33,7 +33,10 @@ def shared_vm_with_agent(libvirt: None) -> Iterator[vm.VM]:
 def with_agent(shared_vm_with_agent: vm.VM, clean: None) -> Iterator[vm.VM]:
     """That VM, whose guest is thawed after each test, and has its agent."""
     yield shared_vm_with_agent
-    writes_on(shared_vm_with_agent)
+    try:
+        writes_on(shared_vm_with_agent)
+    finally:
+        shared_vm_with_agent.virsh("domfsthaw", shared_vm_with_agent.name, check=False)  # else the next one fails too
     shared_vm_with_agent.agent_answers()
 
 
@@ -48,6 +51,7 @@ def writes_on(guest: vm.VM) -> None:
     wait_for(lambda: guest.output().count("lines=") > lines, "the guest writes on: it has been thawed")
 
 
+@pytest.mark.sample
 def test_a_quiesced_file_system_needs_no_journal_replay_and_the_guest_goes_on(
     with_agent: vm.VM, mountpoint: Path
 ) -> None:
@@ -73,6 +77,7 @@ def test_the_guest_is_thawed_when_the_job_cannot_be_started(with_agent: vm.VM, m
     with_agent.virsh("blockjob", with_agent.name, "vda", "--abort")
 
 
+@pytest.mark.sample
 def test_what_another_program_has_frozen_is_not_thawed(with_agent: vm.VM, mountpoint: Path) -> None:
     with_agent.virsh("domfsfreeze", with_agent.name)
     message = refused("--quiesce", with_agent.name, mountpoint, code=4)
@@ -123,6 +128,7 @@ def change_record(taken: dict[str, Any], **changes: Any) -> None:
     record.write_text(json.dumps(json.loads(record.read_text()) | changes))
 
 
+@pytest.mark.sample
 def test_a_guest_that_a_dead_server_may_have_left_frozen_is_thawed_by_delete(
     with_agent: vm.VM, mountpoint: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_the_extension_is_there() -> None:
     assert extension, "it was not built: holes would be read as data"
 
 
+@pytest.mark.sample
 def test_du_and_the_map_tell_the_truth(view: Path, content: Path) -> None:
     assert view.stat().st_size == SIZE
     data = sum(length for _, length in DATA)
@@ -84,6 +85,7 @@ def inside(offset: int, extent: dict[str, int]) -> bool:
     return extent["start"] <= offset < extent["start"] + extent["length"]
 
 
+@pytest.mark.sample
 def test_lseek_on_the_view_is_that_of_the_map(view: Path) -> None:
     told = json.loads(view.with_suffix(".map").read_text())
     with view.open("rb", buffering=0) as f:

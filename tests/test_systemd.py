@@ -106,6 +106,7 @@ def systemd(tmp_path: Path, mountpoint: Path) -> Iterator[service_manager.Manage
         yield manager
 
 
+@pytest.mark.sample
 @pytest.mark.vm
 def test_systemd_starts_it_restarts_it_when_it_is_killed_and_stops_it(
     writer: vm.VM, mountpoint: Path, systemd: service_manager.Manager

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.vm
 SEED = 7
 
 
+@pytest.mark.sample
 def test_a_snapshot_shows_the_disks_and_leaves_no_trace_when_deleted(writer: vm.VM, mountpoint: Path) -> None:
     said = snapmount(writer.name, mountpoint).stdout
     assert f"{writer.name}: snapshot" in said
@@ -36,6 +37,7 @@ def test_a_snapshot_shows_the_disks_and_leaves_no_trace_when_deleted(writer: vm.
     assert os.listdir(mountpoint) == []
 
 
+@pytest.mark.sample
 def test_the_view_is_one_moment_and_the_same_bytes_on_every_later_read(writer: vm.VM, mountpoint: Path) -> None:
     snapmount(writer.name, mountpoint)
     files = [mountpoint / "vda.raw", mountpoint / "vdb.raw"]
@@ -65,6 +67,7 @@ def test_disks_can_be_excluded(writer: vm.VM, mountpoint: Path) -> None:
     snapmount("delete", shown["id"])
 
 
+@pytest.mark.sample
 def test_list_and_show_tell_all_of_a_snapshot(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
     (listed,) = snapmount_json("list")

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.vm
 SEED = 7
 
 
+@pytest.mark.sample
 def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account) -> None:
     command = account.snapmount()
 

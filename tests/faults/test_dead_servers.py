@@ -20,6 +20,7 @@ from ..rig.signals import interrupted
 pytestmark = pytest.mark.vm
 
 
+@pytest.mark.sample
 def test_a_killed_server_leaves_a_state_that_list_shows_and_delete_cleans_up(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
     servers.kill(taken)

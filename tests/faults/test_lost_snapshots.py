@@ -19,6 +19,7 @@ UP = "guest is up"
 SOON_S = 20  # of which libvirt takes a second
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("end_it", "reason"),
     [

@@ -69,6 +69,7 @@ def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None 
     journal(directory).write_text(json.dumps(document | (changes or {})))
 
 
+@pytest.mark.sample
 def test_scratch_and_overlays_of_a_snapshot_from_before_a_reboot_are_removed(own_vm: vm.VM, mountpoint: Path) -> None:
     snapmount(own_vm.name, mountpoint)
     booted = snapmount_json("boot", "--keep", own_vm.name)

@@ -61,6 +61,7 @@ def looked_at(mountpoint: Path) -> Iterator[set[str]]:
         reader.join()
 
 
+@pytest.mark.sample
 def test_a_dead_snapshot_is_re_attached_where_it_was_and_nobody_sees_an_empty_directory(
     writer: vm.VM, mountpoint: Path
 ) -> None:

@@ -90,6 +90,7 @@ def wait_given_up(name: str) -> str:
 # -- the limit ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample
 @pytest.mark.skipif(not Path("/usr/sbin/tgtd").exists(), reason="this host lacks tgtd: run contrib/setup --test")
 def test_at_its_limit_the_snapshot_is_given_up_and_only_the_snapshot(guest: vm.VM, mountpoint: Path) -> None:
     with guest.suspended():  # however slow this host is, it does not fill the scratch before the test looks; as below

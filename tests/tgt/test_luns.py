@@ -36,6 +36,7 @@ def test_the_conformance_suite_passes(view: Published, suite: str) -> None:
     assert conforms(suite, view.url()) == TGTD_LACKS.get(suite, set())
 
 
+@pytest.mark.sample
 def test_each_lun_has_the_bytes_of_its_disk(view: Published, tmp_path: Path) -> None:
     for lun, file in zip(LUNS, view.files, strict=True):
         output("qemu-img", "compare", "-f", "raw", "-F", "raw", file, view.url(lun.number))
