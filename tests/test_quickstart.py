@@ -16,7 +16,7 @@ from .rig import quickstart
         (RuntimeError("virsh start vm: no KVM"), "virsh start vm: no KVM"),
         (TimeoutError("waited 60 s until libvirt answers"), "waited 60 s until libvirt answers"),
         (subprocess.CalledProcessError(100, ["apt-get", "download", "x"]), "apt-get download x has failed"),
-        (RuntimeError("cannot limit core file size to unlimited: Operation not permitted"), "try: ulimit -c unlimited"),
+        (RuntimeError("cannot limit core file size to unlimited: Operation not permitted"), "try: max_core = 0"),
         (AssertionError(), "AssertionError"),
     ],
 )

@@ -20,10 +20,7 @@ DISKS = (vm.Disk("vda", "raw"), vm.Disk("vdb", "qcow2"))
 WRITES = 2000  # that the guest makes between two looks at the view
 LOG = Path(__file__).parents[2] / ".cache" / "quickstart.log"
 QEMU_LOG = Path(f"/var/log/libvirt/qemu/{NAME}.log")
-CORE_REMEDY = (
-    "libvirt raises that limit for QEMU, which needs CAP_SYS_RESOURCE where it is lower: "
-    "try: ulimit -c unlimited, as a root that may"
-)
+CORE_REMEDY = "root has a core limit (ulimit -Hc) and no CAP_SYS_RESOURCE; try: max_core = 0 in /etc/libvirt/qemu.conf"
 NEXT = f"""\
 next, with a VM of yours that runs (virsh list):
   sudo {SNAPMOUNT} doctor          what this host lacks, and the commands that mend it
