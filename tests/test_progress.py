@@ -16,6 +16,8 @@ import pytest
 
 from snapmount import progress
 
+# Python counts the threads after a fork, when the one that has ended for it is there again (since 3.12).
+WARNS_OF_NOTHING = "ignore:This process:DeprecationWarning"
 START = """
 import os, sys
 from snapmount import output, progress
@@ -62,7 +64,7 @@ def running(script: str, term: str = "xterm") -> Iterator[tuple[Terminal, subpro
     ours, theirs = pty.openpty()
     try:
         with subprocess.Popen(
-            [sys.executable, "-c", START + script],
+            [sys.executable, "-W", WARNS_OF_NOTHING, "-c", START + script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=theirs,
