@@ -129,6 +129,8 @@ def _boot(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"snapshot {record.id} is there already: its scratch space stays as it is", "no --scratch options"
         )
+    if record and (arguments.disk or arguments.exclude_disk):
+        raise UsageError(f"snapshot {record.id} is there already: its disks stay as they are", "no --disk options")
     if record and arguments.connect not in (None, record.connect):
         raise UsageError(f"snapshot {record.id} is at {record.connect}, not at {arguments.connect}", "no --connect")
     record = record or _take_to_boot(arguments, store)

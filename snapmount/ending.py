@@ -133,11 +133,10 @@ async def _refuse_if_used(store: Store, record: Record) -> None:
         )
     who = (await luns.sessions([record], store))[record.id]
     if who:
-        names_of = ", ".join(
-            f"{each.initiator} from {each.address}" if each.address else each.initiator for each in who
-        )
+        initiators = [f"{each.initiator} from {each.address}" if each.address else each.initiator for each in who]
         raise StateError(
-            f"snapshot {record.id} is in use: logged in over iSCSI is {names_of}",
+            f"snapshot {record.id} is in use: logged in over iSCSI {'is' if len(who) == 1 else 'are'} "
+            f"{names.listed(initiators)}",
             names.command("snapmount", "delete", "--force", record.id),
         )
 

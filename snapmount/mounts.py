@@ -27,6 +27,8 @@ class Mount:
     source: str
     is_shared: bool = False  # what is mounted below it reaches other mount namespaces (mount_namespaces(7))
     number: str = field(default="", compare=False)  # the mount's own, in its mount namespace
+    device: int = field(default=0, compare=False)  # of the block device; else the file system's own, of major number 0
+    is_writable: bool = field(default=True, compare=False)  # the file system, whatever this mount of it
 
 
 def parse(mountinfo: str) -> list[Mount]:
@@ -37,7 +39,9 @@ def parse(mountinfo: str) -> list[Mount]:
         separator = fields.index("-")
         is_shared = any(field.startswith("shared:") for field in fields[6:separator])
         path, fstype, source = _unescaped(fields[4]), fields[separator + 1], _unescaped(fields[separator + 2])
-        mounts.append(Mount(path, fstype, source, is_shared, fields[0]))
+        major, minor = map(int, fields[2].split(":"))
+        is_writable = "rw" in fields[separator + 3].split(",")
+        mounts.append(Mount(path, fstype, source, is_shared, fields[0], os.makedev(major, minor), is_writable))
     return mounts
 
 

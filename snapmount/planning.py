@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from . import blocking, datadirectory, hypervisor, mounts
+from . import blocking, datadirectory, hypervisor, mounts, writers
 from .core import domainxml, names, plan
+from .core.diskdefinition import DiskDefinition
 from .core.iscsi import PortalRequest
+from .core.plan import Choice
 from .core.snapshot import Disk, Snapshot
 from .core.space import DEFAULT_TERMS, Terms
 from .core.user import User
@@ -57,6 +59,13 @@ class Request:
     verbs_meant: tuple[str, ...] = ()  # that the VM's name may be a slip for
     booting: Process | None = None  # the command that takes it to boot on it: it ends with that and its scratch VMs
 
+    @property
+    def choice(self) -> Choice:
+        """The disks that are asked for."""
+        verb = ["boot"] if self.booting else ["--iscsi"] if self.luns else []
+        place = [self.mountpoint] if self.mountpoint else []
+        return Choice(self.only, self.exclude, ("snapmount", *verb, self.vm, *place))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -80,8 +89,11 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         await blocking.on_path(request.mountpoint, CHECK_S, mounts.check_mountpoint, request.mountpoint)
     await _check_state(domain, store)
     xml = await domain.xml()
-    selection = plan.select(domain.name, domainxml.disks(xml), request.only, request.exclude)
-    plan.check_iothreads(domain.name, selection.chosen, await domain.qemu_version(request.connect))
+    selection = plan.select(domain.name, domainxml.disks(xml), request.choice)
+    version = await domain.qemu_version(request.connect)
+    plan.check_iothreads(domain.name, selection.chosen, request.choice, version)
+    await domain.block_jobs.check_none(disk.name for disk in selection.chosen)
+    await _check_writers(domain, selection.chosen, connection, request.choice)
     sizes = await domain.allocation()
     disks = tuple(Disk(d.name, sizes[d.name][0], d.format, str(d.origin)) for d in selection.chosen)
     user = hypervisor.qemu_user(xml)
@@ -129,6 +141,21 @@ async def _domain(request: Request, connection: hypervisor.Hypervisor) -> hyperv
             raise
         verbs = " or ".join(request.verbs_meant)
         raise NotFoundError(f"{error.message}; did you mean the verb {verbs}?", "snapmount --help") from None
+
+
+async def _check_writers(
+    domain: hypervisor.Domain, chosen: Sequence[DiskDefinition], connection: hypervisor.Hypervisor, choice: Choice
+) -> None:
+    """Raise StateError where others than the VM's QEMU write to one of the disks, as far as this host can tell."""
+    local = {disk.name for disk in chosen if disk.kind != "network"}
+    paths = [*await domain.layers(), *((disk.name, str(disk.data_file)) for disk in chosen)]
+    images = [writers.Image(name, path) for name, path in paths if name in local and path.startswith("/")]
+    faults = await writers.faults(images, domain.uuid)
+    named_only = [disk for disk in chosen if disk.kind in ("network", "volume")]  # nothing of this host's leads to them
+    if named_only:
+        others = await connection.written_by_others(domain.uuid, named_only)
+        faults |= {name: f"is {other} too, which runs" for name, other in others.items()}
+    plan.refuse_writers(domain.name, faults, chosen, choice)
 
 
 async def _devices_in_use(connection: hypervisor.Hypervisor, store: Store) -> dict[str, str]:

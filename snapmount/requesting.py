@@ -28,8 +28,7 @@ def take(arguments: argparse.Namespace) -> Request:
         connect=uri,
         luns=_luns(arguments, uri) if arguments.iscsi else None,
         expire_s=arguments.expire,
-        only=tuple(arguments.disk),
-        exclude=tuple(arguments.exclude_disk),
+        **_disks(arguments),
         quiesce=arguments.quiesce,
         allow_other=arguments.allow_other,
         read_timeout_s=arguments.read_timeout,
@@ -40,7 +39,9 @@ def take(arguments: argparse.Namespace) -> Request:
 
 def take_to_boot(arguments: argparse.Namespace) -> Request:
     """The snapshot that `boot` takes, which ends with its last scratch VM.  Raises UsageError."""
-    return Request(arguments.source, None, _uri(arguments), booting=Process.of_pid(os.getpid()), **_scratch(arguments))
+    booting = Process.of_pid(os.getpid())
+    of_disks, of_scratch = _disks(arguments), _scratch(arguments)
+    return Request(arguments.source, None, _uri(arguments), booting=booting, **of_disks, **of_scratch)
 
 
 def boot(arguments: argparse.Namespace) -> BootRequest:
@@ -65,6 +66,11 @@ def _uri(arguments: argparse.Namespace) -> str:
     uri: str = arguments.connect or hypervisor.default_uri()
     hypervisor.check_uri(uri)
     return uri
+
+
+def _disks(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of a Request, which disks are asked for."""
+    return {"only": tuple(arguments.disk), "exclude": tuple(arguments.exclude_disk)}
 
 
 def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:

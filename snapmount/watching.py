@@ -166,7 +166,7 @@ class Watch:
 
     async def _are_own_disks_full(self, domain: hypervisor.Domain) -> bool:
         try:
-            paths = await domain.image_paths()
+            paths = [path for _, path in await domain.layers()]
             return await blocking.call(OWN_DISKS_S, files.is_any_nearly_full, self._record, paths)
         except (UnreachableError, trio.TooSlowError) as error:
             log.warning("whether the guest's own disks have space cannot be told: %s", error)

@@ -81,7 +81,7 @@ def test_after_z_come_two_letters() -> None:
 
 def test_on_scsi_only_names_are_free_for_which_libvirt_plugs_in_no_controller() -> None:
     assert attachment.free_targets(a_domain(FULL[:-1], SCSI.format(1) + SCSI.format(0)), "scsi", 2) == ["sdg", "sdh"]
-    with pytest.raises(StateError, match="the scsi controllers of the VM have names free for 1 disks, not for 2"):
+    with pytest.raises(StateError, match="the scsi controllers of the VM have names free for 1 disk, not for 2"):
         attachment.free_targets(a_domain(FULL[:-1], SCSI.format(0) + SCSI.format(2)), "scsi", 2)
 
 

@@ -184,6 +184,8 @@ def test_boot_has_its_documented_defaults() -> None:
     assert parsed.pop("verbs_meant") == []
     assert parsed == {
         "source": "vm1",
+        "disk": [],
+        "exclude_disk": [],
         "scratch_dir": None,
         "scratch_limit": None,
         "scratch_reserve": False,
@@ -264,11 +266,11 @@ def test_a_read_timeout_that_is_no_number_is_refused_with_its_value(text: str) -
         (["vm1", "/mnt", "--quiesce=yes"], "--quiesce takes no value, and 'yes' is given", "snapmount take --help"),
         (["vm1", "/mnt", "--exclude", "vda"], "did you mean --exclude-disk?", "snapmount take --help"),
         (
-            ["boot", "vm1", "--disk", "vda"],
-            "boot has no option --disk; it has --verbose, --json, --connect,",
+            ["boot", "vm1", "--portal", "::1"],
+            "boot has no option --portal; it has --verbose, --json, --connect,",
             "snapmount boot --help",
         ),
-        (["boot", "--disk", "vm1"], "boot has no option --disk", "snapmount boot --help"),
+        (["boot", "--portal", "vm1"], "boot has no option --portal", "snapmount boot --help"),
         (["rm", "vm1", "--lazy"], "delete has no option --lazy; it has", "snapmount delete --help"),
         (
             ["list", "--scratch-dir", "/x"],

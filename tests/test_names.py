@@ -122,3 +122,7 @@ def test_a_near_name_may_differ_in_case_and_is_given_as_it_is_written() -> None:
 def test_a_known_name_is_near_to_itself_and_near_names_are_known(wanted: str, known: list[str]) -> None:
     assert set(names.near(wanted, known)) <= set(known)
     assert wanted in names.near(wanted, [wanted])
+
+
+def test_words_are_listed_as_in_a_sentence() -> None:
+    assert [names.listed(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]

@@ -231,6 +231,10 @@ def test_a_disk_with_an_iothread_costs_no_qemu_its_life(clean: None, mountpoint:
         if version < (8, 2, 3):
             message = refused(threaded.name, mountpoint, code=4)
             assert f"vda uses an iothread, and the VM's QEMU {'.'.join(map(str, version))} would crash" in message
+            assert f"snapmount boot {threaded.name} --exclude-disk vda" in refused("boot", threaded.name, code=4)
+            booted = snapmount_json("boot", threaded.name, "--exclude-disk", "vda", "--wait-for", "guest is up")
+            assert {"name": "vda", "why": "not part of the snapshot"} in booted["left_out"]
+            snapmount("delete", "--force", threaded.name)
             snapmount(threaded.name, mountpoint, "--exclude-disk", "vda")
             assert read_direct(mountpoint / "vdb.raw")
         else:

@@ -203,12 +203,7 @@ def _add_take(verbs: Any, parents: list[Parser]) -> None:
     take.add_argument("vm", metavar="VM", help="name or uuid of a running VM")
     take.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?", help="an empty directory; with --iscsi optional")
     take.add_argument("-c", "--connect", metavar="URI", help="libvirt connection (default: as virsh)")
-    take.add_argument(
-        "--disk", metavar="NAME", action="append", default=[], help="only this disk, such as vda (repeatable)"
-    )
-    take.add_argument(
-        "--exclude-disk", metavar="NAME", action="append", default=[], help="all but this disk (repeatable)"
-    )
+    _add_disks(take)
     take.add_argument(
         "--quiesce", action="store_true", help="freeze the guest's file systems at that moment (guest agent)"
     )
@@ -241,6 +236,7 @@ def _add_boot(verbs: Any, parents: list[Parser]) -> None:
     )
     boot.add_argument("source", metavar="VM-OR-SNAPSHOT", help="a snapshot's id, VM or mountpoint; else a running VM")
     boot.add_argument("-c", "--connect", metavar="URI", help="libvirt connection, where a snapshot is taken")
+    _add_disks(boot)
     boot.add_argument("--name", metavar="NAME", help="the scratch VM's name (default: VM-scratch- and four digits)")
     boot.add_argument(
         "--memory", metavar="SIZE", type=values.memory, help="such as 512M or 2G (default: as the original's)"
@@ -305,6 +301,15 @@ def _add_detach(verbs: Any, parents: list[Parser]) -> None:
         help="how long the guest may take to let go (default: 30s)",
     )
     detach.set_defaults(verb="detach")
+
+
+def _add_disks(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--disk", metavar="NAME", action="append", default=[], help="only this disk, such as vda (repeatable)"
+    )
+    verb.add_argument(
+        "--exclude-disk", metavar="NAME", action="append", default=[], help="all but this disk (repeatable)"
+    )
 
 
 def _add_scratch(verb: argparse.ArgumentParser) -> None:

@@ -50,8 +50,9 @@ def free_targets(domain_xml: str, bus: str, count: int) -> list[str]:
     found = list(itertools.islice((name for name in candidates if name not in taken), count))
     if len(found) < count:
         vm = domainxml.parse(domain_xml, "the domain's definition").findtext("name", "the VM")
+        room = f"{len(found)} disk{'s' * (len(found) != 1)}"
         raise StateError(
-            f"the scsi controllers of {vm} have names free for {len(found)} disks, not for {count}",
+            f"the scsi controllers of {vm} have names free for {room}, not for {count}",
             "--bus virtio, or add a controller to it",
         )
     return found

@@ -32,7 +32,11 @@ class DiskDefinition:
     is_shareable: bool = False  # QEMU lets others write to the image meanwhile
     is_transient: bool = False  # what the guest writes is thrown away when the VM ends
     data_file: Origin = ""  # where a qcow2 image keeps its clusters outside of itself; '' for in itself
-    block_job: str = ""  # copy or active-commit, where one that mirrors the disk runs
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory of the host that QEMU shows as a FAT file system, read-only (vvfat)."""
+        return self.kind == "dir" or self.format == "fat"
 
 
 def disks(devices: ElementTree.Element | None) -> tuple[DiskDefinition, ...]:
@@ -54,7 +58,6 @@ def _has_iothread(element: ElementTree.Element) -> bool:
 
 
 def _disk(element: ElementTree.Element, threaded_controllers: Collection[str]) -> DiskDefinition:
-    mirror = element.find("mirror")
     return DiskDefinition(
         name=_attribute(element, "target", "dev", ""),
         device=element.get("device", "disk"),
@@ -68,7 +71,6 @@ def _disk(element: ElementTree.Element, threaded_controllers: Collection[str]) -
         is_shareable=element.find("shareable") is not None,
         is_transient=element.find("transient") is not None,
         data_file=of_source(element.find("./source/dataStore/source")),
-        block_job="" if mirror is None else mirror.get("job", "copy"),
     )
 
 

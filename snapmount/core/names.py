@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..errors import UsageError
 
@@ -55,6 +55,11 @@ def printable(text: str) -> str:
 def command(*words: str) -> str:
     """A command line to paste into a shell, each word quoted where it needs to be."""
     return " ".join(shlex.quote(word) for word in words)
+
+
+def listed(words: Sequence[str]) -> str:
+    """The words as part of a sentence: 'vda', 'vda and vdb', 'vda, vdb and vdc'."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def near(wanted: str, known: Iterable[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import NotFoundError, StateError
@@ -21,6 +21,23 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Which disks the user wants: all that can be, or `only` those, without those of `exclude`."""
+
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    command: tuple[str, ...] = ("snapmount", "VM", "MOUNTPOINT")  # what was called, without options for disks
+
+    def without(self, refused: Collection[str], chosen: Sequence[DiskDefinition]) -> str | None:
+        """The command that leaves the refused ones out too; None where none of the chosen would remain."""
+        rest = [disk.name for disk in chosen if disk.name not in refused]
+        if not rest:
+            return None
+        option, named = ("--disk", rest) if self.only else ("--exclude-disk", [*self.exclude, *refused])
+        return names.command(*self.command, *(word for name in named for word in (option, name)))
+
+
+@dataclass(frozen=True)
 class Selection:
     """The disks of a snapshot, in the VM's order, and those that are not part of it."""
 
@@ -28,36 +45,38 @@ class Selection:
     left_out: tuple[LeftOut, ...]
 
 
-def select(vm: str, disks: Sequence[DiskDefinition], only: Collection[str], exclude: Collection[str]) -> Selection:
-    """Choose the disks: all that can be, or `only` those, without those of `exclude`.
+def select(vm: str, disks: Sequence[DiskDefinition], choice: Choice) -> Selection:
+    """Choose the disks.
 
-    CD-ROMs, floppies, empty drives and attached disks of other snapshots are left out.  Raises NotFoundError for a name
-    that the VM does not have, StateError for a disk whose guest writes bypass QEMU's block layer (it must be excluded
-    by name: silence would pass for a whole snapshot), and where no disk remains.
+    CD-ROMs, floppies, empty drives, directories of the host, transient disks and attached disks of other snapshots are
+    left out.  Raises NotFoundError for a name that the VM does not have, StateError for disks that can be written past
+    the VM's QEMU (they must be excluded by name: silence would pass for a whole snapshot), and where no disk remains.
     """
     known = [disk.name for disk in disks]
-    for name in (*only, *exclude):
+    for name in (*choice.only, *choice.exclude):
         if name not in known:
             raise NotFoundError(f"{vm}: there is no disk {name!r}; the VM has {', '.join(known) or 'no disks'}")
     chosen, left_out = [], []
     for disk in disks:
-        why = _reason_to_leave_out(disk, only, exclude)
-        if why and disk.name in only:
+        why = _reason_to_leave_out(disk, choice)
+        if why and disk.name in choice.only:
             raise StateError(f"{vm}: {disk.name} cannot be part of a snapshot: {why}")
         if why:
             left_out.append(LeftOut(disk.name, why))
         else:
-            _refuse_bypass(vm, disk)
             chosen.append(disk)
+    _refuse_bypass(vm, chosen, choice)
     twice = {disk.name for disk in chosen if known.count(disk.name) > 1}
     if twice:
-        raise StateError(f"{vm}: more than one disk is called {', '.join(sorted(twice))}")
+        raise StateError(f"{vm}: more than one disk is called {' or '.join(sorted(twice))}")
     if not chosen:
         raise NotFoundError(f"{vm}: no disk is left to take a snapshot of; the VM has {', '.join(known) or 'no disks'}")
     return Selection(tuple(chosen), tuple(left_out))
 
 
-def check_iothreads(vm: str, chosen: Sequence[DiskDefinition], qemu_version: tuple[int, ...] | None) -> None:
+def check_iothreads(
+    vm: str, chosen: Sequence[DiskDefinition], choice: Choice, qemu_version: tuple[int, ...] | None
+) -> None:
     """Raise StateError where a disk is served by an iothread, in a QEMU that would crash as soon as an NBD client of
     its backup job goes away; a version that is not known is taken for such a one.
 
@@ -71,42 +90,67 @@ def check_iothreads(vm: str, chosen: Sequence[DiskDefinition], qemu_version: tup
     if threaded:
         version = ".".join(map(str, qemu_version)) if qemu_version else "of an unknown version"
         needed = ".".join(map(str, QEMU_NBD_IN_IOTHREADS))
-        exclude = [word for name in threaded for word in ("--exclude-disk", name)]
+        use = "uses an iothread" if len(threaded) == 1 else "use iothreads"
+        edit = f"{names.command('virsh', 'edit', vm)}   (to take the iothread away; then shut {vm} down and start it)"
         raise StateError(
-            f"{vm}: {', '.join(threaded)} uses an iothread, and the VM's QEMU {version} would crash at the end of a "
+            f"{vm}: {names.listed(threaded)} {use}, and the VM's QEMU {version} would crash at the end of a "
             f"snapshot of such a disk; QEMU {needed} and later do not",
-            f"{names.command('snapmount', vm, 'MOUNTPOINT', *exclude)}   (or start the VM without the iothread)",
+            choice.without(threaded, chosen) or edit,
         )
 
 
-def _reason_to_leave_out(disk: DiskDefinition, only: Collection[str], exclude: Collection[str]) -> str | None:
+def refuse_writers(
+    vm: str, faults: Mapping[str, str], chosen: Sequence[DiskDefinition], choice: Choice, otherwise: str | None = None
+) -> None:
+    """Raise StateError where chosen disks can be written past the VM's QEMU.
+
+    How, follows the disk's name: 'is open for writing by ...'.  `otherwise` is to be tried where no disk would remain.
+    """
+    if faults:
+        told = "; ".join(f"{name} {fault}" for name, fault in faults.items())
+        raise StateError(
+            f"{vm}: {told}: writes that do not pass this VM's QEMU would show in the snapshot",
+            choice.without(faults, chosen) or otherwise,
+        )
+
+
+def _reason_to_leave_out(disk: DiskDefinition, choice: Choice) -> str | None:
     if disk.device in ("cdrom", "floppy"):
         return {"cdrom": "CD-ROM", "floppy": "floppy"}[disk.device]
     if not disk.origin:
         return "empty drive"
+    if disk.is_directory:  # no image: it is as the host's directory is now, and the guest cannot write to it
+        return "a directory of the host"
+    if disk.is_transient:  # libvirt has no backup jobs for them
+        return "transient: what the guest writes to it is thrown away"
     snapshot = attachment.snapshot_of(disk.alias)
     if snapshot:  # it could not be detached while the job runs, and two snapshots could read each other in a circle
         return f"attached, from snapshot {snapshot}"
-    if disk.name in exclude:
+    if disk.name in choice.exclude:
         return "excluded"
-    if only and disk.name not in only:
+    if choice.only and disk.name not in choice.only:
         return "not chosen"
     return None
 
 
-def _refuse_bypass(vm: str, disk: DiskDefinition) -> None:
-    passed_through = disk.device == "lun" or disk.kind in ("vhostuser", "vhostvdpa")
-    if passed_through:
-        what = (
-            "passed through to the guest (device='lun')"
-            if disk.device == "lun"
-            else f"served by another process ({disk.kind})"
-        )
-        raise StateError(
-            f"{vm}: {disk.name} is {what}: its writes do not pass QEMU's block layer, so QEMU cannot hold its state",
-            names.command("snapmount", vm, "MOUNTPOINT", "--exclude-disk", disk.name),
-        )
-    if not names.is_disk_name(disk.name):
-        raise StateError(
-            f"{vm}: the disk name {disk.name!r} cannot be a file name; libvirt allows letters, digits and '_'"
-        )
+def _refuse_bypass(vm: str, chosen: Sequence[DiskDefinition], choice: Choice) -> None:
+    for disk in chosen:
+        if not names.is_disk_name(disk.name):
+            raise StateError(
+                f"{vm}: the disk name {disk.name!r} cannot be a file name; libvirt allows letters, digits and '_'"
+            )
+    faults = {disk.name: how for disk in chosen if (how := _bypass(disk))}
+    edit = f"{names.command('virsh', 'edit', vm)}   (where nobody else writes to it: to take <shareable/> away)"
+    is_shared = all(disk.is_shareable for disk in chosen if disk.name in faults)
+    refuse_writers(vm, faults, chosen, choice, edit if is_shared else None)
+
+
+def _bypass(disk: DiskDefinition) -> str | None:
+    """How the disk can be written past the VM's QEMU; None where its definition tells of no way."""
+    if disk.device == "lun":
+        return "is passed through to the guest (device='lun')"
+    if disk.kind in ("vhostuser", "vhostvdpa"):
+        return f"is served by another process ({disk.kind})"
+    if disk.is_shareable and not disk.is_readonly:
+        return "may be shared with other VMs and hosts (<shareable/>)"
+    return None

@@ -11,7 +11,8 @@ import trio
 
 from .. import blocking
 from ..blocking import Threads
-from ..errors import UnreachableError
+from ..core import names, qemulock
+from ..errors import StateError, UnreachableError
 
 T = TypeVar("T")
 
@@ -37,6 +38,17 @@ async def change(what: str, function: Callable[..., T], *args: Any, deadline_s: 
     with trio.CancelScope(shield=True):
         made = await call(what, function, *args, deadline_s=deadline_s)
     return made  # noqa: RET504  # mypy: a scope may swallow what is raised within
+
+
+def refusal(what: str, error: libvirt.libvirtError) -> StateError:
+    """The error where libvirt or QEMU refuses, for a lock of an image that another process has for instance."""
+    path = qemulock.refused(str(error))
+    if path is None:
+        return StateError(f"{what}: {error}")
+    return StateError(
+        f"{what}: another process has {path or 'an image of it'} open, and QEMU's locks do not let both have it",
+        f"{names.command('fuser', '--verbose', path or 'IMAGE')}   (which process that is)",
+    )
 
 
 @contextlib.contextmanager

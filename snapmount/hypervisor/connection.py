@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,9 +14,10 @@ import trio
 
 from .. import programs
 from ..core import domainxml, names
+from ..core.diskdefinition import DiskDefinition
 from ..core.user import User
 from ..errors import NotFoundError, SnapmountError, StateError, UnreachableError
-from .calls import call, change, explained
+from .calls import call, change, explained, refusal
 from .daemon import to_reach
 from .domain import Domain
 from .identity import user_of
@@ -121,14 +122,37 @@ class Hypervisor:
 
     async def block_disks(self) -> dict[str, str]:
         """The paths of all VMs' disks that are block devices, with what each is: 'the disk vda of vm1'."""
+        return {
+            str(disk.origin): f"the disk {disk.name} of {domain.name}"
+            async for domain, disk in self._disks()
+            if disk.kind == "block"
+        }
+
+    async def written_by_others(self, vm_uuid: str, disks: Sequence[DiskDefinition]) -> dict[str, str]:
+        """Which of a VM's disks other VMs that run can write to, for each the disk of another: 'the disk vda of vm1'.
+
+        Images are the same where libvirt names them the same.
+        """
+        mine = {disk.origin: disk.name for disk in disks}
+        return {
+            mine[disk.origin]: f"the disk {disk.name} of {domain.name}"
+            async for domain, disk in self._disks(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            if domain.uuid != vm_uuid and disk.origin in mine and not disk.is_readonly
+        }
+
+    async def _disks(self, flags: int = 0) -> AsyncIterator[tuple[Domain, DiskDefinition]]:
+        """All disks of all VMs.  Raises UnreachableError."""
         with explained("list the VMs"):
-            handles = await call("list the VMs", self._connection.listAllDomains)
-        found = {}
+            handles = await call("list the VMs", self._connection.listAllDomains, flags)
         for domain in map(Domain, handles):
-            for disk in domainxml.disks(await domain.xml()):
-                if disk.kind == "block":
-                    found[str(disk.origin)] = f"the disk {disk.name} of {domain.name}"
-        return found
+            try:
+                xml = await domain.xml()
+            except UnreachableError:
+                if await self.domain_by_uuid(domain.uuid) is None:
+                    continue  # it has gone meanwhile
+                raise
+            for disk in domainxml.disks(xml):
+                yield domain, disk
 
     async def check_name_is_free(self, name: str) -> None:
         """Raise StateError where a VM has the name."""
@@ -167,7 +191,7 @@ class Hypervisor:
             await change("start the VM", handle.create, deadline_s=START_S)
             return Domain(handle)
         except libvirt.libvirtError as error:
-            raise StateError(f"the VM cannot be started: {error}") from error
+            raise refusal("the VM cannot be started", error) from error
 
 
 def _version(number: int) -> str:

@@ -14,10 +14,11 @@ import trio
 
 from .. import blocking, qemu
 from ..core import domainxml, mark, names
-from ..errors import StateError, UnreachableError
+from ..errors import UnreachableError
 from ..qemu import Qemu
 from .agent import Agent
-from .calls import call, change, explained
+from .blockjobs import BlockJobs
+from .calls import call, change, explained, refusal
 from .identity import version_of
 from .uri import pid_directory
 
@@ -66,6 +67,7 @@ class Domain:
         self.name: str = handle.name()
         self.uuid: str = handle.UUIDString()
         self.agent = Agent(handle, self.name)
+        self.block_jobs = BlockJobs(handle, self.name)
 
     async def xml(self) -> str:
         """The definition of the running VM, without its secrets."""
@@ -163,7 +165,7 @@ class Domain:
         try:
             await change("start the backup job", self._handle.backupBegin, job_xml, None, reuse, deadline_s=deadline_s)
         except libvirt.libvirtError as error:
-            raise StateError(f"{self.name}: the backup job cannot be started: {error}") from error
+            raise refusal(f"{self.name}: the backup job cannot be started", error) from error
 
     async def end_backup(self, socket: str) -> None:
         """End the backup job whose NBD server listens on that socket and wait until it is gone; no such job is fine.
@@ -232,11 +234,13 @@ class Domain:
             if f"{block}.backingIndex" in stats and f"{block}.allocation" in stats
         }
 
-    async def image_paths(self) -> list[str]:
-        """The files and block devices that its disks, and their scratch, are on.  Raises UnreachableError."""
+    async def layers(self) -> list[tuple[str, str]]:
+        """The files and block devices of its disks, backing files and scratch included, each with its disk's name; of a
+        network disk what libvirt calls its path.  Raises UnreachableError.
+        """
         stats = await self._block_stats()
-        paths = (stats.get(f"block.{number}.path") for number in range(stats["block.count"]))
-        return [path for path in paths if path]
+        blocks = [f"block.{number}" for number in range(stats["block.count"])]
+        return [(stats[f"{block}.name"], path) for block in blocks if (path := stats.get(f"{block}.path"))]
 
     async def set_threshold(self, disk: str, index: int, length: int) -> None:
         """Let an event come when the image of that index is written beyond this length in bytes; once.
@@ -308,7 +312,7 @@ class Domain:
         try:
             await change("plug a device", self._handle.attachDeviceFlags, device_xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            raise StateError(f"{self.name}: the device cannot be plugged in: {error}") from error
+            raise refusal(f"{self.name}: the device cannot be plugged in", error) from error
 
     async def unplug(self, alias: str, patience_s: float) -> str | None:
         """Ask the guest to let go of a device and wait until it is gone; return why it is not, None where it is.

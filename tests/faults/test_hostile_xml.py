@@ -40,7 +40,7 @@ def read_all(xml: str) -> None:
     domainxml.backup_socket(xml)
     domainxml.security_models(xml)
     domainxml.supports_backup(xml)
-    plan.select("vm1", domainxml.disks(xml), (), ())
+    plan.select("vm1", domainxml.disks(xml), plan.Choice())
     scratchdomain.accelerator(xml)
     derived = scratchdomain.derive(xml, WISH)
     domainxml.parse(derived.xml, "what was derived")
@@ -107,7 +107,7 @@ def test_two_disks_of_one_name_are_refused() -> None:
     disk = "<disk><source file='/x'/><target dev='vda'/></disk>"
     xml = f"<domain><devices>{disk * 2}</devices></domain>"
     with pytest.raises(StateError, match="more than one disk is called vda"):
-        plan.select("vm1", domainxml.disks(xml), (), ())
+        plan.select("vm1", domainxml.disks(xml), plan.Choice())
 
 
 # -- any ---------------------------------------------------------------------------------------------------------------
