@@ -144,7 +144,6 @@ async def test_a_file_that_is_not_listed_can_be_opened_by_its_name_alone(monkeyp
     await handlers.readdir(ROOT, 0, cast(pyfuse3.ReaddirToken, None))
     assert listed == [b"vda.raw"]
     assert (await handlers.lookup(ROOT, b".vda.lun", CONTEXT)).st_size == len(DISK)
-    assert (await handlers.statfs(CONTEXT)).f_files == 1
 
 
 class AVeryLargeDisk(ADisk):
@@ -176,11 +175,95 @@ async def test_an_inode_that_is_not_there_is_enoent() -> None:
             await handlers.read(FileHandleT(inode), 0, 1)
 
 
-async def test_the_file_system_is_as_large_as_its_files() -> None:
-    status = await operations().statfs(CONTEXT)
-    assert status.f_blocks * status.f_frsize >= len(DISK) + len(b"<domain/>")
-    assert status.f_files == 2
-    assert status.f_bfree == status.f_bavail == status.f_ffree == 0, "nothing can be written"
+async def test_the_file_system_has_no_size_as_that_of_proc() -> None:
+    told, proc = await operations().statfs(CONTEXT), os.statvfs("/proc")
+    for field in (
+        "f_blocks",
+        "f_bfree",
+        "f_bavail",
+        "f_files",
+        "f_ffree",
+        "f_favail",
+        "f_bsize",
+        "f_frsize",
+        "f_namemax",
+    ):
+        assert getattr(told, field) == getattr(proc, field), field
+
+
+class ALostDisk(ADisk):
+    """Its point in time was lost before anybody looked at it."""
+
+    async def extents(self) -> ExtentMap:
+        raise OSError(errno.EIO, "lost")
+
+    async def read(self, offset: int, length: int) -> bytes:
+        raise OSError(errno.EIO, "lost")
+
+
+async def test_a_file_that_cannot_be_read_keeps_no_directory_from_being_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = ALostDisk()
+    files = [
+        File("vda.raw", RawImage(disk)),
+        File("vda.map", MapText(disk)),
+        File("domain.xml", Constant(b"<domain/>")),
+    ]
+    handlers = Operations(Tree(files, CREATED_NS, 0, 0))
+    listed: dict[bytes, pyfuse3.EntryAttributes] = {}
+
+    def note(_token: object, name: bytes, entry: pyfuse3.EntryAttributes, _next: int) -> bool:
+        listed[name] = entry
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", note)
+    await handlers.readdir(ROOT, 0, cast(pyfuse3.ReaddirToken, None))
+    assert {name: entry.st_size for name, entry in listed.items()} == {
+        b"vda.raw": len(DISK),
+        b"vda.map": 0,
+        b"domain.xml": len(b"<domain/>"),
+    }
+    for name, entry in listed.items():
+        assert (await handlers.lookup(ROOT, name, CONTEXT)).st_size == entry.st_size
+        assert (entry.attr_timeout == 0) == (name != b"domain.xml"), "it is asked for again"
+
+
+async def test_a_map_that_cannot_be_had_is_not_opened_as_an_empty_file() -> None:
+    handlers = Operations(Tree([File("vda.map", MapText(ALostDisk()))], CREATED_NS, 0, 0))
+    with fails_with(errno.EIO):
+        await handlers.open(VDA, os.O_RDONLY, CONTEXT)
+
+
+class ASlowDisk(ADisk):
+    """Its extents take long: nobody who asks for attributes waits for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = trio.Event()
+
+    async def allocated_bytes(self) -> int | None:
+        return (await self.extents()).data_bytes if self.known.is_set() else None
+
+    async def extents(self) -> ExtentMap:
+        await self.known.wait()
+        return await super().extents()
+
+
+async def test_a_map_has_its_true_size_once_it_is_open() -> None:
+    disk = ASlowDisk()
+    handlers = Operations(Tree([File("vda.map", MapText(disk))], CREATED_NS, 0, 0))
+    opened: list[pyfuse3.FileInfo] = []
+
+    async def open_it() -> None:
+        opened.append(await handlers.open(VDA, os.O_RDONLY, CONTEXT))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(open_it)
+        await wait_all_tasks_blocked()
+        assert opened == []
+        assert (await handlers.getattr(VDA, CONTEXT)).st_size == 0, "meanwhile"
+        disk.known.set()
+    entry = await handlers.getattr(VDA, CONTEXT)
+    assert entry.st_size == len(await handlers.read(opened[0].fh, 0, 10**6)) > 0
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

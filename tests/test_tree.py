@@ -172,8 +172,10 @@ async def test_a_sparse_disk_allocates_its_data_and_has_a_map() -> None:
     assert [(extent["start"], extent["zero"]) for extent in json.loads(bytes(read))] == [(0, False), (512, True)]
 
 
-async def test_a_disk_whose_extents_cannot_be_had_counts_as_all_data_and_has_no_map() -> None:
+async def test_a_disk_whose_extents_cannot_be_had_counts_as_all_data_and_its_map_has_no_size_yet() -> None:
     shown = tree(File("vda.raw", RawImage(BrokenImage())), File("vda.map", MapText(BrokenImage())))
-    assert (await shown.attributes(2)).allocated_bytes == 4096
+    disk, text = [await shown.attributes(inode) for inode in shown.inodes()]
+    assert (disk.size_bytes, disk.allocated_bytes, disk.settled) == (4096, 4096, False)
+    assert (text.size_bytes, text.settled) == (0, False)
     with pytest.raises(OSError, match="lost"):
-        await shown.attributes(3)
+        await shown.read(text.inode, 0, 512)

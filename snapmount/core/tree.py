@@ -32,7 +32,10 @@ class Content(Protocol):
     """What a file holds."""
 
     async def sizes(self) -> Sizes:
-        """What is known of its size within a moment.  Raises OSError."""
+        """What is known of its size within a moment.
+
+        Never an error: a file that cannot be read must not keep a directory from being listed.
+        """
 
     async def size_bytes(self) -> int:
         """Its true size.  Raises OSError."""
@@ -78,11 +81,7 @@ class RawImage:
         self._extents: ExtentMap | None = None
 
     async def sizes(self) -> Sizes:
-        size = self._image.size_bytes
-        try:
-            allocated = await self._image.allocated_bytes()
-        except OSError:
-            allocated = None
+        size, allocated = self._image.size_bytes, await _allocated_bytes(self._image)
         return Sizes(size, allocated) if allocated is not None else Sizes(size, size, settled=False)  # no known hole
 
     async def size_bytes(self) -> int:
@@ -108,8 +107,8 @@ class MapText:
         self._image = image
 
     async def sizes(self) -> Sizes:
-        if await self._image.allocated_bytes() is None:
-            return Sizes(0, 0, settled=False)  # as the files of proc(5), which can be read all the same
+        if await _allocated_bytes(self._image) is None:
+            return Sizes(0, 0, settled=False)  # until it is opened, which waits for the extents
         size = await self.size_bytes()
         return Sizes(size, size)
 
@@ -124,6 +123,14 @@ class MapText:
 
     async def read(self, offset: int, length: int) -> bytes:
         return json_map(await self._image.extents(), offset, length)
+
+
+async def _allocated_bytes(image: Image) -> int | None:
+    """How much of it is data; None also if that cannot be had any more."""
+    try:
+        return await image.allocated_bytes()
+    except OSError:
+        return None
 
 
 def _all_data(size: int) -> ExtentMap:
@@ -187,10 +194,7 @@ class Tree:
         return self.files[inode - ROOT_INODE - 1]
 
     async def attributes(self, inode: int) -> Attributes:
-        """The attributes of a file or of the root directory.
-
-        Raises KeyError for an inode of neither, OSError where the size cannot be told.
-        """
+        """The attributes of a file or of the root directory.  Raises KeyError for an inode of neither."""
         if inode == ROOT_INODE:
             return Attributes(inode, stat.S_IFDIR | (0o555 if self.is_open else 0o500), 0, 0, links=2)
         sizes = await self.file(inode).content.sizes()

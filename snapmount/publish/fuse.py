@@ -31,6 +31,7 @@ MOUNT_S = 30.0
 STOP_S = 10.0
 NEVER_S = 86400 * 365.0  # how long the kernel may keep names and attributes: they do not change
 PAGE_BYTES = 4096
+NAME_MAX = 255
 READAHEAD_KIB = 512  # measured: more only drives what has been read out of the processor's cache
 
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
@@ -139,6 +140,8 @@ class Operations(pyfuse3.Operations):
     @_translated
     async def open(self, inode: int, _flags: int, _context: Any) -> pyfuse3.FileInfo:
         self.opened(inode)
+        # programs that copy a file believe its size once it is open: an unknown one, 0, would make an empty copy
+        await self._tree.file(inode).content.size_bytes()
         attributes = await self._tree.attributes(inode)
         unsized = not attributes.settled and not attributes.size_bytes  # the kernel would read no further than its size
         return pyfuse3.FileInfo(fh=inode, keep_cache=not unsized, direct_io=unsized)
@@ -187,12 +190,10 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def statfs(self, _context: Any) -> pyfuse3.StatvfsData:
+        """No blocks and no inodes, as pseudo file systems tell: a full one would alarm whoever watches the host."""
         status = pyfuse3.StatvfsData()
         status.f_bsize = status.f_frsize = PAGE_BYTES
-        sizes = [(await file.content.sizes()).size for file in self._tree.files if file.is_listed]
-        status.f_blocks = sum(-(-size // PAGE_BYTES) for size in sizes)
-        status.f_files = len(sizes)
-        status.f_namemax = 255
+        status.f_namemax = NAME_MAX
         return status
 
 

@@ -20,6 +20,7 @@ from ..rig import filesystems, libvirtd, prefix, servers, traces, vm
 from ..rig.command import assert_reads_fail, read_direct, refused, snapmount, snapmount_json, state_of
 from ..rig.filesystems import filled, free_bytes
 from ..rig.libvirtd import wait_for
+from ..rig.listing import assert_lists_what_cannot_be_read
 from ..rig.signals import stopped
 
 pytestmark = pytest.mark.vm
@@ -128,6 +129,7 @@ def test_the_limit_holds_while_libvirtd_is_down(guest: vm.VM, mountpoint: Path) 
     with libvirtd.stopped():
         wait_for(lambda: snapmount_json("show", guest.name)["state"] == "gave up", "it is given up without libvirtd")
         assert_reads_fail(mountpoint / "vda.raw")
+        assert_lists_what_cannot_be_read(mountpoint, "vdb", guest.disks[1].size)
     wait_for(lambda: not guest.has_job(), "the job is ended as soon as libvirtd is back")
     wait_given_up(guest.name)
     snapmount("delete", guest.name)
