@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import trio
 
 from .blocking import Threads
-from .core.extents import ExtentMap, agreed
+from .core.extents import ExtentMap
 from .core.image import Direct
+from .core.survey import Survey
 from .errors import MissingError, UnreachableError
 
 try:
@@ -38,7 +39,6 @@ DIRECT_WAYS = 2  # of an image: its file, and its LUN
 MOST_CONNECTIONS = 80  # of all images: QEMU takes 100 and lets others wait (since 9.1, and in older ones as mended)
 CONNECT_S = 10.0
 GLANCE_S = 0.5  # how long the extents may take before a file's attributes are told without them
-STATUS_MAX_BYTES = 1 << 31  # lengths are 32 bit (NBD protocol, "Request message")
 
 
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:
@@ -76,18 +76,22 @@ class Connection:
         data: bytearray = self._handle.pread(length, offset)
         return data
 
-    def append_extents(self, extents: ExtentMap, size_bytes: int) -> None:
-        """Ask for the extents that follow those known, as many as one answer holds; blocks.  Raises nbd.Error."""
-        length = min(size_bytes - extents.end, STATUS_MAX_BYTES)
+    def status_twice(self, offset: int, length: int) -> tuple[list[int], list[int]]:
+        """Ask for the extents of a part, and when there is an answer, once more; blocks.  Raises nbd.Error."""
+        return self._status(offset, length), self._status(offset, length)
+
+    def _status(self, offset: int, length: int) -> list[int]:
+        """Extents from `offset` on, as many as one answer holds: length, flags, length, flags, ..."""
+        told: list[int] = []
         if not self._handle.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION):
-            extents.append(length, 0)
-            return
+            return [length, 0]
 
         def add(_context: str, _offset: int, entries: list[int], _error: object) -> int:
-            extents.append_status(entries)
+            told.extend(entries)
             return 0
 
-        self._handle.block_status(length, extents.end, add)
+        self._handle.block_status(length, offset, add)
+        return told
 
     def is_usable(self) -> bool:
         """Whether another request can be sent."""
@@ -211,35 +215,21 @@ class NbdImage:
         fetch.ended.set()
 
     async def _fetch_extents(self) -> ExtentMap:
-        """Ask twice, and take for zero what was zero both times.
-
-        QEMU looks first whether the scratch file has a cluster, then at the origin.  A guest that discards the cluster
-        between the two makes it look like a hole, though its data has just gone into the scratch file.  That happens
-        to a cluster once at most: the second time the scratch file has it.
-        """
+        survey = Survey(self.size_bytes)
         try:
             async with self._budget.fetches:
                 connection = await self._connect()
                 try:
-                    maps = await self._ask_extents(connection), await self._ask_extents(connection)
+                    while question := survey.question():
+                        with trio.fail_after(self._deadline_s):
+                            answers = await _in_thread(connection.status_twice, *question)
+                        survey.learn(*answers)
                 finally:
                     connection.cut()
-            extents = await trio.to_thread.run_sync(agreed, *maps)  # seconds, of a million extents
         except (nbd.Error, UnreachableError, trio.TooSlowError) as error:
             raise OSError(errno.EIO, f"{self.name}: the extents cannot be had: {error}") from error
+        extents = survey.extents
         log.info("%s: %d extents, %d of %d bytes data", self.name, len(extents), extents.data_bytes, self.size_bytes)
-        return extents
-
-    async def _ask_extents(self, connection: Connection) -> ExtentMap:
-        extents = ExtentMap()
-        while extents.end < self.size_bytes:
-            known = extents.end
-            with trio.fail_after(self._deadline_s):
-                await _in_thread(connection.append_extents, extents, self.size_bytes)
-            if extents.end == known:
-                raise UnreachableError("QEMU tells of no extent where there must be one")
-        if extents.end != self.size_bytes:
-            raise UnreachableError("QEMU tells of extents past the end of the disk")
         return extents
 
     async def direct(self) -> Direct | None:

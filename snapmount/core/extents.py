@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,8 @@ class ExtentMap:
 
     def append(self, length: int, flags: int) -> None:
         """Add what follows."""
+        if not length:
+            return
         flags &= HOLE | ZERO
         if not self._flags or self._flags[-1] != flags:
             self._starts.append(self.end)
@@ -102,10 +105,10 @@ class ExtentMap:
         return self._starts[number + 1] if number + 1 < len(self._starts) else self.end
 
 
-def agreed(first: ExtentMap, second: ExtentMap) -> ExtentMap:
-    """What two maps of one disk agree upon: a part is zero, or a hole, only where both say so."""
+def agreed(first: ExtentMap, second: ExtentMap, end: int) -> ExtentMap:
+    """What two maps of one disk agree upon up to `end`: a part is zero, or a hole, only where both say so."""
     both = ExtentMap()
-    for extent in first:
+    for extent in first.between(0, end):
         for part in second.between(extent.start, extent.end):
             both.append(part.length, extent.flags & part.flags)
     return both
@@ -142,11 +145,11 @@ def seek_hole(extents: ExtentMap, offset: int) -> int | None:
 
 
 # A line of the map has one width, whatever it says, so that any part of the text can be made without the rest of it.
-_LINE = (
-    '{opening}{{"start": {start:20d}, "length": {length:20d}, "depth": 0, "present": true, '
-    '"zero": {zero:>5}, "data": {data:>5}}}{closing}\n'
-)
-_LINE_BYTES = len(_LINE.format(opening="[", start=0, length=0, zero="", data="", closing="]"))
+_LINE = '%s{"start": %20d, "length": %20d, "depth": 0, "present": true, %s}%s\n'
+_KINDS = [  # by flags
+    f'"zero": {json.dumps(bool(flags & ZERO)):>5}, "data": {json.dumps(not flags & HOLE):>5}' for flags in range(4)
+]
+_LINE_BYTES = len(_LINE % ("[", 0, 0, _KINDS[0], "]"))
 _EMPTY_MAP = b"[]\n"
 
 
@@ -165,18 +168,13 @@ def json_map(extents: ExtentMap, offset: int, length: int) -> bytes:
         return _EMPTY_MAP[offset : offset + length]
     first = offset // _LINE_BYTES
     last = min(len(extents), -(-(offset + length) // _LINE_BYTES))
-    lines = (_json_line(extents, number) for number in range(first, last))
     skipped = offset - first * _LINE_BYTES
-    return "".join(lines).encode()[skipped : skipped + length]
+    return "".join(_json_lines(extents, first, last)).encode()[skipped : skipped + length]
 
 
-def _json_line(extents: ExtentMap, number: int) -> str:
-    extent = extents[number]
-    return _LINE.format(
-        opening=" " if number else "[",
-        start=extent.start,
-        length=extent.length,
-        zero=str(extent.is_zero).lower(),
-        data=str(not extent.flags & HOLE).lower(),
-        closing="," if number + 1 < len(extents) else "]",
-    )
+def _json_lines(extents: ExtentMap, first: int, last: int) -> Iterator[str]:
+    starts, flags = extents.arrays()
+    for number in range(first, last):
+        is_last = number + 1 == len(starts)
+        start, end = starts[number], extents.end if is_last else starts[number + 1]
+        yield _LINE % (" " if number else "[", start, end - start, _KINDS[flags[number]], "]" if is_last else ",")
