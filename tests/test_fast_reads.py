@@ -49,12 +49,13 @@ def directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def mounted(
-    directory: Path, socket: Path | str, *exports: str, read_timeout_s: float = 1
+    directory: Path, socket: Path | str, *exports: str, read_timeout_s: float = 1, times: int = 1
 ) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """The exports in a mount, and the process that serves it."""
     mountpoint = directory / "mount"
     mountpoint.mkdir()
-    command = [sys.executable, MOUNT_EXPORT, f"--read-timeout={read_timeout_s}", mountpoint, socket, *exports]
+    options = [f"--read-timeout={read_timeout_s}", f"--times={times}"]
+    command = [sys.executable, MOUNT_EXPORT, *options, mountpoint, socket, *exports]
     with subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL) as process:
         try:
             wait_for(lambda: process.poll() is not None or os.path.ismount(mountpoint), "it is mounted")
@@ -259,6 +260,19 @@ def test_an_unmount_ends_reads_that_stall(directory: Path, serving: Server) -> N
         assert_eio(waiting.result)
         assert process.wait(10) == 0
         serving.go_on()  # so that it can be stopped
+
+
+def test_another_mount_of_one_process_has_fast_reads_too(directory: Path, serving: Server) -> None:
+    times = 3
+    with mounted(directory, serving.socket, "vda", times=times) as (mount, process):
+        disk = mount / "vda.raw"
+        for _ in range(times):
+            wait_for(lambda: os.path.ismount(mount), "it is mounted")
+            until_fast(disk, serving)
+            with ThreadPoolExecutor(8) as readers:
+                assert all(readers.map(lambda _: read_direct(disk, 0, MIB) == DISK, range(32)))
+            subprocess.run(["umount", mount], check=True)
+        assert process.wait(30) == 0
 
 
 def test_of_too_many_disks_the_last_are_read_by_python() -> None:

@@ -14,7 +14,9 @@ from snapmount.core.tree import File, MapText, RawImage, Tree
 from snapmount.publish import fuse
 
 
-async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s: float, connections: int) -> None:
+async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s: float, connections: int) -> bool:
+    """Whether it was ended by an unmount."""
+    unmounted = False
     async with contextlib.AsyncExitStack() as stack:
         budget = nbd.Budget(len(exports), connections)
         images = [
@@ -29,7 +31,9 @@ async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(end_on_signal, signals, nursery.cancel_scope)
                 await view.wait_unmounted()
+                unmounted = True
                 nursery.cancel_scope.cancel()
+    return unmounted
 
 
 async def end_on_signal(signals: object, scope: trio.CancelScope) -> None:
@@ -43,15 +47,18 @@ if __name__ == "__main__":
     parser.add_argument(
         "--connections", metavar="N", type=int, default=nbd.MOST_CONNECTIONS, help="at most, to the server"
     )
+    parser.add_argument("--times", metavar="N", type=int, default=1, help="mount it anew after an unmount")
     parser.add_argument("mountpoint")
     parser.add_argument("socket", help="a unix socket")
     parser.add_argument("exports", nargs="+", help="their names; the default export's is empty")
     arguments = parser.parse_args()
-    trio.run(
-        main,
-        arguments.mountpoint,
-        arguments.socket,
-        arguments.exports,
-        arguments.read_timeout,
-        arguments.connections,
-    )
+    for _ in range(arguments.times):
+        if not trio.run(
+            main,
+            arguments.mountpoint,
+            arguments.socket,
+            arguments.exports,
+            arguments.read_timeout,
+            arguments.connections,
+        ):
+            break

@@ -42,7 +42,7 @@ class Extension(Protocol):
         """Let all reads under way fail with EIO, and leave further ones to read()."""
 
     def stop(self) -> None:
-        """End the thread; must be called before the session is closed."""
+        """End the thread, and forget the session, which is to be closed next; there may be another one later."""
 
 
 def _load() -> Extension | None:

@@ -446,4 +446,5 @@ void reads_discard(void)
 {
     while (file_count)
         discard(files[--file_count]);
+    cut_off = false;
 }

@@ -32,13 +32,14 @@ struct queued {
     void *data;
 };
 
-/* The session, and the queue to pyfuse3. */
+/* The session, and the queue to pyfuse3.  One session at a time: session_stop() makes room for the next. */
 static struct fuse_session *session;
 static int fuse_fd = -1, queue_fd = -1, wake_fd = -1, poll_fd = -1;
 static pthread_t thread;
 static atomic_bool stopping, ended;
 static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct queued *queue_head, **queue_tail = &queue_head;
+static struct fuse_buf buffer; /* of the thread */
 
 /* Held by the thread but while it waits: all that reads.c knows is under it. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -113,7 +114,6 @@ static bool settle(const char *request, size_t size)
 
 static void receive(void)
 {
-    static struct fuse_buf buffer;
     for (int i = 0; i < MOST_AT_ONCE; i++) {
         buffer.flags = 0;
         int size = next_receive(session, &buffer);
@@ -158,6 +158,33 @@ static void *serve(void *unused)
 
 /* -- what pyfuse3 calls in libfuse's place ------------------------------------------------------------------------- */
 
+static void close_all(void)
+{
+    int *const opened[] = {&queue_fd, &wake_fd, &poll_fd};
+    for (size_t i = 0; i < sizeof opened / sizeof *opened; i++) {
+        if (*opened[i] >= 0)
+            close(*opened[i]);
+        *opened[i] = -1;
+    }
+}
+
+/* The session will be closed: one that is made later, perhaps at the same address, is another. */
+static void forget_session(void)
+{
+    close_all();
+    while (queue_head) {
+        struct queued *item = queue_head;
+        queue_head = item->next;
+        free(item->data);
+        free(item);
+    }
+    queue_tail = &queue_head;
+    free(buffer.mem);
+    buffer = (struct fuse_buf){.size = 0};
+    stopping = ended = false;
+    session = NULL;
+}
+
 static bool start(void)
 {
     fuse_fd = next_fd(session);
@@ -187,7 +214,7 @@ int our_fd(struct fuse_session *asked)
     if (!session) {
         session = asked;
         if (!start())
-            session = NULL; /* pyfuse3 receives all itself */
+            forget_session(); /* pyfuse3 receives all itself */
     }
     return asked == session ? queue_fd : next_fd(asked);
 }
@@ -238,5 +265,6 @@ PyObject *session_stop(PyObject *self, PyObject *args)
     pthread_join(thread, NULL);
     Py_END_ALLOW_THREADS;
     reads_discard();
+    forget_session();
     Py_RETURN_NONE;
 }
