@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import fragmented
 import guest
 import luns
 from peers import PEERS, Shown, nbd_server, resident_bytes
@@ -173,7 +174,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="measurements of each row and peer (default: 5)")
     parser.add_argument("--size", type=int, default=512, help="MiB of the disk (default: 512)")
     parser.add_argument("--json", help="write all figures to this file")
-    parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}, iscsi, sparse copy, guest (default: all)")
+    parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}, iscsi, sparse copy, map, guest (default: all)")
     arguments = parser.parse_args()
     rows = [row for row in ROWS if not arguments.rows or any(word in row for word in arguments.rows)]
     image = Path("/var/tmp/snapmount-bench-image")
@@ -189,6 +190,7 @@ def main() -> None:
         if not arguments.rows or "sparse copy" in arguments.rows:
             make_sparse(sparse)
             figures["sparse copy, 100 GiB"] = sparse_figures(sparse, arguments.repeat)
+        maps = fragmented.measure(arguments.repeat) if not arguments.rows or "map" in arguments.rows else {}
         guests = guest.measure(arguments.repeat) if not arguments.rows or "guest" in arguments.rows else {}
     finally:
         image.unlink(missing_ok=True)
@@ -196,13 +198,22 @@ def main() -> None:
     print(report(figures, bounds))
     if over_iscsi:
         print(luns.report(over_iscsi))
+    if maps:
+        print(fragmented.report(maps))
     if guests:
         print(guest.report(guests))
     if arguments.json:
         machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
         Path(arguments.json).write_text(
             json.dumps(
-                {"machine": machine, "figures": figures, "ceilings": bounds, "iscsi": over_iscsi, "guest": guests},
+                {
+                    "machine": machine,
+                    "figures": figures,
+                    "ceilings": bounds,
+                    "iscsi": over_iscsi,
+                    "map": maps,
+                    "guest": guests,
+                },
                 indent=2,
             )
         )

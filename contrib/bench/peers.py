@@ -29,11 +29,22 @@ Peer = Callable[[Path, str, int], "contextlib.AbstractContextManager[Shown]"]  #
 
 
 @contextlib.contextmanager
-def nbd_server(image: Path) -> Iterator[Path]:
-    """qemu-nbd with that raw image, read-only, for many connections; yields its socket."""
+def nbd_server(image: Path, form: str = "raw", *, writable: bool = False) -> Iterator[Path]:
+    """qemu-nbd with that image, for many connections; yields its socket."""
     with tempfile.TemporaryDirectory(prefix="snapmount-bench-") as directory:
         socket = Path(directory) / "nbd.sock"
-        command = ["qemu-nbd", "-r", "-f", "raw", "-e", "64", "-t", "-k", str(socket), str(image)]
+        command = [
+            "qemu-nbd",
+            "-f",
+            form,
+            "-e",
+            "64",
+            "-t",
+            "-k",
+            str(socket),
+            *([] if writable else ["-r"]),
+            str(image),
+        ]
         with running(command, socket.exists):
             yield socket
 
