@@ -94,13 +94,15 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     plan.check_iothreads(domain.name, selection.chosen, request.choice, version)
     await domain.block_jobs.check_none(disk.name for disk in selection.chosen)
     await _check_writers(domain, selection.chosen, connection, request.choice)
-    sizes = await domain.allocation()
-    disks = tuple(Disk(d.name, sizes[d.name][0], d.format, str(d.origin)) for d in selection.chosen)
+    sizes = await domain.disk_sizes()
+    disks = tuple(
+        Disk(disk.name, sizes[disk.name].virtual, disk.format, str(disk.origin), sizes[disk.name].allocated)
+        for disk in selection.chosen
+    )
     user = hypervisor.qemu_user(xml)
     in_use = await _devices_in_use(connection, store) if request.terms.devices else {}
-    allocated = {name: size for name, (_, size) in sizes.items()}
     files = [str(disk.origin) for disk in selection.chosen if disk.kind == "file"]
-    needs = room.Needs(domain.name, disks, allocated, files, user, in_use)
+    needs = room.Needs(domain.name, disks, files, user, in_use)
     parent, terms = await room.find(needs, request.scratch_dir, request.terms, warn)
     snapshot = Snapshot(
         id=store.new_id(),

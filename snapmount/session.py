@@ -179,7 +179,10 @@ def _tree(claim: Claim, images: Sequence[Image], variables: bytes | None) -> Tre
     listed.
     """
     snapshot, xml = claim.record.snapshot, claim.store.definition(claim.record.id)
-    files = [File(disk.file, RawImage(image)) for disk, image in zip(snapshot.disks, images, strict=True)]
+    files = [
+        File(disk.file, RawImage(image, estimate=disk.allocated_bytes))
+        for disk, image in zip(snapshot.disks, images, strict=True)
+    ]
     files += [File(f"{image.name}.map", MapText(image)) for image in images]
     files.append(File("domain.xml", Constant(xml.encode("utf-8", "surrogateescape"))))
     if snapshot.nvram and variables is not None:

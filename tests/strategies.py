@@ -45,6 +45,7 @@ snapshots = st.builds(
             size_bytes=st.integers(min_value=0, max_value=1 << 63),
             format=st.sampled_from(["raw", "qcow2"]),
             origin=file_names,
+            allocated_bytes=st.none() | st.integers(min_value=0, max_value=1 << 63),
         )
     ).map(tuple),
     left_out=st.lists(st.builds(LeftOut, name=st.text(), why=st.text())).map(tuple),

@@ -108,7 +108,8 @@ def test_two_maps_agree_on_what_both_say(data: st.DataObject) -> None:
     flags = st.lists(st.sampled_from([0, HOLE, ZERO, HOLE | ZERO]), min_size=size, max_size=size)
     first, second = data.draw(flags), data.draw(flags)
     end = data.draw(st.integers(0, size))
-    both = agreed(*(extent_map([(1, flag) for flag in each]) for each in (first, second)), end)
+    once, again = (extent_map([(1, flag) for flag in each]) for each in (first, second))
+    both = agreed(once, again, end)
     assert [extent.flags for extent in both for _ in range(extent.length)] == [
         a & b for a, b in zip(first[:end], second[:end], strict=True)
     ]

@@ -22,7 +22,7 @@ SNAPSHOT = Snapshot(
     created=datetime(2026, 11, 23, 12, 5, 1, 123, tzinfo=UTC),
     source="pull",
     quiesced=False,
-    disks=(Disk("vda", 1 << 30, "qcow2", "/images/vda.qcow2"),),
+    disks=(Disk("vda", 1 << 30, "qcow2", "/images/vda.qcow2", 1 << 29),),
     left_out=(LeftOut("sda", "CD-ROM"),),
     nvram=Nvram(540672, "raw", "/nvram/vm1_VARS.fd"),
 )
@@ -50,6 +50,7 @@ def test_the_document_has_the_documented_shape() -> None:
                 "size_bytes": 1073741824,
                 "format": "qcow2",
                 "origin": "/images/vda.qcow2",
+                "allocated_bytes": 1 << 29,
                 "file": "vda.raw",
             }
         ],
@@ -84,6 +85,13 @@ def test_a_document_that_lacks_a_fact_is_refused(key: str) -> None:
 def test_a_document_of_another_shape_is_refused(change: dict[str, object]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         Snapshot.from_document(SNAPSHOT.document() | change)
+
+
+def test_a_document_of_a_version_before_says_nothing_of_what_the_images_took() -> None:
+    document = SNAPSHOT.document()
+    del document["disks"][0]["allocated_bytes"]
+    (disk,) = Snapshot.from_document(document).disks
+    assert disk == replace(SNAPSHOT.disks[0], allocated_bytes=None)
 
 
 def test_a_time_is_written_in_utc_with_microseconds() -> None:

@@ -172,6 +172,18 @@ async def test_a_sparse_disk_allocates_its_data_and_has_a_map() -> None:
     assert [(extent["start"], extent["zero"]) for extent in json.loads(bytes(read))] == [(0, False), (512, True)]
 
 
+@pytest.mark.parametrize(("estimate", "told"), [(1000, 1024), (10**6, 4096), (0, BLOCK_BYTES), (None, 4096)])
+async def test_until_its_data_is_known_an_estimate_is_told_and_never_more_than_all_or_nothing(
+    estimate: int | None, told: int
+) -> None:
+    shown = tree(File("vda.raw", RawImage(BrokenImage(), estimate=estimate)))
+    attributes = await shown.attributes(2)
+    assert (attributes.size_bytes, attributes.allocated_bytes, attributes.settled) == (4096, told, False)
+    shown = tree(File("vda.raw", RawImage(SparseImage(), estimate=estimate)))
+    attributes = await shown.attributes(2)
+    assert (attributes.allocated_bytes, attributes.settled) == (BLOCK_BYTES, True)
+
+
 async def test_a_disk_whose_extents_cannot_be_had_counts_as_all_data_and_its_map_has_no_size_yet() -> None:
     shown = tree(File("vda.raw", RawImage(BrokenImage())), File("vda.map", MapText(BrokenImage())))
     disk, text = [await shown.attributes(inode) for inode in shown.inodes()]

@@ -19,6 +19,7 @@ class Disk:
     size_bytes: int
     format: str  # of the origin: raw, qcow2, ...
     origin: str
+    allocated_bytes: int | None = None  # what its images took on the host then, backing files included, if known
 
     @property
     def file(self) -> str:
@@ -87,10 +88,20 @@ class Snapshot:
             created=created,
             source=document["source"],
             quiesced=document["quiesced"],
-            disks=tuple(Disk(d["name"], d["size_bytes"], d["format"], d["origin"]) for d in document["disks"]),
+            disks=tuple(_disk(each) for each in document["disks"]),
             left_out=tuple(LeftOut(each["name"], each["why"]) for each in document["left_out"]),
             nvram=None if nvram is None else Nvram(nvram["size_bytes"], nvram["format"], nvram["origin"]),
         )
+
+
+def _disk(document: Mapping[str, Any]) -> Disk:
+    return Disk(
+        document["name"],
+        document["size_bytes"],
+        document["format"],
+        document["origin"],
+        document.get("allocated_bytes"),  # not told by the versions before
+    )
 
 
 def format_time(moment: datetime) -> str:

@@ -73,16 +73,22 @@ class Constant:
 
 
 class RawImage:
-    """A disk, byte for byte; where `most_extents` is given, only its largest holes are told of."""
+    """A disk, byte for byte.
 
-    def __init__(self, image: Image, most_extents: int | None = None) -> None:
+    If `most_extents` is given, only its largest holes are told of.  While nobody knows how much of it is data, an
+    `estimate` is told, in bytes: all of it if there is none.
+    """
+
+    def __init__(self, image: Image, most_extents: int | None = None, estimate: int | None = None) -> None:
         self._image = image
         self._most_extents = most_extents
+        # not 0: tar(1) takes a file without blocks for one hole, and does not read it
+        self._estimate = image.size_bytes if estimate is None else min(image.size_bytes, max(estimate, BLOCK_BYTES))
         self._extents: ExtentMap | None = None
 
     async def sizes(self) -> Sizes:
         size, allocated = self._image.size_bytes, await _allocated_bytes(self._image)
-        return Sizes(size, allocated) if allocated is not None else Sizes(size, size, settled=False)  # no known hole
+        return Sizes(size, allocated) if allocated is not None else Sizes(size, self._estimate, settled=False)
 
     async def size_bytes(self) -> int:
         return self._image.size_bytes

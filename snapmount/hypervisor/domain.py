@@ -19,6 +19,7 @@ from ..qemu import Qemu
 from .agent import Agent
 from .blockjobs import BlockJobs
 from .calls import call, change, explained, refusal
+from .disksize import DiskSize, disk_sizes
 from .identity import version_of
 from .uri import pid_directory
 
@@ -118,17 +119,9 @@ class Domain:
                 raise
         return _WHY_SHUT_OFF.get(reason, "is shut off") if state == libvirt.VIR_DOMAIN_SHUTOFF else None
 
-    async def allocation(self) -> dict[str, tuple[int, int]]:
-        """Virtual size and allocated size in bytes of each disk, backing files included in the latter."""
-        stats = await self._block_stats()
-        virtual: dict[str, int] = {}
-        allocated: dict[str, int] = {}
-        for number in range(stats["block.count"]):
-            name = stats[f"block.{number}.name"]
-            # the top layer comes first
-            virtual.setdefault(name, stats.get(f"block.{number}.capacity", 0))
-            allocated[name] = allocated.get(name, 0) + stats.get(f"block.{number}.allocation", 0)
-        return {name: (size, min(size, allocated[name])) for name, size in virtual.items()}
+    async def disk_sizes(self) -> dict[str, DiskSize]:
+        """The sizes of each disk, by its name."""
+        return disk_sizes(await self._block_stats())
 
     async def _block_stats(self) -> dict[str, Any]:
         connection = self._handle.connect()

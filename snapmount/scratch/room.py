@@ -23,7 +23,6 @@ class Needs:
 
     vm: str
     disks: Sequence[Disk]
-    allocated: Mapping[str, int]  # bytes, by disk
     origins: Sequence[str]  # the disks' image files
     user: User  # QEMU's
     devices_in_use: Mapping[str, str]  # block devices that cannot be scratch, and what they are
@@ -38,7 +37,7 @@ async def find(needs: Needs, directory: str | None, terms: Terms, warn: Callable
     in_files = [disk for disk in needs.disks if not terms.device(disk.name)]
     worst = terms.remaining_bytes([(disk.size_bytes, 0) for disk in in_files])
     reserved = sum(terms.reserved_bytes(disk.size_bytes) for disk in in_files)
-    allocated = sum(needs.allocated[disk.name] for disk in in_files)
+    allocated = sum(disk.size_bytes if disk.allocated_bytes is None else disk.allocated_bytes for disk in in_files)
     if directory:
         parent = Path(directory)
         free = await places.free_bytes(parent)
