@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount.core.extents import HOLE, ZERO, ExtentMap, agreed, coarse, json_map, json_map_size, seek_data, seek_hole
+from snapmount.core.extents import (
+    HOLE,
+    ZERO,
+    ExtentMap,
+    agreed,
+    aligned,
+    coarse,
+    json_map,
+    json_map_size,
+    seek_data,
+    seek_hole,
+)
 
 from .strategies import PROPERTY
 
@@ -66,6 +77,17 @@ def test_a_coarse_map_has_only_the_largest_holes(parts: list[tuple[int, int]], m
     assert all(each.length >= max(dropped, default=0) for each in exact if each.is_zero and kept[each.start])
     if len(exact) <= most:
         assert simplified is exact
+
+
+@PROPERTY
+@given(runs, st.integers(1, 9))
+def test_holes_of_whole_units_are_the_largest_within_the_holes(parts: list[tuple[int, int]], unit: int) -> None:
+    exact = extent_map(parts)
+    rounded = aligned(exact, unit)
+    assert rounded.end == exact.end
+    was, still = ([each.is_zero for each in m for _ in range(each.length)] for m in (exact, rounded))
+    units = [range(start, min(start + unit, exact.end)) for start in range(0, exact.end, unit)]
+    assert all(still[n] == all(was[m] for m in each) for each in units for n in each)
 
 
 @PROPERTY

@@ -20,7 +20,8 @@ from snapmount.core.extents import HOLE, ZERO, ExtentMap
 from snapmount.core.tree import Constant, File, MapText, RawImage, Tree
 from snapmount.publish.fuse import Operations
 
-DISK = bytes(range(256)) * 4
+DISK = bytes(range(256)) * 64
+DATA = 4096  # bytes at its start; a hole follows
 CREATED_NS = 1795435501_000_123_000
 ROOT = pyfuse3.ROOT_INODE
 VDA, XML, UNKNOWN = InodeT(2), InodeT(3), InodeT(4)
@@ -49,7 +50,7 @@ class ADisk:
 
     async def extents(self) -> ExtentMap:
         extents = ExtentMap()
-        extents.append_status([512, 0, len(DISK) - 512, HOLE | ZERO])
+        extents.append_status([DATA, 0, len(DISK) - DATA, HOLE | ZERO])
         return extents
 
 
@@ -105,7 +106,7 @@ async def test_the_attributes_are_those_of_the_snapshot() -> None:
     assert entry.st_nlink == 1
     assert (entry.st_uid, entry.st_gid) == (1000, 1001)
     assert entry.st_size == len(DISK)
-    assert entry.st_blocks == 1, "its data alone"
+    assert entry.st_blocks == DATA // 512, "its data alone"
     assert entry.st_mtime_ns == entry.st_ctime_ns == entry.st_atime_ns == CREATED_NS
 
 
@@ -270,7 +271,7 @@ async def test_a_map_has_its_true_size_once_it_is_open() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "length"), [(0, 4096), (0, 1), (100, 300), (1000, 4096), (1024, 1), (1 << 40, 4096)]
+    ("offset", "length"), [(0, 65536), (0, 1), (100, 300), (16000, 4096), (16384, 1), (1 << 40, 4096)]
 )
 async def test_a_read_gives_the_bytes_of_that_place(offset: int, length: int) -> None:
     handlers = operations()
@@ -408,14 +409,14 @@ async def test_seek_finds_data_and_holes_and_the_hole_at_the_end_of_every_file()
     handlers = operations()
     assert await handlers.seek(VDA, 0, os.SEEK_DATA) == 0
     assert await handlers.seek(VDA, 100, os.SEEK_DATA) == 100
-    assert await handlers.seek(VDA, 100, os.SEEK_HOLE) == 512
-    assert await handlers.seek(VDA, 600, os.SEEK_HOLE) == 600
+    assert await handlers.seek(VDA, 100, os.SEEK_HOLE) == DATA
+    assert await handlers.seek(VDA, DATA + 100, os.SEEK_HOLE) == DATA + 100
     assert await handlers.seek(XML, 0, os.SEEK_HOLE) == len(b"<domain/>")
 
 
 async def test_seek_tells_enxio_where_there_is_nothing_more() -> None:
     handlers = operations()
-    for offset, whence in ((600, os.SEEK_DATA), (len(DISK), os.SEEK_DATA), (len(DISK), os.SEEK_HOLE)):
+    for offset, whence in ((DATA + 100, os.SEEK_DATA), (len(DISK), os.SEEK_DATA), (len(DISK), os.SEEK_HOLE)):
         with fails_with(errno.ENXIO):
             await handlers.seek(VDA, offset, whence)
     with fails_with(errno.EINVAL):

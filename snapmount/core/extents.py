@@ -114,6 +114,28 @@ def agreed(first: ExtentMap, second: ExtentMap, end: int) -> ExtentMap:
     return both
 
 
+def aligned(extents: ExtentMap, unit_bytes: int) -> ExtentMap:
+    """The same disk with holes that begin and end at multiples of the unit, or at the disk's end: what of a hole lies
+    beside them counts as data.
+    """
+    starts, _flags = extents.arrays()
+    if not any(start % unit_bytes for start in starts):
+        return extents
+    rounded = ExtentMap()
+    for is_zero, parts in itertools.groupby(extents, lambda extent: extent.is_zero):
+        first, *others = parts
+        start, end = first.start, (others[-1] if others else first).end
+        start = -(-start // unit_bytes) * unit_bytes
+        end = end if end == extents.end else end // unit_bytes * unit_bytes
+        if is_zero and start < end:
+            if start > rounded.end:
+                rounded.append(start - rounded.end, 0)
+            rounded.append(end - start, HOLE | ZERO)
+    if extents.end > rounded.end:
+        rounded.append(extents.end - rounded.end, 0)
+    return rounded
+
+
 def coarse(extents: ExtentMap, most: int) -> ExtentMap:
     """The same disk with `most` extents at most: all but its largest holes count as data."""
     if len(extents) <= most:
