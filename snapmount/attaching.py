@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,8 @@ import trio
 from . import blocking, hypervisor, locks, views
 from .attachments import SHELF, Attachment
 from .core import attachment, names
+from .core.diskdefinition import DEFAULT_BLOCK_SIZE
+from .core.snapshot import Disk
 from .errors import NotFoundError, SnapmountError, StateError
 from .processes import Process
 from .records import Record
@@ -56,6 +58,7 @@ async def attach(request: AttachRequest, record: Record, store: Store) -> list[A
         xml = await helper.xml()
         await views.check(record, hypervisor.qemu_user(xml), f"QEMU of {helper.name}")
         await _check_visible(record, helper.name, qemu)
+        await _check_block_sizes(record, disks, helper, request.bus)
         if not attachment.has_controller(xml, request.bus):
             raise StateError(
                 f"{helper.name} has no {request.bus} controller", "--bus virtio, or add a controller to it"
@@ -70,7 +73,8 @@ async def attach(request: AttachRequest, record: Record, store: Store) -> list[A
             for each in planned:
                 _write(directory, each)
             store.check_active(record, "attached")  # not before: what ends the snapshot looks for the records
-            return [await _plug(record, directory, helper, xml, each) for each in planned]
+            with _explained(request, record, helper, xml, disks):
+                return [await _plug(record, directory, helper, xml, each) for each in planned]
         except BaseException:
             with trio.CancelScope(shield=True):
                 await _give_up(directory, helper, planned)
@@ -239,11 +243,46 @@ async def _check_not_attached(directory: Path, planned: Sequence[Attachment], he
             )
 
 
+async def _check_block_sizes(record: Record, disks: Sequence[str], helper: hypervisor.Domain, bus: str) -> None:
+    """Raise StateError where QEMU would show a disk on that bus with smaller blocks than the guest's."""
+    for disk in _disks(record, disks):
+        size = disk.logical_block_size_bytes
+        fit = attachment.buses_for([size], None)
+        if bus not in fit and bus not in attachment.buses_for([size], await helper.qemu_version(record.connect)):
+            needed = ".".join(map(str, attachment.QEMU_USB_BLOCK_SIZES))
+            raise StateError(
+                f"{disk.name} has logical blocks of {size} bytes, in which partition tables count; on {bus}, QEMU "
+                f"before {needed}, as {helper.name} runs in, shows every disk with blocks of {DEFAULT_BLOCK_SIZE}",
+                f"--bus {' or '.join(fit)}",
+            )
+
+
+def _disks(record: Record, wanted: Sequence[str]) -> list[Disk]:
+    return [disk for disk in record.snapshot.disks if disk.name in wanted]
+
+
+@contextlib.contextmanager
+def _explained(
+    request: AttachRequest, record: Record, helper: hypervisor.Domain, helper_xml: str, disks: Sequence[str]
+) -> Iterator[None]:
+    """Add what helps to the error of a helper that has no free slot for a disk."""
+    try:
+        yield
+    except StateError as error:
+        if not attachment.lacks_slot(error.message):
+            raise
+        sizes = [disk.logical_block_size_bytes for disk in _disks(record, disks)]
+        bus = attachment.bus_with_room(helper_xml, attachment.buses_for(sizes, None), len(disks))
+        chosen = [word for disk in request.disks for word in ("--disk", disk)]
+        again = names.command("snapmount", "attach", record.id, helper.name, *chosen, "--bus", bus or "")
+        raise StateError(error.message, again if bus else attachment.more_slots(helper_xml)) from error
+
+
 async def _plug(
     record: Record, directory: Path, helper: hypervisor.Domain, helper_xml: str, planned: Attachment
 ) -> Attachment:
     log.info("plugging %s into %s as %s", planned.disk, helper.name, planned.target)
-    [disk] = [disk for disk in record.snapshot.disks if disk.name == planned.disk]
+    [disk] = _disks(record, [planned.disk])
     await helper.plug(
         attachment.disk_xml(
             helper_xml,
@@ -252,6 +291,7 @@ async def _plug(
             serial=planned.serial,
             bus=planned.bus,
             target=planned.target,
+            block_bytes=disk.logical_block_size_bytes,
         )
     )
     made = replace(planned, is_made=True)
@@ -308,9 +348,11 @@ async def _unplug(directory: Path, helper: hypervisor.Domain | None, attached: A
     log.info("unplugging %s from %s", attached.target, attached.vm_name)
     why = helper and await helper.unplug(attached.alias, patience_s)
     if why:
+        again = names.command("snapmount", "detach", attached.snapshot, attached.vm_name)
+        reset = names.command("virsh", "reset", attached.vm_name)
         raise StateError(
             f"{attached.vm_name} still has {attached.target}, which is {attached.disk} of snapshot "
             f"{attached.snapshot}: {why}",
-            f"{names.command('virsh', 'reset', attached.vm_name)}   (it goes then, or when the guest reacts)",
+            f"{again}   (again, when the guest reacts; at worst: {reset})",
         )
     SHELF.forget(directory, attached)

@@ -96,7 +96,14 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     await _check_writers(domain, selection.chosen, connection, request.choice)
     sizes = await domain.disk_sizes()
     disks = tuple(
-        Disk(disk.name, sizes[disk.name].virtual, disk.format, str(disk.origin), sizes[disk.name].allocated)
+        Disk(
+            name=disk.name,
+            size_bytes=sizes[disk.name].virtual,
+            format=disk.format,
+            origin=str(disk.origin),
+            allocated_bytes=sizes[disk.name].allocated,
+            logical_block_size_bytes=disk.logical_block_size,
+        )
         for disk in selection.chosen
     )
     user = hypervisor.qemu_user(xml)

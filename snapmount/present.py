@@ -16,6 +16,7 @@ from . import attachments, luns, scratchvm
 from .attachments import Attachment
 from .bootcheck import Came
 from .core import names, units
+from .core.diskdefinition import DEFAULT_BLOCK_SIZE
 from .core.iscsi import Credentials, Session
 from .core.lifecycle import State
 from .core.plan import LeftOut
@@ -139,7 +140,9 @@ class Shown:
         if not record.is_hidden:
             files: list[Disk | Nvram] = [*snapshot.disks, *([snapshot.nvram] if snapshot.nvram else [])]
             lines.append(
-                _indented((each.file, units.size(each.size_bytes), each.format, each.origin) for each in files)
+                _indented(
+                    (each.file, units.size(each.size_bytes), each.format, each.origin, _blocks(each)) for each in files
+                )
             )
         if record.publication:
             lines.append(_indented(luns.lun_rows(record.publication)))
@@ -189,10 +192,17 @@ class Shown:
             ("server", f"process {record.server.pid}" + (f", log {log}" if log else "")),
         ]
         disks = [
-            (d.name, units.size(d.size_bytes), d.format, d.origin, pullstate.of(record).export_uri(d.name))
-            for d in snapshot.disks
+            (
+                disk.name,
+                units.size(disk.size_bytes),
+                str(disk.logical_block_size_bytes),
+                disk.format,
+                disk.origin,
+                pullstate.of(record).export_uri(disk.name),
+            )
+            for disk in snapshot.disks
         ]
-        lines = [_table(facts), "", _table(disks, ("DISK", "SIZE", "FORMAT", "ORIGIN", "NBD"))]
+        lines = [_table(facts), "", _table(disks, ("DISK", "SIZE", "BLOCK", "FORMAT", "ORIGIN", "NBD"))]
         return _text(
             [
                 *lines,
@@ -252,6 +262,13 @@ class Shown:
 
 def _nvram_facts(nvram: Nvram | None) -> list[tuple[str, str]]:
     return [("nvram", f"{units.size(nvram.size_bytes)}, {nvram.format}, of {nvram.origin}")] if nvram else []
+
+
+def _blocks(file: Disk | Nvram) -> str:
+    """What who opens the file must know of its logical blocks, where they are not as everywhere."""
+    if isinstance(file, Nvram) or file.logical_block_size_bytes == DEFAULT_BLOCK_SIZE:
+        return ""
+    return f"blocks of {file.logical_block_size_bytes} bytes"
 
 
 def _growth(figures: Figures | None) -> tuple[str, str]:

@@ -144,7 +144,9 @@ def shared_helper(libvirt: None) -> Iterator[vm.VM]:
     if root is None or not root.is_shared:
         pytest.skip("/ is private here: a VM does not see what is mounted after its start (contrib/run-tests mends it)")
     scsi = "<controller type='scsi' model='virtio-scsi'/>"
-    with vm.running(vm.HELPER, [vm.Disk("vda")], command_line="snapmount.watch", extra_devices=scsi) as running:
+    own = vm.running(vm.HELPER, [vm.Disk("vda")], command_line="snapmount.watch", extra_devices=scsi, agent=True)
+    with own as running:
+        running.agent_answers()
         yield running
 
 

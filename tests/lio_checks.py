@@ -241,6 +241,16 @@ def test_disks_are_recognised_by_serial_vendor_and_model(view: View) -> None:
             assert lun.serial[:25] in sysfs(device, "device/wwid")
 
 
+def test_disks_have_the_logical_blocks_of_the_guest_s(view: View) -> None:
+    first, *others = a_target().luns
+    luns = (replace(first, logical_block_size_bytes=4096), *others)
+    with published(a_target(luns=luns), view) as target, initiator.session(target, PORTALS[0], CREDENTIALS) as devices:
+        for device, lun, origin in zip(devices, target.luns, view.origins, strict=True):
+            assert sysfs(device, "queue/logical_block_size") == str(lun.logical_block_size_bytes)
+            assert int(sysfs(device, "size")) * 512 == lun.size_bytes
+            assert hashlib.sha256(device.read_bytes()).digest() == hashlib.sha256(origin.read_bytes()).digest()
+
+
 def test_disks_are_read_only_and_writes_that_are_forced_fail(view: View) -> None:
     before = [origin.read_bytes() for origin in view.origins]
     with published(a_target(), view) as target:

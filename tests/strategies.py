@@ -46,6 +46,7 @@ snapshots = st.builds(
             format=st.sampled_from(["raw", "qcow2"]),
             origin=file_names,
             allocated_bytes=st.none() | st.integers(min_value=0, max_value=1 << 63),
+            logical_block_size_bytes=st.sampled_from([512, 4096]),
         )
     ).map(tuple),
     left_out=st.lists(st.builds(LeftOut, name=st.text(), why=st.text())).map(tuple),

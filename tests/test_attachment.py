@@ -117,9 +117,10 @@ def test_the_device_file_is_told_as_udev_names_it() -> None:
 # -- what libvirt is told ----------------------------------------------------------------------------------------------
 
 
-def disk_xml(file: str, bus: str = "virtio") -> str:
+def disk_xml(file: str, bus: str = "virtio", block_bytes: int = 512) -> str:
     it = an_attachment(bus=bus)
-    return attachment.disk_xml(a_domain(), file, alias=it.alias, serial=it.serial, bus=bus, target=it.target)
+    own = {"alias": it.alias, "serial": it.serial, "bus": bus, "target": it.target}
+    return attachment.disk_xml(a_domain(), file, block_bytes=block_bytes, **own)
 
 
 @PROPERTY
@@ -145,6 +146,43 @@ def test_a_path_that_a_profile_of_apparmor_would_misunderstand_is_refused(path: 
     assert ElementTree.fromstring(unconfined).find("source").get("file") == path  # type: ignore[union-attr]
 
 
+def test_the_disk_has_the_guest_s_logical_blocks() -> None:
+    [blockio] = ElementTree.fromstring(disk_xml("/mnt/vda.raw", block_bytes=4096)).findall("blockio")
+    sizes = {"logical_block_size": "4096", "physical_block_size": "4096"}
+    assert blockio.attrib == sizes, "QEMU refuses logical blocks that are larger than physical ones"
+    assert ElementTree.fromstring(disk_xml("/mnt/vda.raw")).find("blockio") is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "qemu", "buses"),
+    [
+        ([512, 512], None, ("virtio", "scsi", "usb")),
+        ([512, 4096], (8, 2, 9), ("virtio", "scsi")),
+        ([512, 4096], None, ("virtio", "scsi")),
+        ([512, 4096], (9, 0, 0), ("virtio", "scsi", "usb")),
+    ],
+)
+def test_block_sizes_are_kept_on_usb_by_newer_versions_of_qemu(
+    sizes: list[int], qemu: tuple[int, ...] | None, buses: tuple[str, ...]
+) -> None:
+    assert attachment.buses_for(sizes, qemu) == buses
+
+
+def test_where_no_slot_is_free_another_bus_with_room_is_found() -> None:
+    usb, scsi = "<controller type='usb' model='qemu-xhci'/>", SCSI.format(0)
+    assert attachment.bus_with_room(a_domain(devices=usb + scsi), BUSES, 2) == "scsi"
+    assert attachment.bus_with_room(a_domain(FULL, usb + scsi), BUSES, 1) == "usb"
+    assert attachment.bus_with_room(a_domain(FULL, usb + scsi), ["virtio", "scsi"], 1) is None
+    assert attachment.bus_with_room(a_domain(devices="<controller type='usb' model='none'/>"), BUSES, 1) is None
+
+
+@pytest.mark.parametrize(("root", "port"), [("pcie-root", "pcie-root-port"), ("pci-root", "pci-bridge")])
+def test_where_no_bus_has_room_a_port_is_added(root: str, port: str) -> None:
+    domain = a_domain(devices=f"<controller type='pci' index='0' model='{root}'/>")
+    domain = domain.replace("<devices>", "<name>vm 2</name><devices>")
+    assert attachment.more_slots(domain).startswith(f"virsh edit 'vm 2'   (add <controller type='pci' model='{port}'/>")
+
+
 def test_the_device_is_found_by_its_alias() -> None:
     xml = a_domain(devices=disk_xml("/mnt/vda.raw"))
     assert domainxml.has_device(xml, "ua-snapmount-84b8ec7e-vda")
@@ -159,7 +197,7 @@ def test_libvirt_s_schema_admits_the_disk(bus: str, tmp_path: Path) -> None:
     path = tmp_path / "domain.xml"
     path.write_text(
         "<domain type='kvm'><name>vm2</name><memory>1</memory><os><type>hvm</type></os>"
-        f"<devices>{disk_xml('/mnt/vda.raw', bus)}</devices></domain>"
+        f"<devices>{disk_xml('/mnt/vda.raw', bus, 4096)}</devices></domain>"
     )
     done = subprocess.run(["xmllint", "--noout", "--relaxng", SCHEMA, path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

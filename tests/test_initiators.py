@@ -109,7 +109,9 @@ def test_windows_quotes_the_secret() -> None:
     assert "-AuthenticationType ONEWAYCHAP -ChapUsername 'snapshot' -ChapSecret 'it''s$e`cret,\"1'" in text
 
 
-@pytest.mark.parametrize("target", [TARGET, ADMITTED])
+@pytest.mark.parametrize(
+    "target", [TARGET, ADMITTED, replace(TARGET, luns=(replace(LUNS[0], logical_block_size_bytes=4096),))]
+)
 def test_libvirt_s_documents_are_valid(target: Target, tmp_path: Path) -> None:
     if not (shutil.which("virt-xml-validate") and shutil.which("xmllint")):
         pytest.skip("this host lacks virt-xml-validate or xmllint: run contrib/setup --test")
@@ -127,6 +129,16 @@ def test_libvirt_s_documents_are_valid(target: Target, tmp_path: Path) -> None:
         path.write_text(ElementTree.tostring(document, encoding="unicode"))
         done = subprocess.run(["virt-xml-validate", path, schema], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_machines_get_disks_with_the_lun_s_logical_blocks() -> None:
+    first, second = TARGET.luns
+    login = Login(replace(TARGET, luns=(first, replace(second, logical_block_size_bytes=4096))), ONE_WAY)
+    assert text_for("libvirt", login).count("<blockio") == 1
+    assert '<blockio logical_block_size="4096" physical_block_size="4096" />' in text_for("libvirt", login)
+    device = "# the -device of snapshot-vdb needs logical_block_size=4096,physical_block_size=4096"
+    assert device in text_for("QEMU", login).splitlines()
+    assert "block_size" not in text_for("QEMU", Login(TARGET, ONE_WAY))
 
 
 def test_libvirt_and_qemu_get_the_secret_to_the_last_byte(tmp_path: Path) -> None:

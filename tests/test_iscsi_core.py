@@ -16,6 +16,7 @@ from snapmount.core.iscsi import (
     PORTS,
     PRODUCT_MAX,
     Credentials,
+    Lun,
     Portal,
     PortalRequest,
     Target,
@@ -192,8 +193,9 @@ def test_the_target_of_any_snapshot_has_a_name_that_each_initiator_takes(
 @given(snapshots)
 def test_each_disk_is_a_lun_in_the_disks_order_that_initiators_can_tell_apart(snapshot: Snapshot) -> None:
     luns = target_of(snapshot, (LOOPBACK,), ()).luns
-    assert [(lun.number, lun.disk, lun.size_bytes) for lun in luns] == [
-        (number, disk.name, disk.size_bytes) for number, disk in enumerate(snapshot.disks, 1)
+    assert [(lun.number, lun.disk, lun.size_bytes, lun.logical_block_size_bytes) for lun in luns] == [
+        (number, disk.name, disk.size_bytes, disk.logical_block_size_bytes)
+        for number, disk in enumerate(snapshot.disks, 1)
     ]
     assert len({lun.serial for lun in luns}) == len({disk.name for disk in snapshot.disks})
     for lun in luns:
@@ -215,3 +217,11 @@ def test_a_disk_keeps_its_identity_however_it_is_published(snapshot: Snapshot) -
 def test_a_target_survives_json(snapshot: Snapshot, at: tuple[Portal, ...], initiators: tuple[str, ...]) -> None:
     target = target_of(snapshot, at, initiators)
     assert Target.from_document(json.loads(json.dumps(target.document()))) == target
+
+
+def test_a_target_from_before_block_sizes_were_told_is_read() -> None:
+    target = Target("iqn.2024-08.internal.snapmount:vm1.0123abcd", (LOOPBACK,), (Lun(1, "vda", 512, "0", "vda"),), ())
+    document = target.document()
+    for lun in document["luns"]:
+        del lun["logical_block_size_bytes"]
+    assert Target.from_document(document) == target

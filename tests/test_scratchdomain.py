@@ -261,6 +261,13 @@ def test_how_the_original_meets_errors_and_reads_is_not_inherited() -> None:
     assert own.get("copy_on_read") is None, "it would copy the view into the overlay"
 
 
+def test_a_disk_keeps_its_block_sizes() -> None:
+    blockio = "<blockio logical_block_size='4096' physical_block_size='4096'/>"
+    domain, _ = derived(domain_with(f"<disk device='disk'><source file='/x'/><target dev='vda'/>{blockio}</disk>"))
+    [own] = domain.findall("devices/disk/blockio")
+    assert own.attrib == {"logical_block_size": "4096", "physical_block_size": "4096"}
+
+
 def test_what_is_encrypted_is_plain_in_the_view_and_transient_disks_are_as_others() -> None:
     encryption = "<encryption format='luks'><secret type='passphrase' usage='x'/></encryption>"
     source = f"<source file='/x'>{encryption}</source><transient/>"

@@ -51,6 +51,7 @@ def test_the_document_has_the_documented_shape() -> None:
                 "format": "qcow2",
                 "origin": "/images/vda.qcow2",
                 "allocated_bytes": 1 << 29,
+                "logical_block_size_bytes": 512,
                 "file": "vda.raw",
             }
         ],
@@ -69,6 +70,13 @@ def test_a_snapshot_is_read_back_from_its_document(snapshot: Snapshot) -> None:
 @given(snapshots)
 def test_a_snapshot_is_read_back_from_the_bytes_of_its_file(snapshot: Snapshot) -> None:
     assert Snapshot.from_document(json.loads(dump(snapshot.document()))) == snapshot
+
+
+def test_a_document_from_before_block_sizes_were_told_is_read() -> None:
+    document = SNAPSHOT.document()
+    for disk in document["disks"]:
+        del disk["logical_block_size_bytes"]
+    assert Snapshot.from_document(document) == SNAPSHOT
 
 
 @pytest.mark.parametrize("key", SNAPSHOT.document())

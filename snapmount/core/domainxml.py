@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from ..errors import SnapmountError, StateError
 from . import diskdefinition, names
-from .diskdefinition import DiskDefinition
+from .diskdefinition import DEFAULT_BLOCK_SIZE, DiskDefinition
 from .origin import of_source
 
 XML_MAX = 4 << 20
@@ -125,6 +125,16 @@ def add_unlabelled_source(parent: ElementTree.Element, file: str, models: Collec
     source = ElementTree.SubElement(parent, "source", file=file)
     for model in models:
         ElementTree.SubElement(source, "seclabel", model=model, relabel="no")
+
+
+def add_block_size(disk: ElementTree.Element, size_bytes: int) -> None:
+    """Let the disk have logical blocks of that size, where it would not by itself.
+
+    QEMU refuses logical blocks that are larger than physical ones; to who only reads, the latter do not matter.
+    """
+    if size_bytes != DEFAULT_BLOCK_SIZE:
+        size = str(size_bytes)
+        ElementTree.SubElement(disk, "blockio", logical_block_size=size, physical_block_size=size)
 
 
 def check_confinable(path: str, models: Collection[str], remedy: str) -> None:

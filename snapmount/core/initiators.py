@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
+from .diskdefinition import DEFAULT_BLOCK_SIZE
+from .domainxml import add_block_size
 from .iscsi import Credentials, Lun, Portal, Target
 
 PLACEHOLDER = "SECRET"
@@ -107,6 +109,10 @@ def _qemu(login: Login) -> Iterator[str]:
     if login.is_mutual:
         yield "# QEMU cannot ask the target to prove itself (mutual CHAP): it logs in all the same"
     yield f"(umask 077; printf %s {shlex.quote(login.credentials.secret)} >iscsi-secret)"
+    for lun in login.target.luns:
+        if (size := lun.logical_block_size_bytes) != DEFAULT_BLOCK_SIZE:  # QEMU does not take the target's
+            sizes = f"logical_block_size={size},physical_block_size={size}"
+            yield f"# the -device of snapshot-{lun.disk} needs {sizes}"
     yield "qemu-system-x86_64 ... -object secret,id=iscsi-secret,file=iscsi-secret \\"
     for lun in login.target.luns:
         end = "" if lun is login.target.luns[-1] else " \\"
@@ -170,6 +176,7 @@ def _disk_xml(login: Login, lun: Lun, device: str) -> ElementTree.Element:
     auth = ElementTree.SubElement(source, "auth", username=login.credentials.user)
     ElementTree.SubElement(auth, "secret", type="iscsi", usage=login.target.iqn)
     ElementTree.SubElement(disk, "target", dev=device, bus="virtio")
+    add_block_size(disk, lun.logical_block_size_bytes)  # QEMU does not take the target's
     ElementTree.SubElement(disk, "readonly")
     return disk
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import StateError, UsageError
+from .diskdefinition import DEFAULT_BLOCK_SIZE
 from .names import command
 from .snapshot import Snapshot
 
@@ -161,6 +162,7 @@ class Lun:
     serial: str  # 32 hexadecimal digits, the same for each publication of this disk of this snapshot
     product: str  # ASCII, 16 bytes at most: 'vm1-vda'
     vendor: str = VENDOR
+    logical_block_size_bytes: int = DEFAULT_BLOCK_SIZE  # what READ CAPACITY tells; whole blocks only can be addressed
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Target:
 
     def document(self) -> dict[str, Any]:
         """As JSON: {"iqn", "portals": [{"address", "port"}], "luns": [{"number", "disk", "size_bytes", "serial",
-        "product", "vendor"}], "initiators": [IQN]}.
+        "product", "vendor", "logical_block_size_bytes"}], "initiators": [IQN]}.
         """
         return asdict(self)
 
@@ -211,7 +213,14 @@ class Session:
 def target_of(snapshot: Snapshot, portals: tuple[Portal, ...], initiators: tuple[str, ...]) -> Target:
     """The target of a snapshot: one LUN a disk, in the disks' order, numbered from 1 on."""
     luns = tuple(
-        Lun(number, disk.name, disk.size_bytes, _serial(snapshot, disk.name), _product(snapshot.vm_name, disk.name))
+        Lun(
+            number=number,
+            disk=disk.name,
+            size_bytes=disk.size_bytes,
+            serial=_serial(snapshot, disk.name),
+            product=_product(snapshot.vm_name, disk.name),
+            logical_block_size_bytes=disk.logical_block_size_bytes,
+        )
         for number, disk in enumerate(snapshot.disks, FIRST_LUN)
     )
     return Target(_iqn(snapshot), portals, luns, initiators)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from .diskdefinition import DEFAULT_BLOCK_SIZE
 from .plan import LeftOut
 
 
@@ -20,11 +21,24 @@ class Disk:
     format: str  # of the origin: raw, qcow2, ...
     origin: str
     allocated_bytes: int | None = None  # what its images took on the host then, backing files included, if known
+    logical_block_size_bytes: int = DEFAULT_BLOCK_SIZE  # the guest's; partition tables count in it
 
     @property
     def file(self) -> str:
         """Its file in the mount."""
         return f"{self.name}.raw"
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Disk:
+        """The disk of that shape in snapshot.json; what versions before did not tell has its default."""
+        return cls(
+            name=document["name"],
+            size_bytes=document["size_bytes"],
+            format=document["format"],
+            origin=document["origin"],
+            allocated_bytes=document.get("allocated_bytes"),
+            logical_block_size_bytes=document.get("logical_block_size_bytes", DEFAULT_BLOCK_SIZE),
+        )
 
 
 @dataclass(frozen=True)
@@ -88,20 +102,10 @@ class Snapshot:
             created=created,
             source=document["source"],
             quiesced=document["quiesced"],
-            disks=tuple(_disk(each) for each in document["disks"]),
+            disks=tuple(Disk.from_document(disk) for disk in document["disks"]),
             left_out=tuple(LeftOut(each["name"], each["why"]) for each in document["left_out"]),
             nvram=None if nvram is None else Nvram(nvram["size_bytes"], nvram["format"], nvram["origin"]),
         )
-
-
-def _disk(document: Mapping[str, Any]) -> Disk:
-    return Disk(
-        document["name"],
-        document["size_bytes"],
-        document["format"],
-        document["origin"],
-        document.get("allocated_bytes"),  # not told by the versions before
-    )
 
 
 def format_time(moment: datetime) -> str:

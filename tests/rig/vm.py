@@ -38,6 +38,7 @@ class Disk:
     ext4: bool = False
     fill: Callable[[Path], None] | None = None  # writes into the raw image before the VM is started
     iothread: bool = False  # a thread of its own serves it
+    block_bytes: int = 512  # of a logical block
 
 
 @dataclass
@@ -288,11 +289,13 @@ def _disk_xml(directory: Path, disk: Disk, stack: contextlib.ExitStack) -> str:
         path = loop_device(path, stack)
     form = "raw" if disk.kind in ("raw", "block") else "qcow2"
     thread = " iothread='1'" if disk.iothread else ""
+    blockio = f"<blockio logical_block_size='{disk.block_bytes}' physical_block_size='{disk.block_bytes}'/>"
+    blockio = blockio if disk.block_bytes != 512 else ""
     attribute = "dev" if disk.kind == "block" else "file"
     return (
         f"<disk type='{'block' if disk.kind == 'block' else 'file'}' device='disk'>"
         f"<driver name='qemu' type='{form}'{thread}/><source {attribute}={quoteattr(str(path))}/>"
-        f"<target dev='{disk.name}' bus='virtio'/></disk>"
+        f"<target dev='{disk.name}' bus='virtio'/>{blockio}</disk>"
     )
 
 
@@ -325,10 +328,10 @@ def _read_image(directory: Path, disk: Disk, copy: Path) -> bytes:
     return copy.read_bytes()
 
 
-def loop_device(path: Path, stack: contextlib.ExitStack) -> Path:
+def loop_device(path: Path, stack: contextlib.ExitStack, *options: str) -> Path:
     """A loop device over the file, detached at the end."""
     device = subprocess.run(
-        ["losetup", "-f", "--show", path], capture_output=True, text=True, check=True
+        ["losetup", "-f", "--show", *options, path], capture_output=True, text=True, check=True
     ).stdout.strip()
     stack.callback(subprocess.run, ["losetup", "-d", device], check=True)
     return Path(device)

@@ -95,6 +95,19 @@ def test_disks_of_two_snapshots_have_no_designator_in_common(directory: Path, ta
     assert not one & two
 
 
+def test_a_lun_has_the_logical_blocks_of_its_disk(directory: Path, target: Target, files: list[str]) -> None:
+    four_k = [replace(lun, logical_block_size_bytes=4096) for lun in LUNS]
+    with published(directory, replace(target, luns=tuple(four_k)), files) as view:
+        for lun, file in zip(four_k, view.files, strict=True):
+            told = output("iscsi-readcapacity16", "-i", ME, view.url(lun.number))
+            assert "LOGICAL BLOCK LENGTH IN BYTES:4096\n" in told
+            assert "LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT:0\n" in told
+            assert f"Total size:{lun.size_bytes}\n" in told
+            output("qemu-img", "compare", "-f", "raw", "-F", "raw", file, view.url(lun.number))
+        for suite in ("ALL.ReadCapacity16", "ALL.Read16", "ALL.Mandatory"):
+            assert conforms(suite, view.url()) == set()
+
+
 # -- who may log in ----------------------------------------------------------------------------------------------------
 
 

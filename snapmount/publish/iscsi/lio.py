@@ -137,7 +137,7 @@ def _index(directory: Path, lun: Lun) -> int:
 
 def _make_backstore(prefix: str, index: int, lun: Lun, file: str) -> Any:
     name = f"{prefix}{lun.disk}"
-    with loops.attached(file, name) as device:
+    with loops.attached(file, name, lun.logical_block_size_bytes) as device:  # whose blocks are the backstore's
         store = rtslib.BlockStorageObject(name, dev=device, wwn=lun.serial, readonly=True, index=index)
     for attribute, text in (("vendor_id", lun.vendor), ("product_id", lun.product)):
         path = Path(store.path, "wwn", attribute)

@@ -22,21 +22,22 @@ _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _INFO = "5Q4I64s64s32s2Q"  # struct loop_info64, whose first string names the device
 _CONFIG = f"2I{_INFO}8Q"  # struct loop_config
 _NAME_BYTES = 63
-_SECTOR_BYTES = 512
 _ATTEMPTS = 100
 _GOING_S = 5.0
 _LOOK_S = 0.02
 
 
 @contextlib.contextmanager
-def attached(file: str, name: str) -> Iterator[str]:
-    """The path of a loop device of that name over the file; after the block it lives as long as others have it open.
+def attached(file: str, name: str, block_bytes: int) -> Iterator[str]:
+    """The path of a loop device of that name and logical block size over the file; after the block it lives as long as
+    others have it open.
 
-    Raises OSError where the file cannot be opened or the kernel refuses, and UnreachableError where it has no device.
+    Raises OSError where the file cannot be opened or the kernel refuses, as older ones do blocks larger than a page of
+    memory, and UnreachableError where it has no device.
     """
     backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        number, device = _configured(backing, name)
+        number, device = _configured(backing, name, block_bytes)
     finally:
         os.close(backing)
     try:
@@ -45,11 +46,11 @@ def attached(file: str, name: str) -> Iterator[str]:
         os.close(device)
 
 
-def _configured(backing: int, name: str) -> tuple[int, int]:
+def _configured(backing: int, name: str, block_bytes: int) -> tuple[int, int]:
     """The number and a descriptor of a new device."""
     flags = _READ_ONLY | _AUTOCLEAR | _DIRECT_IO
     info = (0, 0, 0, 0, 0, 0, 0, 0, flags, name.encode()[:_NAME_BYTES], b"", b"", 0, 0)
-    config = struct.pack(_CONFIG, backing, _SECTOR_BYTES, *info, *(0,) * 8)
+    config = struct.pack(_CONFIG, backing, block_bytes, *info, *(0,) * 8)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(_ATTEMPTS):

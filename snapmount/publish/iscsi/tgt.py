@@ -263,7 +263,8 @@ def _alias(directory: Path, lun: Lun, file: str) -> str:
 
 def _add_lun(tgtd: Tgtd, tid: int, lun: Lun, path: str) -> None:
     """Add a LUN.  As "thin" it tells its holes (GET LBA STATUS); UNMAP is refused, as all writes are."""
-    tgtd.ask(Mode.DEVICE, Op.NEW, f"path={path},bstype=rdwr", tid=tid, lun=lun.number)
+    blocks = f"blocksize={lun.logical_block_size_bytes}"
+    tgtd.ask(Mode.DEVICE, Op.NEW, f"path={path},bstype=rdwr,{blocks}", tid=tid, lun=lun.number)
     identity = f"scsi_id={lun.serial},scsi_sn={lun.serial},vendor_id={lun.vendor},product_id={lun.product}"
     tgtd.ask(Mode.DEVICE, Op.UPDATE, f"{identity},readonly=1,thin_provisioning=1", tid=tid, lun=lun.number)
 
