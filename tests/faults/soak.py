@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from ..rig import libvirtd, traces
+from ..rig import libvirtd, signals, traces
 from ..rig.command import snapmount, snapmount_json
+from ..rig.libvirtd import wait_for
 from .scene import VIEWS, Scene
-from .stage import Stage
+from .stage import GONE_S, Stage, remove_left_over
 from .stories import FAULTS, SUBJECTS
 from .stories.fault import Fault
 
@@ -101,6 +102,9 @@ class Soak:
             self._stage.replay.prove(scene.origin)
         except Exception:
             problem = f"{traceback.format_exc()}\n{_logs()}"
+        except SystemExit:
+            self._clean_up(scene, "a signal has ended it")
+            raise
         output = self._stage.guest.output()[told:]
         longest = max((int(us) for us in re.findall(r"longest_us=(\d+)", output)), default=0)
         if problem:
@@ -112,11 +116,15 @@ class Soak:
 
     def _clean_up(self, scene: Scene, problem: str) -> None:
         with contextlib.suppress(Exception):
+            scene.end_commands()
+        with contextlib.suppress(Exception):
             scene.stop_reading()
         for snapshot in snapmount_json("list"):
             snapmount("delete", "--force", snapshot["id"], check=False)
         snapmount("recover", check=False)
         self._stage.drop_helper()
+        with contextlib.suppress(TimeoutError):  # a command that was killed is undone by others
+            wait_for(lambda: not traces.found(), "no trace is left", GONE_S)
         left = traces.found()
         if left:
             raise RuntimeError(f"the round has left what delete does not remove: {left}\n{problem}")
@@ -169,7 +177,8 @@ def main() -> int:
     wanted = parser.parse_args()
     numbers = range(wanted.first, wanted.first + wanted.rounds)
     rounds = [each for each in (Round.of(wanted.seed, number) for number in numbers) if wanted.fault in each.fault.name]
-    with libvirtd.running():
+    with signals.clearing_up(), libvirtd.running():
+        remove_left_over()
         outcomes = soak(rounds, tell)
     print()
     for line in table(outcomes):

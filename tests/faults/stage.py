@@ -7,25 +7,44 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import tempfile
 from pathlib import Path
 
 from ..rig import filesystems, prefix, traces, vm
+from ..rig.command import snapmount
 from ..rig.libvirtd import wait_for
 
 DISKS = (vm.Disk("vda", "raw", 48 * vm.MIB), vm.Disk("vdb", "qcow2", 32 * vm.MIB))  # their worst case is 81 MiB
+GUEST, HELPER = f"{vm.PREFIX}-soak", f"{vm.HELPER}-soak"
 CLUSTERS = sum(disk.size for disk in DISKS) // 65536
 GUEST_SEED = 11
 SMALL_MIB = 160
 GONE_S = 30
 
 
+def remove_left_over() -> None:
+    """Remove what a killed run has left; libvirt runs."""
+    snapmount("delete", "--force", GUEST, check=False)
+    for name in (GUEST, HELPER):
+        left = vm.VM(name, Path())
+        consoles = re.findall(r"<source path='(.*/console\.log)'", left.virsh("dumpxml", name, check=False))
+        left.remove()
+        for console in consoles:
+            shutil.rmtree(Path(console).parent, ignore_errors=True)
+    for directory in (*vm.IMAGES.glob(f"{GUEST}-*"), *Path("/var/tmp").glob(f"{GUEST}-*")):
+        filesystems.remove_left_over(directory)
+    snapmount("recover", check=False)
+
+
 class Stage:
     """It is cleared away with the stack."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
-        self.small = stack.enter_context(filesystems.mounted(SMALL_MIB))  # before the guest, which then sees it
-        self.mountpoint = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{vm.PREFIX}-", dir="/var/tmp")))
+        # before the guest, which then sees it
+        self.small = stack.enter_context(filesystems.mounted(SMALL_MIB, name=GUEST))
+        self.mountpoint = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{GUEST}-", dir="/var/tmp")))
         self.mountpoint.chmod(0o755)
         self._of_helper = stack.enter_context(contextlib.ExitStack())
         self._helper: vm.VM | None = None
@@ -34,7 +53,7 @@ class Stage:
 
     def make_guest(self) -> None:
         self._of_guest.close()
-        running = vm.running(f"{vm.PREFIX}-soak", DISKS, command_line=f"snapmount.seed={GUEST_SEED}")
+        running = vm.running(GUEST, DISKS, command_line=f"snapmount.seed={GUEST_SEED}")
         self.guest = self._of_guest.enter_context(running)
         self.guest.keeps_writing(100)
         self.replay = prefix.Replay(GUEST_SEED, [disk.size for disk in DISKS])
@@ -46,7 +65,7 @@ class Stage:
     def helper(self) -> vm.VM:
         """A VM that runs, and tells of the disks that are plugged into it; between rounds it stands still."""
         if self._helper is None:
-            running = vm.running(f"{vm.HELPER}-soak", [vm.Disk("vda", size=vm.MIB)], command_line="snapmount.watch")
+            running = vm.running(HELPER, [vm.Disk("vda", size=vm.MIB)], command_line="snapmount.watch")
             self._helper = self._of_helper.enter_context(running)
         elif self._helper.state() == "shut off":
             self._helper.start()

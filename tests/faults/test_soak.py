@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from . import soak
+from ..rig import traces, vm
+from ..rig.libvirtd import wait_for
+from . import soak, stage
 from .stories import FAULTS, SUBJECTS
 
 SEED = 8
@@ -17,6 +24,29 @@ def test_after_each_fault_all_is_as_before(clean: None) -> None:
     problems = [f"{outcome.line()}\n{outcome.problem}" for outcome in outcomes if outcome.problem]
     assert not problems, "\n".join(problems)
     assert sum(outcome.reads for outcome in outcomes) > 100
+
+
+@pytest.mark.vm
+def test_a_soak_that_a_signal_ends_leaves_nothing_also_of_one_that_was_killed(clean: None) -> None:
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
+        command = [sys.executable, "-m", "tests.faults.soak", "--rounds", "2000", "--fault", "the server gets sigterm"]
+        of_killed = _records()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as soaking:
+            wait_for(lambda: _records() - of_killed, "a round has begun", 2 * vm.BOOT_S)  # noqa: B023
+            soaking.send_signal(number)
+            assert soaking.wait(120) == code
+        assert bool(_left()) == (number == signal.SIGKILL)
+
+
+def _records() -> set[Path]:
+    return set(traces.RUNTIME.glob("*/record.json"))
+
+
+def _left() -> list[object]:
+    """The soak's VMs and directories."""
+    directories = [*vm.IMAGES.glob(f"{stage.GUEST}-*"), *Path("/var/tmp").glob(f"{stage.GUEST}-*")]
+    vms = [name for name in (stage.GUEST, stage.HELPER) if not vm.VM(name, Path()).virsh_fails("domstate", name)]
+    return [*directories, *vms]
 
 
 def test_a_round_follows_from_the_seed_and_its_number_and_all_faults_and_subjects_come_in_turn() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ from . import vm
 
 
 @contextlib.contextmanager
-def mounted(mib: int, kind: str = "ext4") -> Iterator[Path]:
-    """A file system of that many MiB that QEMU's user can reach; kind is ext4, ext2 or tmpfs.
+def mounted(mib: int, kind: str = "ext4", name: str = vm.PREFIX) -> Iterator[Path]:
+    """A file system of that many MiB that QEMU's user can reach; kind is ext4, ext2 or tmpfs.  The directory that it is
+    in has a name that begins with `name`.
 
     VMs that are started before do not see it.
     """
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{vm.PREFIX}-", dir=vm.IMAGES)))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{name}-", dir=vm.IMAGES)))
         directory.chmod(0o755)
         mountpoint = directory / kind
         mountpoint.mkdir()
@@ -35,6 +37,16 @@ def mounted(mib: int, kind: str = "ext4") -> Iterator[Path]:
         stack.callback(subprocess.run, ["umount", str(mountpoint)], check=True)
         mountpoint.chmod(0o755)
         yield mountpoint
+
+
+def remove_left_over(directory: Path) -> None:
+    """Remove what a killed program has left of mounted()."""
+    for kind in ("ext4", "ext2", "tmpfs"):
+        subprocess.run(["umount", "-q", "-l", directory / kind])
+    devices = subprocess.run(["losetup", "-j", directory / "image"], capture_output=True, text=True).stdout
+    for line in devices.splitlines():
+        subprocess.run(["losetup", "-d", line.partition(":")[0]])
+    shutil.rmtree(directory)
 
 
 @contextlib.contextmanager

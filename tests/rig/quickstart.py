@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from . import guest, libvirtd, prefix, vm
+from . import guest, libvirtd, prefix, signals, vm
 from .command import SNAPMOUNT, read_direct
 
 NAME = "snapmount-quickstart"
@@ -58,7 +58,7 @@ def message_of(error: Exception) -> str:
 def prove() -> bool:
     """The proof, from libvirt's daemon to the last command; whether it holds."""
     os.environ["PATH"] = f"{Path(SNAPMOUNT).parent}:{os.environ['PATH']}"
-    with libvirtd.running() as started:
+    with signals.clearing_up(), libvirtd.running() as started:
         say("a libvirt daemon runs" if not started else f"started {' and '.join(started)}, to be stopped at the end")
         say("building a tiny guest: a distribution kernel and busybox (downloaded once)")
         guest.build()
@@ -69,7 +69,11 @@ def prove() -> bool:
             running.keeps_writing(WRITES)
             say(f"the guest is up and has made {running.written()} writes, at random places of both disks")
             with tempfile.TemporaryDirectory(prefix=f"{NAME}-", dir="/var/tmp") as directory:
-                holds = snapshot(running, Path(directory))
+                try:
+                    holds = snapshot(running, Path(directory))
+                except SystemExit:
+                    delete()  # what the command that was killed with us has taken
+                    raise
     say("the host is as it was")
     return holds
 
@@ -117,8 +121,12 @@ def sha256(data: bytes) -> str:
 
 def remove_left_over() -> None:
     """Remove what a killed run of this program has left."""
-    subprocess.run(["snapmount", "delete", NAME], capture_output=True)
+    delete()
     vm.VM(NAME, Path()).remove()
+
+
+def delete() -> None:
+    subprocess.run(["snapmount", "delete", NAME], capture_output=True)
 
 
 def say(text: str) -> None:

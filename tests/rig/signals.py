@@ -1,14 +1,20 @@
-"""Processes that are stopped for a while, and commands that are interrupted."""
+"""Processes that are stopped for a while, commands that are interrupted, and programs that clear up when they are."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 
 from .libvirtd import wait_for
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @contextlib.contextmanager
@@ -20,6 +26,29 @@ def stopped(pid: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def clearing_up() -> Iterator[None]:
+    """In the block, what would end this program raises SystemExit, so that it clears up; others that come then are
+    ignored.
+
+    contrib/as-under-systemd may have put tini(1) before us, which can be killed: its end is such a signal too.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for each in ENDING:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    if Path(f"/proc/{os.getppid()}/comm").read_text().strip() == "tini":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    before = {number: signal.signal(number, end) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def interrupted(
