@@ -1,9 +1,29 @@
 """The command `snapmount`, which is `python -m snapmount` too."""
 
-try:
-    from .cli import main
-except KeyboardInterrupt:  # main() deals with later ones
-    raise SystemExit(130) from None
+import os
+import sys
+from typing import NoReturn
+
+from . import startup
+
+startup.begin()
+
+from . import cli  # noqa: E402  # only now: its modules take a while to load
+
+
+def main() -> NoReturn:
+    """Run the command, and end the process with its exit code."""
+    code = 1
+    try:
+        code = cli.main()
+    except SystemExit as ended:  # --help
+        code = int(ended.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # a bug
+    finally:
+        os._exit(code)  # Python's own way would let signals kill it once more (signals.py)
+    raise AssertionError
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

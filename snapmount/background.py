@@ -17,15 +17,13 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, NoReturn
 
 import trio
 
-from . import ending, logs, processes, session, standby
+from . import ending, interruptible, logs, processes, session, signals, standby
 from .core import names
 from .errors import InterruptedByUserError, SnapmountError
-from .interruptible import SIGNALS, restore
 from .processes import Process
 from .records import Record
 from .state import Store
@@ -109,7 +107,7 @@ class Started:
     """A snapshot whose view is readable."""
 
     id: str
-    is_unwanted: bool  # a signal has asked for the command's end, too late for the server
+    is_unwanted: bool  # a signal has asked for the command's end, too late for the server, and is noted still
 
 
 def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str], None]) -> Started:
@@ -120,11 +118,13 @@ def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str
     SIGINT, SIGTERM or SIGHUP to the caller before that undo it all.  Raises SnapmountError as session.run() does, and
     ServerDiedError.
     """
+    signals.note()
     ours, theirs = socket.socketpair()
-    sys.stdout.flush()
-    sys.stderr.flush()
     # Signals that come before both sides are ready for them must wait.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+    if signals.take_noted():
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        raise InterruptedByUserError(session.INTERRUPTED)
     pid = os.fork()
     if pid == 0:
         ours.close()
@@ -133,36 +133,34 @@ def start(begin: session.Begin, store: Store, verbose: bool, tell: Callable[[str
         _serve(begin, store, theirs, verbose)
     theirs.close()
     server = Process.of_pid(pid)
-    with _signals_passed_on(ours) as came:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        try:
+    try:
+        with _signals_passed_on(ours):
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             snapshot_id = _wait_ready(ours, server, tell)
-        except ServerDiedError as death:
-            _undo_what_is_left(death, server, store)
-            if came:
-                raise InterruptedByUserError("interrupted; nothing was left behind") from None
-            raise
-    return Started(snapshot_id, is_unwanted=bool(came))
+    except ServerDiedError as death:
+        was_interrupted = signals.take_noted()
+        _undo_what_is_left(death, server, store)
+        if was_interrupted:
+            raise InterruptedByUserError(session.INTERRUPTED) from None
+        raise
+    return Started(snapshot_id, is_unwanted=signals.have_come())
 
 
 @contextlib.contextmanager
-def _signals_passed_on(sock: socket.socket) -> Iterator[list[int]]:
+def _signals_passed_on(sock: socket.socket) -> Iterator[None]:
     """Let the server know of what would end this process, as if that had gone: where its view is not ready, it undoes
-    and tells.  Yields the signals that came; one that comes when all is done changes nothing any more.
+    and tells.
     """
-    came: list[int] = []
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
+    def pass_on() -> None:
         with contextlib.suppress(OSError):  # the server has gone
             sock.shutdown(socket.SHUT_WR)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    signals.note(pass_on)
     try:
-        yield came
-    except BaseException:
-        restore(before)
-        raise
+        yield
+    finally:
+        signals.note()
 
 
 class ServerDiedError(SnapmountError):
@@ -184,7 +182,7 @@ def _undo_what_is_left(death: ServerDiedError, server: Process, store: Store) ->
         raise SnapmountError(
             f"{death.what}; snapshot {record.id} is there", names.command("snapmount", "recover", record.id)
         ) from None
-    trio.run(ending.end, store, record, True)
+    interruptible.finish(ending.end, store, record, True)
 
 
 def _wait_ready(sock: socket.socket, server: Process, tell: Callable[[str], None]) -> str:
@@ -229,12 +227,9 @@ def _serve(begin: session.Begin, store: Store, sock: socket.socket, verbose: boo
     except SnapmountError as error:
         status = error.exit_code
         reporter.failed(error)
-    except KeyboardInterrupt:
-        reporter.failed(InterruptedByUserError("interrupted; nothing was left behind"))
     except BaseException as error:
         status = 1
         log.exception("internal error")
         reporter.failed(SnapmountError(f"internal error, please report it: {error!r}"))
     finally:
-        sys.stderr.flush()
         os._exit(status)

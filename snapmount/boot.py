@@ -20,7 +20,7 @@ from .core import names, scratchdomain
 from .core.scratchdevices import ISOLATED, NONE, Source
 from .core.scratchdomain import Derived, Wish
 from .core.user import User
-from .errors import NotBootedError, NotFoundError, SnapmountError, StateError, UsageError
+from .errors import LeftoverError, NotBootedError, NotFoundError, SnapmountError, StateError, UsageError
 from .processes import Process
 from .records import Record
 from .scratch import directories, qcow2
@@ -104,9 +104,11 @@ async def run(request: BootRequest, record: Record, store: Store) -> tuple[Scrat
                 came = await bootcheck.wait(request.wait_for, request.wait_timeout_s, vm, record.connect)
         except NotBootedError:
             raise
-        except BaseException:
+        except BaseException as error:
             with trio.CancelScope(shield=True):
-                await _undo(record, directory, vm)
+                left = await _undo(record, directory, vm)
+            if left and isinstance(error, trio.Cancelled):  # "interrupted" would say that it has been undone
+                raise left from None
             raise
     return vm, came
 
@@ -239,9 +241,14 @@ async def _started(vm: ScratchVm, domain: hypervisor.Domain, record: Record) -> 
     return replace(vm, process=process, is_started=True, pid_file=str(found.pid_file))
 
 
-async def _undo(record: Record, directory: Path, vm: ScratchVm) -> None:
-    """Remove it after something has failed already: a second error must not hide the first one."""
+async def _undo(record: Record, directory: Path, vm: ScratchVm) -> LeftoverError | None:
+    """Remove it after something has failed already: a second error must not hide the first one.  What is left all the
+    same is logged, and returned.
+    """
     try:
         await tending.end(record, directory, vm)
     except SnapmountError as error:
-        log.warning("%s; `snapmount delete --force %s` tries again", error.message, record.id)
+        delete = names.command("snapmount", "delete", "--force", record.id)
+        log.warning("%s; `%s` tries again", error.message, delete)
+        return LeftoverError(f"interrupted, but {vm.name} could not be removed: {error.message}", delete)
+    return None

@@ -6,14 +6,21 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from . import logs, output
+from . import logs, output, signals
 from .arguments import doing, parse
 from .core import names
-from .errors import InterruptedByUserError, MissingError, NotFoundError, SnapmountError, StateError, UsageError
+from .errors import (
+    InterruptedByUserError,
+    MissingError,
+    NotFoundError,
+    SnapmountError,
+    StateError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -24,13 +31,16 @@ if TYPE_CHECKING:
     from .records import Record
     from .state import Store
 
+T = TypeVar("T")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except SnapmountError as error:
-        output.complain(error)
+        if error.message:  # a reader that has gone away wants to know nothing
+            output.complain(error)
         return error.exit_code
     except ModuleNotFoundError as error:
         name = error.name or ""
@@ -39,15 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = names.command(sys.executable, "-m", "pip", "install", name)
         output.complain(MissingError(f"the Python module {name} is missing", remedy))
         return MissingError.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except output.CannotPrintError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the interpreter's own last flush
-        return 128 + 13  # as if SIGPIPE had ended us
 
 
 def _run(argv: list[str]) -> int:
-    arguments = parse(argv)
+    with output.writing():  # --help
+        arguments = parse(argv)
     level = logging.INFO if getattr(arguments, "verbose", False) else logging.WARNING
     logs.log_to(output.progress, level, "snapmount: %(message)s")
     with output.progress.shown("" if _is_quiet(arguments) else doing(arguments)):
@@ -69,9 +75,14 @@ def _take(arguments: argparse.Namespace) -> int:
 
     request, store = requesting.take(arguments), _store()
     if arguments.foreground:
-        reporter = foreground.Reporter(store, lambda taken: _print_taken(taken, store, arguments), output.tell)
-        foreground.serve(request, store, reporter, output.tell)
-        return 0
+        not_told: list[SnapmountError] = []
+
+        def show(taken: Record) -> None:
+            with output.going_on(not_told):
+                _print_taken(taken, store, arguments)
+
+        foreground.serve(request, store, foreground.Reporter(store, show, output.tell), output.tell)
+        return not_told[0].exit_code if not_told else 0
     from . import recovering
 
     _revive(recovering.dead(store, arguments.vm), store, arguments.verbose)
@@ -81,14 +92,14 @@ def _take(arguments: argparse.Namespace) -> int:
 
 def _taken(request: Request, store: Store, verbose: bool) -> Record:
     """Take a snapshot, and leave it to a background process."""
-    from . import background, taking
+    from . import background, ending, interruptible, taking
 
     started = background.start(partial(taking.taken, request, store), store, verbose, output.tell)
     record = store.load(started.id)
     if record is None:
         raise SnapmountError(f"snapshot {started.id} has been ended already, by somebody else")
     if started.is_unwanted:
-        _end(store, record, force=True)
+        interruptible.finish(ending.end, store, record, True)
         raise InterruptedByUserError("interrupted; nothing was left behind")
     return record
 
@@ -99,10 +110,14 @@ def _print_taken(record: Record, store: Store, arguments: argparse.Namespace) ->
     shown = present.Shown(
         record, store, with_secret=True, initiator_kind=arguments.initiator_kind, expire_s=arguments.expire
     )
-    if arguments.json:
-        output.print_json(shown.document())
-    else:
-        output.print_text(shown.taken())
+    there = (f"snapshot {record.id} of {record.snapshot.vm_name} is there", _to_see(record))
+    output.print_either(arguments.json, shown.document, shown.taken, *there)
+
+
+def _to_see(record: Record) -> str:
+    """For who has not been told of the snapshot."""
+    show, delete = (names.command("snapmount", verb, record.id) for verb in ("show", "delete"))
+    return f"{show}   (to end it: {delete})"
 
 
 def _revive(records: Sequence[Record], store: Store, verbose: bool) -> None:
@@ -136,16 +151,16 @@ def _boot(arguments: argparse.Namespace) -> int:
     record = record or _take_to_boot(arguments, store)
     try:
         vm, came = interruptible.run(boot.run, request, record, store)
-    except BaseException:
+    except BaseException as error:
         if is_taken_now:
-            _end_unless_used(store, record)
+            _end_unless_used(store, record, error)
         raise
-    if arguments.json:
-        output.print_json(vm.document() | {"snapshot": record.id, "came_after_s": came and round(came.after_s, 1)})
-    else:
-        output.print_text(present.booted(vm, record, came))
+    there = (f"scratch VM {vm.name} runs on snapshot {record.id}", _to_see(record))
+    document = vm.document() | {"snapshot": record.id, "came_after_s": came and round(came.after_s, 1)}
+    output.print_either(arguments.json, lambda: document, partial(present.booted, vm, record, came), *there)
     if arguments.console:
         output.progress.end()
+        signals.let_end()
         os.execvp("virsh", ["virsh", "-c", record.connect, "console", "--", vm.name])
     return 0
 
@@ -170,14 +185,20 @@ def _take_to_boot(arguments: argparse.Namespace, store: Store) -> Record:
     return _taken(requesting.take_to_boot(arguments), store, arguments.verbose)
 
 
-def _end_unless_used(store: Store, record: Record) -> None:
-    """End the snapshot after something has failed, unless the scratch VM runs on."""
+def _end_unless_used(store: Store, record: Record, failure: BaseException) -> None:
+    """End the snapshot after something has failed, unless the scratch VM runs on.  Raises SnapmountError where that
+    cannot be, when the failure has been told.
+    """
+    from . import ending, interruptible
+
     try:
-        _end(store, record, force=False)
+        interruptible.finish(ending.end, store, record, False)
     except StateError:
         pass
-    except SnapmountError as error:
-        output.complain(error)
+    except SnapmountError:
+        if isinstance(failure, SnapmountError):
+            output.complain(failure)
+        raise
 
 
 def _attach(arguments: argparse.Namespace) -> int:
@@ -191,10 +212,11 @@ def _attach(arguments: argparse.Namespace) -> int:
         raise NotFoundError(f"there is no snapshot {arguments.snapshot!r} to attach", f"{take}   (to take one first)")
     request = attaching.AttachRequest(arguments.helper, tuple(arguments.disk), arguments.bus)
     made = interruptible.run(attaching.attach, request, record, store)
-    if arguments.json:
-        output.print_json({"snapshot": record.id, "attachments": [each.document() for each in made]})
-    else:
-        output.print_text(present.attached(made, record))
+    helper = made[0].vm_name
+    detach = names.command("snapmount", "detach", record.id, helper)
+    there = (f"disks of snapshot {record.id} are attached to {helper}", detach)
+    document = {"snapshot": record.id, "attachments": [each.document() for each in made]}
+    output.print_either(arguments.json, lambda: document, partial(present.attached, made, record), *there)
     return 0
 
 
@@ -260,10 +282,7 @@ def _show(arguments: argparse.Namespace) -> int:
         raise UsageError(f"snapshot {record.id} is not published over iSCSI", "no --for")
     sessions = _sessions([record], store)[record.id]
     shown = present.Shown(record, store, sessions, arguments.show_secret, arguments.initiator_kind)
-    if arguments.json:
-        output.print_json(shown.document())
-    else:
-        output.print_text(shown.details())
+    output.print_either(arguments.json, shown.document, shown.details)
     return output.complain_all(shown.faults())
 
 
@@ -271,11 +290,9 @@ def _sessions(records: Sequence[Record], store: Store) -> dict[str, list[Session
     """Who is logged in to each; None where there is nothing to log in to, or nobody tells."""
     if not any(record.publication for record in records):
         return dict.fromkeys((record.id for record in records), None)
-    import trio
+    from . import interruptible, luns
 
-    from . import luns
-
-    return trio.run(luns.sessions, records, store)
+    return interruptible.run(luns.sessions, records, store)
 
 
 def _delete(arguments: argparse.Namespace) -> int:
@@ -283,6 +300,7 @@ def _delete(arguments: argparse.Namespace) -> int:
 
     store, connect = _store(), _connection(arguments)
     failed, documents = 0, []
+    not_told: list[SnapmountError] = []
     for word in arguments.snapshots:
         record = None
         try:
@@ -296,11 +314,11 @@ def _delete(arguments: argparse.Namespace) -> int:
             documents += [outcomes.ended_document(record)] if record else []
             continue
         documents.append(outcomes.ended_document(ended))
-        if not arguments.json:
-            output.print_text(outcomes.ended_text(ended))
+        with output.going_on(not_told):
+            output.print_text("" if arguments.json or not_told else outcomes.ended_text(ended))
     if arguments.json:
         output.print_json(documents)
-    return failed
+    return failed or (not_told[0].exit_code if not_told else 0)
 
 
 def _recover(arguments: argparse.Namespace) -> int:
@@ -308,48 +326,56 @@ def _recover(arguments: argparse.Namespace) -> int:
 
     store = _store()
     done = recovering.recover_all(arguments.snapshots, store, arguments.verbose, output.tell)
-    if arguments.json:
-        output.print_json(done.document(store))
-    else:
-        output.print_text(done.text() or ("" if done.errors else "nothing to recover\n"))
-    return output.complain_all(done.errors)
+    not_told: list[SnapmountError] = []
+    with output.going_on(not_told):
+        nothing = "" if done.errors else "nothing to recover\n"
+        output.print_either(arguments.json, partial(done.document, store), lambda: done.text() or nothing)
+    for line in done.text().splitlines() if not_told else ():
+        output.tell(line)
+    return output.complain_all(done.errors) or (not_told[0].exit_code if not_told else 0)
 
 
 def _umount(arguments: argparse.Namespace) -> int:
-    from . import ending, interruptible, outcomes
+    from . import ending, outcomes
 
     store = _store()
     record = ending.mounted_at(arguments.mountpoint, store)
     unmount = partial(ending.unmount, store, record, force=arguments.force, lazy=arguments.lazy)
-    ended = interruptible.run(unmount)
-    if arguments.json:
-        output.print_json(outcomes.ended_document(ended))
-    else:
-        output.print_text(outcomes.ended_text(ended))
+    ended = _ending(store, record, unmount)
+    output.print_either(arguments.json, partial(outcomes.ended_document, ended), partial(outcomes.ended_text, ended))
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    import trio
-
-    from . import doctor
+    from . import doctor, interruptible
     from .core import health
 
     names.check_utf_8(arguments.scratch_dir or "", "the scratch directory")
     subject = doctor.Subject.here(arguments.connect, arguments.scratch_dir and os.path.abspath(arguments.scratch_dir))
     connect = doctor.uri(subject)
-    findings = trio.run(doctor.examine, subject)
-    if arguments.json:
-        output.print_json(health.document(findings, connect))
-    else:
-        output.print_text(health.text(findings))
+    findings = interruptible.run(doctor.examine, subject)
+    output.print_either(arguments.json, partial(health.document, findings, connect), partial(health.text, findings))
     return MissingError.exit_code if health.verdict(findings) is health.Status.PROBLEM else 0
 
 
 def _end(store: Store, record: Record, force: bool) -> Ended:
+    from . import ending
+
+    return _ending(store, record, partial(ending.end, store, record, force))
+
+
+def _ending(store: Store, record: Record, end: Callable[[], Awaitable[T]]) -> T | Ended:
+    """What end() returns, which ends the snapshot."""
     from . import ending, interruptible
 
-    return interruptible.run(ending.end, store, record, force)
+    try:
+        return interruptible.run(end)
+    except InterruptedByUserError:
+        if store.load(record.id) is not None:
+            again = names.command("snapmount", "delete", record.id)
+            raise InterruptedByUserError(f"interrupted before snapshot {record.id} had ended", again) from None
+        signals.put_back()  # it has just ended; what comes next must not begin
+        return ending.Ended(record)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -73,10 +73,22 @@ class NotBootedError(SnapmountError):
         self.evidence = evidence
 
 
+class UnwritableError(SnapmountError):
+    """Standard output cannot be written; what was asked for has been done."""
+
+    exit_code = 10
+
+
 class InterruptedByUserError(SnapmountError):
     """Ctrl-C or SIGTERM; what had been begun has been undone."""
 
     exit_code = 130
+
+
+class UnreadError(SnapmountError):
+    """Nobody reads standard output, which is a pipe; what was asked for has been done."""
+
+    exit_code = 128 + 13  # as if SIGPIPE had ended us
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -5,51 +5,85 @@ A signal that comes when it is done changes nothing any more: the command goes o
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from typing import TypeVar
 
 import trio
 
+from . import signals
 from .errors import InterruptedByUserError, first_cause
 
 T = TypeVar("T")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = "interrupted"
 
 
 def run(function: Callable[..., Awaitable[T]], *args: object) -> T:
     """What function(*args) returns; of the errors of a nursery, the one to report is raised.
 
-    SIGINT, SIGTERM and SIGHUP cancel it: InterruptedByUserError.
+    SIGINT, SIGTERM and SIGHUP cancel it, also one that has come since the last step of the command:
+    InterruptedByUserError.
     """
-    came: list[int] = []  # before it has begun, or when it is done
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS}
+    return _run(partial(_until_signal, function), *args)
+
+
+def finish(function: Callable[..., Awaitable[T]], *args: object) -> T:
+    """As run(), but whatever signals come: for what undoes something, and has its own deadline."""
+
+    async def to_its_end() -> T:
+        with _woken_up():
+            return await function(*args)
+
+    result = _run(to_its_end)
+    signals.take_noted()
+    return result
+
+
+def _run(function: Callable[..., Awaitable[T]], *args: object) -> T:
+    signals.note()
     try:
-        return trio.run(_until_signal, came, function, *args)
+        return trio.run(function, *args)
     except BaseException as error:
-        restore(before)
         raise first_cause(error) from None
 
 
-def restore(handlers: Mapping[signal.Signals, Any]) -> None:
-    """Have the signals handled so."""
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+@contextlib.contextmanager
+def _woken_up() -> Iterator[None]:
+    """Signals wake trio up while the block lasts, with which trio.run() ends.
+
+    trio (0.35) closes the socket for that before it tells Python; a signal between the two would print a traceback.
+    """
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
 
 
-async def _until_signal(came: list[int], function: Callable[..., Awaitable[T]], *args: object) -> T:
-    with trio.open_signal_receiver(*SIGNALS) as signals:
-        if came:
-            raise InterruptedByUserError("interrupted")
+@contextlib.contextmanager
+def received(told: str) -> Iterator[AsyncIterator[int]]:
+    """The signals that come while the block lasts; before and after it they are noted.  Raises InterruptedByUserError,
+    which tells that, where one has been noted already.
+    """
+    signals.note()
+    with _woken_up(), trio.open_signal_receiver(*signals.SIGNALS) as came:
+        if signals.take_noted():
+            raise InterruptedByUserError(told)
+        yield came
+
+
+async def _until_signal(function: Callable[..., Awaitable[T]], *args: object) -> T:
+    with received(INTERRUPTED) as came:
         async with trio.open_nursery() as nursery:
 
             async def cancel() -> None:
-                await signals.__anext__()
+                await came.__anext__()
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(cancel)
             result = await function(*args)
             nursery.cancel_scope.cancel()
             return result
-    raise InterruptedByUserError("interrupted")
+    raise InterruptedByUserError(INTERRUPTED)

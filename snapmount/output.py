@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from . import notify
 from .core import names
-from .errors import SnapmountError
+from .errors import SnapmountError, UnreadError, UnwritableError
 from .progress import Progress
 
 progress = Progress()
-
-
-class CannotPrintError(Exception):
-    """Nobody reads our standard output."""
 
 
 def complain(error: SnapmountError) -> None:
@@ -34,22 +31,58 @@ def tell(text: str) -> None:
 
 
 def _say(level: int, line: str) -> None:
-    progress.write((notify.prioritised(level, line) if notify.has_journal() else line) + "\n")
+    with contextlib.suppress(OSError):  # a standard error that cannot be written changes nothing
+        progress.write((notify.prioritised(level, line) if notify.has_journal() else line) + "\n")
 
 
-def print_text(text: str) -> None:
-    """Raises CannotPrintError."""
+def print_text(text: str, there: str = "", remedy: str | None = None) -> None:
+    """Print it, or raise as writing() does."""
+    with writing(there, remedy):
+        sys.stdout.write(text)
+
+
+@contextlib.contextmanager
+def writing(there: str = "", remedy: str | None = None) -> Iterator[None]:
+    """What is printed in the block has been written at its end, also if that raises SystemExit.  Else UnwritableError
+    or UnreadError is raised, which says what is `there` all the same.
+    """
     try:
-        with progress.cleared():
-            sys.stdout.write(text)
+        try:
+            with progress.cleared():
+                yield
+        finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        raise CannotPrintError from None
+        raise UnreadError(there and f"nobody reads standard output; {there}", remedy) from None
+    except OSError as error:
+        what = f"standard output cannot be written ({error.strerror})"
+        raise UnwritableError(f"{what}; {there}" if there else what, remedy) from None
 
 
-def print_json(document: object) -> None:
-    """Raises CannotPrintError."""
-    print_text(json.dumps(document, indent=2) + "\n")
+def print_json(document: object, there: str = "", remedy: str | None = None) -> None:
+    """As print_text()."""
+    print_text(json.dumps(document, indent=2) + "\n", there, remedy)
+
+
+@contextlib.contextmanager
+def going_on(errors: list[SnapmountError]) -> Iterator[None]:
+    """If the block cannot print, that is told and kept in `errors`, and is no reason not to go on."""
+    try:
+        yield
+    except (UnwritableError, UnreadError) as error:
+        if error.message:
+            complain(error)
+        errors.append(error)
+
+
+def print_either(
+    as_json: bool, document: Callable[[], object], text: Callable[[], str], there: str = "", remedy: str | None = None
+) -> None:
+    """The document as JSON, or else the text; as print_text()."""
+    if as_json:
+        print_json(document(), there, remedy)
+    else:
+        print_text(text(), there, remedy)
 
 
 def complain_all(errors: Sequence[SnapmountError]) -> int:

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import trio
-
-from . import adopting, background, orphans, present
+from . import adopting, background, interruptible, orphans, present
 from .core import names
 from .core.lifecycle import State
-from .errors import InterruptedByUserError, LeftoverError, SnapmountError, StateError, first_cause
+from .errors import InterruptedByUserError, LeftoverError, SnapmountError, StateError
 from .orphans import Orphan
 from .records import Record
 from .state import Store
@@ -79,8 +77,10 @@ def recover(record: Record, store: Store, verbose: bool, tell: Tell) -> Recovere
     Raises SnapmountError where neither can be done now; then it is left as it is.
     """
     try:
-        started = background.start(partial(adopting.adopted, record.id, store), store, verbose, tell)
-    except InterruptedByUserError:
+        background.start(partial(adopting.adopted, record.id, store), store, verbose, tell)
+    except InterruptedByUserError as error:
+        if store.load(record.id) is None:
+            return Recovered(record, error.message)
         remedy = names.command("snapmount", "recover", record.id)
         raise InterruptedByUserError(f"interrupted; snapshot {record.id} is as it was", remedy) from None
     except background.ServerDiedError as death:
@@ -92,8 +92,6 @@ def recover(record: Record, store: Store, verbose: bool, tell: Tell) -> Recovere
         if store.load(record.id) is not None:
             raise
         return Recovered(record, error.message)
-    if started.is_unwanted:
-        raise InterruptedByUserError(f"interrupted; snapshot {record.id} has been re-attached by then")
     return Recovered(store.load(record.id) or record)
 
 
@@ -103,6 +101,8 @@ def alive(record: Record, store: Store, tell: Tell) -> Record:
     """
     try:
         recovered = recover(record, store, False, tell)
+    except InterruptedByUserError:
+        raise
     except SnapmountError as error:
         tell(error.message)
         return record
@@ -118,15 +118,18 @@ def recover_all(words: Sequence[str], store: Store, verbose: bool, tell: Tell) -
     for record in _meant(words, store, done, tell):
         try:
             done.recovered.append(recover(record, store, verbose, tell))
-        except InterruptedByUserError:
-            raise
+        except InterruptedByUserError as error:
+            done.errors.insert(0, error)  # what has been done by now is told all the same
+            return done
         except SnapmountError as error:
             done.errors.append(error)
     if not words:
         try:
-            done.orphans += trio.run(orphans.sweep, store, tell)
-        except* SnapmountError as group:
-            done.errors.append(first_cause(group))  # type: ignore[arg-type]
+            done.orphans += interruptible.run(orphans.sweep, store, tell)
+        except InterruptedByUserError as error:
+            done.errors.insert(0, error)
+        except SnapmountError as error:
+            done.errors.append(error)
         done.errors += [
             LeftoverError(f"{orphan.path} is left: {orphan.why}", orphan.remedy)
             for orphan in done.orphans

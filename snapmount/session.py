@@ -26,6 +26,7 @@ from .core.lifecycle import State
 from .core.snapshot import Disk, dump
 from .core.tree import Constant, File, MapText, RawImage, Tree
 from .errors import InterruptedByUserError, SnapmountError, StateError, first_cause
+from .interruptible import received
 from .processes import Process
 from .publish import fuse, iscsi
 from .records import Record
@@ -36,6 +37,7 @@ from .teardown import free
 log = logging.getLogger(__name__)
 
 COMM = "snapmount"
+INTERRUPTED = "interrupted; nothing was left behind"
 LUN_EXTENTS = 256  # tgtd looks for all holes of a disk each time that an initiator asks for one
 
 
@@ -89,17 +91,17 @@ async def run(begin: Begin, reporter: Reporter) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each disk has about a dozen connections
     ready = trio.Event()
     try:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        with received(INTERRUPTED) as came:
             async with trio.open_nursery() as nursery:
                 scope = nursery.cancel_scope
-                nursery.start_soon(_then_cancel, scope, signals.__anext__)
+                nursery.start_soon(_then_cancel, scope, came.__anext__)
                 nursery.start_soon(_then_cancel, scope, reporter.wait_abandoned)
                 await _live(begin, reporter, ready)
                 scope.cancel()
     except BaseExceptionGroup as group:
         raise first_cause(group) from None
     if not ready.is_set():
-        raise InterruptedByUserError("interrupted; nothing was left behind")
+        raise InterruptedByUserError(INTERRUPTED)
 
 
 async def _then_cancel(scope: trio.CancelScope, wait: Callable[[], Awaitable[object]]) -> None:

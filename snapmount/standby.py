@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import trio
 
-from . import hypervisor, logs, processes, watching
+from . import hypervisor, logs, processes, signals, watching
 from .core import space
 from .core.lifecycle import State
 from .core.space import Fill
@@ -62,6 +62,7 @@ def standing_by(store: Store) -> Iterator[Process]:
 def _run(server: Process, store: Store) -> NoReturn:
     """The standby's life."""
     try:
+        signals.let_end()
         processes.close_inherited()
         with Path(os.devnull).open("r+b") as null:
             logs.replace_standard_streams(null.fileno())
@@ -70,7 +71,6 @@ def _run(server: Process, store: Store) -> NoReturn:
     except BaseException:
         log.exception("internal error")
     finally:
-        sys.stderr.flush()
         os._exit(0)
 
 

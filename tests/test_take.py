@@ -143,7 +143,8 @@ def test_in_the_foreground_a_signal_ends_the_snapshot(writer: vm.VM, mountpoint:
         first = process.stdout.readline()  # said once the view can be read; a signal before that is another story
         assert f"mounted at {mountpoint}" in first
         assert (mountpoint / "snapshot.json").exists()
-        process.send_signal(number)
+        while process.poll() is None:  # also while it undoes it, and to the last moment
+            process.send_signal(number)
         assert "to end it: snapmount delete" in process.stdout.read()
         assert process.stderr.read() == ""
         assert process.wait(timeout=60) == 0
@@ -191,9 +192,9 @@ def test_origins_of_other_kinds_hold_a_prefix_too(clean: None, mountpoint: Path,
 def test_nothing_is_written_into_a_closed_pipe(writer: vm.VM, mountpoint: Path) -> None:
     script = f'{SNAPMOUNT} "$1" "$2" | true; echo "${{PIPESTATUS[0]}}"'
     done = subprocess.run(["bash", "-c", script, "-", writer.name, mountpoint], capture_output=True, text=True)
-    assert done.stderr == ""
-    assert done.stdout.strip() in ("0", "141")
-    assert len(snapmount_json("list")) == 1, "the snapshot was taken all the same"
+    (shown,) = snapmount_json("list")  # it was taken all the same
+    there = f"nobody reads standard output; snapshot {shown['id']} of {writer.name} is there"
+    assert (done.stdout.strip(), done.stderr.splitlines()[:1]) in [("0", []), ("141", [f"snapmount: {there}"])]
     snapmount("delete", writer.name)
 
 

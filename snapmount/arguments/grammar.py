@@ -25,7 +25,9 @@ exit codes:
   7  the host or the guest lacks something: /dev/fuse, an iSCSI target, the guest agent; doctor has found a problem
   8  something could not be undone; the record is kept for another `snapmount delete`
   9  the scratch VM was started, but what --wait-for waits for has not come
+  10  standard output cannot be written; what was asked for has been done, and standard error says what is there
   130  interrupted, by Ctrl-C or SIGTERM; what the command had begun to make was undone
+  141  nobody read standard output, a pipe; what was asked for has been done
 """
 
 HELP = "help"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import background
+from snapmount import background, signals
 
 from ..rig import dying, interrupting, servers, traces, vm
 from ..rig.command import SNAPMOUNT, snapmount, snapmount_json, state_of
@@ -92,30 +92,44 @@ def test_a_ctrl_c_when_the_view_is_just_ready_leaves_nothing_too(writer: vm.VM, 
 def test_a_ctrl_c_that_comes_when_all_is_done_changes_nothing_and_what_was_done_is_told(
     writer: vm.VM, helper: vm.VM, mountpoint: Path
 ) -> None:
-    taken = interrupting.run("snapmount.present:Shown.taken", writer.name, mountpoint)
-    attached = interrupting.run("snapmount.present:attached", "attach", writer.name, helper.name)
-    assert (taken, attached) == ((0, ""), (0, ""))
+    """Of each verb that makes or ends something: signals without a pause, from then to the end of the process."""
+    interrupted = interrupting.told
+    assert "mounted at" in interrupted("snapmount.present:Shown.taken", writer.name, mountpoint)
+    interrupted("snapmount.interruptible:run", "delete", writer.name)
+    assert traces.found() == []
+    assert "mounted at" in interrupted("snapmount.present:Shown.taken", writer.name, mountpoint)
+    assert "attached read-only" in interrupted("snapmount.present:attached", "attach", writer.name, helper.name)
     (shown,) = snapmount_json("list")
     assert (shown["state"], len(shown["attachments"])) == ("active", 2)
-    deleted = interrupting.run("snapmount.interruptible:run", "delete", "--force", writer.name)
-    assert deleted == (0, "")
+    interrupted("snapmount.interruptible:run", "detach", writer.name)
+    assert helper.targets() == ["vda"]
+    servers.kill(shown)
+    assert "re-attached" in interrupted("snapmount.recovering:Recovery.text", "recover")
+    assert "runs on snapshot" in interrupted("snapmount.present:booted", "boot", writer.name)
+    assert [each["state"] for each in snapmount_json("show", writer.name)["scratch_vms"]] == ["running"]
+    interrupted("snapmount.interruptible:run", "umount", "--force", str(mountpoint))
     assert traces.found() == []
 
 
-def test_a_ctrl_c_when_a_snapshot_is_just_re_attached_leaves_it_so(writer: vm.VM, mountpoint: Path) -> None:
+def test_a_ctrl_c_when_a_snapshot_is_just_re_attached_leaves_it_so_and_tells(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
     servers.kill(taken)
-    code, complaint = interrupting.run("snapmount.background:_wait_ready", "recover", taken["id"])
-    assert code == 130
-    assert complaint == f"snapmount: interrupted; snapshot {taken['id']} has been re-attached by then\n"
+    assert "re-attached" in interrupting.told("snapmount.background:_wait_ready", "recover", taken["id"])
     assert state_of(writer.name) == ("active", None)
     snapmount("delete", writer.name)
 
 
 def test_a_signal_that_comes_after_the_end_of_the_server_reaches_nobody() -> None:
     ours, theirs = socket.socketpair()
-    with ours, background._signals_passed_on(ours) as came:
-        theirs.close()
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    try:
+        with ours, background._signals_passed_on(ours):
+            theirs.close()
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-    assert came == [signal.SIGTERM, signal.SIGTERM]
+        assert signals.take_noted()
+        assert not signals.have_come()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

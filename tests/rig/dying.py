@@ -64,6 +64,6 @@ def _die(also: str) -> None:
 if __name__ == "__main__":
     _let_die(*sys.argv[1:3])
     sys.argv = ["snapmount", *sys.argv[3:]]
-    from snapmount.cli import main
+    from snapmount.__main__ import main
 
-    sys.exit(main())
+    main()
