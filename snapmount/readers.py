@@ -38,13 +38,14 @@ class _View:
 
     ids: frozenset[str]
     paths: tuple[str, ...]
+    luns: frozenset[str]  # names of the files that back LUNs: tgtd(8) has them open, and ends with the snapshot
 
     def holds(self, path: str) -> bool:
         return any(path == root or path.startswith(f"{root}/") for root in self.paths)
 
 
 async def of(record: Record) -> list[Reader]:
-    """Those of the snapshot's mount, but for the server's own.  An ordinary user sees none of other users."""
+    """Those of the snapshot's mount, but for those that serve it.  An ordinary user sees none of other users."""
     found: dict[int, Reader] = {}
     with contextlib.suppress(trio.TooSlowError):  # what has been found by then
         await blocking.call(LOOK_S, _look, record, found)
@@ -63,14 +64,13 @@ def _look(record: Record, found: dict[int, Reader]) -> None:
     """Open files of all processes first, then mappings, which may not be told."""
     own = {os.getpid(), record.server.pid, *([record.standby.pid] if record.standby else [])}
     processes = [Path("/proc", name) for name in os.listdir("/proc") if name.isdecimal() and int(name) not in own]
-    views = {each: view for each in processes if (view := _view(each, record.mount_source)) is not None}
+    views = {each: view for each in processes if (view := _view(each, record)) is not None}
     for uses in (_has_open, _works_in, _has_mapped):
         for process, view in views.items():
             if int(process.name) not in found and _tells(uses, process, view):
                 with contextlib.suppress(OSError):  # it has ended
-                    if _parent(process) != record.server.pid:  # as tgtd's is, which ends with the snapshot
-                        command = (process / "comm").read_text(errors="replace").rstrip("\n")
-                        found[int(process.name)] = Reader(int(process.name), command)
+                    command = (process / "comm").read_text(errors="replace").rstrip("\n")
+                    found[int(process.name)] = Reader(int(process.name), command)
 
 
 def _tells(uses: Callable[[Path, _View], bool], process: Path, view: _View) -> bool:
@@ -80,34 +80,35 @@ def _tells(uses: Callable[[Path, _View], bool], process: Path, view: _View) -> b
         return False
 
 
-def _view(process: Path, source: str) -> _View | None:
+def _view(process: Path, record: Record) -> _View | None:
     """None where the process does not see the mount."""
     try:
         mountinfo = os.fsdecode((process / "mountinfo").read_bytes())
     except OSError:
         return None
-    if source not in mountinfo:
+    if record.mount_source not in mountinfo:
         return None
-    seen = [mount for mount in mounts.parse(mountinfo) if mount.source == source]
-    return _View(frozenset(mount.number for mount in seen), tuple(mount.path for mount in seen)) if seen else None
-
-
-def _parent(process: Path) -> int:
-    """proc_pid_stat(5), field 4."""
-    return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    seen = [mount for mount in mounts.parse(mountinfo) if mount.source == record.mount_source]
+    luns = frozenset(disk.lun_file for disk in record.snapshot.disks)
+    return _View(frozenset(mount.number for mount in seen), tuple(mount.path for mount in seen), luns) if seen else None
 
 
 def _has_open(process: Path, view: _View) -> bool:
-    return any(_mount_of(each) in view.ids for each in (process / "fdinfo").iterdir())
+    return any(_is_of(each, process, view) for each in (process / "fdinfo").iterdir())
+
+
+def _is_of(fdinfo: Path, process: Path, view: _View) -> bool:
+    try:
+        if _mount_of(fdinfo) not in view.ids:
+            return False
+        return os.path.basename(os.readlink(process / "fd" / fdinfo.name)) not in view.luns
+    except FileNotFoundError:  # it has been closed
+        return False
 
 
 def _mount_of(fdinfo: Path) -> str | None:
-    with contextlib.suppress(OSError):  # it has been closed
-        for line in fdinfo.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name == "mnt_id":
-                return value.strip()
-    return None
+    fields = (line.partition(":") for line in fdinfo.read_text(errors="replace").splitlines())
+    return next((value.strip() for name, _, value in fields if name == "mnt_id"), None)
 
 
 def _works_in(process: Path, view: _View) -> bool:

@@ -23,7 +23,7 @@ from . import hypervisor, mounts, nbd, nvram, processes, tending, watching
 from .core import names
 from .core.image import Image
 from .core.lifecycle import State
-from .core.snapshot import Disk, dump
+from .core.snapshot import dump
 from .core.tree import Constant, File, MapText, RawImage, Tree
 from .errors import InterruptedByUserError, SnapmountError, StateError, first_cause
 from .interruptible import received
@@ -192,7 +192,7 @@ def _tree(claim: Claim, images: Sequence[Image], variables: bytes | None) -> Tre
     files.append(File("snapshot.json", Constant(dump(snapshot.document()))))
     if claim.record.publication:
         shown = zip(snapshot.disks, images, strict=True)
-        files += [File(_lun_file(disk), RawImage(image, LUN_EXTENTS), is_listed=False) for disk, image in shown]
+        files += [File(disk.lun_file, RawImage(image, LUN_EXTENTS), is_listed=False) for disk, image in shown]
     user = hypervisor.qemu_user(xml)
     return Tree(files, snapshot.created_ns, user.uid, user.gid, claim.record.is_open)
 
@@ -204,7 +204,7 @@ async def _publish(held: Held) -> None:
     assert publication
     if credentials is None:
         raise StateError(f"the credentials of {publication.target.iqn} have gone")
-    files = [f"{claim.record.mountpoint}/{_lun_file(disk)}" for disk in claim.record.snapshot.disks]
+    files = [f"{claim.record.mountpoint}/{disk.lun_file}" for disk in claim.record.snapshot.disks]
     try:
         await iscsi.publish(publication.backend, claim.directory, publication.target, files, credentials)
     except iscsi.PortalInUseError as error:
@@ -228,10 +228,6 @@ async def _free_first(held: Held) -> None:
                 await iscsi.withdraw(publication.backend, held.claim.directory, publication.target)
         except SnapmountError as error:
             log.warning("%s", error.message)  # tear_down() tries again, when nobody can read any more, and tells
-
-
-def _lun_file(disk: Disk) -> str:
-    return f".{disk.name}.lun"
 
 
 async def _serve(view: fuse.View, held: Held) -> None:

@@ -28,6 +28,11 @@ class Disk:
         """Its file in the mount."""
         return f"{self.name}.raw"
 
+    @property
+    def lun_file(self) -> str:
+        """What backs its LUN: a file in the mount that is not listed."""
+        return f".{self.name}.lun"
+
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Disk:
         """The disk of that shape in snapshot.json; what versions before did not tell has its default."""
