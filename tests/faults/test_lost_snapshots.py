@@ -93,9 +93,8 @@ def test_a_guest_that_shuts_itself_down_ends_its_snapshot_and_its_vm_at_once(cle
         snapmount("delete", guest.name)
 
 
-@pytest.mark.parametrize("end", ["reboot", "poweroff"])
-def test_a_snapshot_outlives_each_reboot_of_its_guest(clean: None, mountpoint: Path, end: str) -> None:
-    """Of a shutdown libvirt makes a reboot here.  It does not notice an agent that starts while a backup job runs."""
+def test_a_snapshot_outlives_each_reboot_of_its_guest(clean: None, mountpoint: Path) -> None:
+    """Of a shutdown libvirt makes a reboot here.  A reset comes last: libvirt does not notice the new agent in time."""
     with vm.running(f"{vm.PREFIX}-again", [vm.Disk("vda")], agent=True, start=False) as guest:
         xml = guest.directory / "domain.xml"
         xml.write_text(xml.read_text().replace("<devices>", "<on_poweroff>restart</on_poweroff><devices>"))
@@ -106,7 +105,7 @@ def test_a_snapshot_outlives_each_reboot_of_its_guest(clean: None, mountpoint: P
         snapmount(guest.name, mountpoint)
         before = read_direct(mountpoint / "vda.raw")
         reboots: list[Callable[[], object]] = [
-            lambda: in_guest(guest, f"{end} -f"),
+            lambda: in_guest(guest, "poweroff -f"),
             lambda: guest.virsh("reset", guest.name),
         ]
         for number, reboot in enumerate(reboots, 1):
