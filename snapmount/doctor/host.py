@@ -249,10 +249,10 @@ def _records(store: Store, subject: Subject) -> Iterator[Finding]:
     if not is_ours:
         return
     found, broken = store.load_all()
-    states = {record: store.state(record) for record in found}
-    left = [record for record, state in states.items() if state in _DEAD]
-    for record in left:
-        what = f"{record.id} of {record.snapshot.vm_name} is {states[record].value}"
+    states = [(record, store.state(record)) for record in found]
+    left = [(record, state) for record, state in states if state in _DEAD]
+    for record, state in left:
+        what = f"{record.id} of {record.snapshot.vm_name} is {state.value}"
         yield health.warning("snapshots", what, "snapmount recover")
     for error in broken:
         yield health.warning("snapshots", error.message, "snapmount recover")
