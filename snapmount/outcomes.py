@@ -70,8 +70,7 @@ def _counted(things: Sequence[str], kind: str) -> str:
     kinds = f"{kind}{'s' * (len(things) > 1)}"
     if len(things) > _NAMED:
         return f"{len(things)} {kinds} have been"
-    named = " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
-    return f"{kinds} {named} {'have' if len(things) > 1 else 'has'} been"
+    return f"{kinds} {names.listed(things)} {'have' if len(things) > 1 else 'has'} been"
 
 
 def _line(text: str) -> str:

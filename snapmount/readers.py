@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from . import blocking, mounts
+from .core import names
 from .records import Record
 
 LOOK_S = 5.0  # the mappings of a process that hangs in one may not be told
@@ -57,7 +58,7 @@ def listed(readers: Sequence[Reader]) -> str:
     shown = [str(reader) for reader in readers[:_SHOWN]]
     if more := len(readers) - len(shown):
         shown.append(f"{more} more")
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+    return names.listed(shown)
 
 
 def _look(record: Record, found: dict[int, Reader]) -> None:
