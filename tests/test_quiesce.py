@@ -68,13 +68,21 @@ def test_a_quiesced_file_system_needs_no_journal_replay_and_the_guest_goes_on(
 
 
 def test_the_guest_is_thawed_when_the_job_cannot_be_started(with_agent: vm.VM, mountpoint: Path) -> None:
-    """The disk is busy with another block job, which libvirt finds out only when the backup job is started."""
-    copy = with_agent.directory / "copy.img"
-    with_agent.virsh("blockcopy", with_agent.name, "vda", "--dest", str(copy), "--transient-job", "--format", "raw")
-    message = refused("--quiesce", with_agent.name, mountpoint, code=4)
+    """QEMU has one NBD server, and that is another's: libvirt finds it out only when the backup job is started."""
+    (private,) = Path("/var/lib/libvirt/qemu").glob(f"domain-{with_agent.virsh('domid', with_agent.name).strip()}-*")
+    address = {"type": "unix", "data": {"path": str(private / "others.sock")}}
+    ask_qemu(with_agent, "nbd-server-start", addr=address)
+    try:
+        message = refused("--quiesce", with_agent.name, mountpoint, code=4)
+    finally:
+        ask_qemu(with_agent, "nbd-server-stop")
     assert "the backup job cannot be started" in message
     writes_on(with_agent)
-    with_agent.virsh("blockjob", with_agent.name, "vda", "--abort")
+
+
+def ask_qemu(guest: vm.VM, command: str, **arguments: Any) -> None:
+    """Past libvirt."""
+    guest.virsh("qemu-monitor-command", guest.name, json.dumps({"execute": command, "arguments": arguments}))
 
 
 @pytest.mark.sample
