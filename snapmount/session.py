@@ -139,12 +139,9 @@ def _serve_from_now_on(claim: Claim, reporter: Reporter) -> None:
 async def connect(stack: AsyncExitStack, record: Record) -> list[nbd.NbdImage]:
     """The exports of the disks, in their order, until the stack is closed.  Raises UnreachableError."""
     disks = [disk.name for disk in record.snapshot.disks]
-    budget, read_s = nbd.Budget(len(disks)), record.read_timeout_s
-    images = [
-        await stack.enter_async_context(nbd.opened(name, pullstate.of(record).socket, name, read_s, budget))
-        for name in disks
-    ]
-    log.info("connected to the exports at %s", pullstate.of(record).socket)
+    budget, read_s, socket = nbd.Budget(len(disks)), record.read_timeout_s, pullstate.of(record).socket
+    images = [await stack.enter_async_context(nbd.opened(name, socket, name, read_s, budget)) for name in disks]
+    log.info("connected to the exports at %s", socket)
     return images
 
 

@@ -86,8 +86,8 @@ class Domain:
             return await call("read the id", self._handle.ID)
 
     async def scratch_vm_of(self) -> str | None:
-        """The snapshot whose scratch VM it is, by its mark (core/mark.py); None for any other VM, and
-        for one that is gone.  Raises UnreachableError.
+        """The snapshot whose scratch VM it is, by its mark (core/mark.py); None for any other VM, and for one that is
+        gone.  Raises UnreachableError.
         """
         element, uri = libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.URI
         try:
