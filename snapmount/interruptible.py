@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -63,15 +63,27 @@ def _woken_up() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def received(told: str) -> Iterator[AsyncIterator[int]]:
-    """The signals that come while the block lasts; before and after it they are noted.  Raises InterruptedByUserError,
-    which tells that, where one has been noted already.
+def received(told: str) -> Iterator[Callable[[], Awaitable[None]]]:
+    """A function that waits for a signal that comes while the block lasts; before and after it they are noted.  Raises
+    InterruptedByUserError, which tells that, if one has been noted already.
+
+    trio.open_signal_receiver() would not do: its handler takes longer than the next signal needs to come, and a flood
+    of them runs into Python's limit of recursion.
     """
-    signals.note()
-    with _woken_up(), trio.open_signal_receiver(*signals.SIGNALS) as came:
-        if signals.take_noted():
-            raise InterruptedByUserError(told)
-        yield came
+    one_came = trio.Event()
+
+    async def wait() -> None:
+        await one_came.wait()
+        signals.take_noted()
+
+    signals.note(partial(trio.lowlevel.current_trio_token().run_sync_soon, one_came.set))
+    try:
+        with _woken_up():
+            if signals.take_noted():
+                raise InterruptedByUserError(told)
+            yield wait
+    finally:
+        signals.note()
 
 
 async def _until_signal(function: Callable[..., Awaitable[T]], *args: object) -> T:
@@ -79,7 +91,7 @@ async def _until_signal(function: Callable[..., Awaitable[T]], *args: object) ->
         async with trio.open_nursery() as nursery:
 
             async def cancel() -> None:
-                await came.__anext__()
+                await came()
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(cancel)

@@ -94,7 +94,7 @@ async def run(begin: Begin, reporter: Reporter) -> None:
         with received(INTERRUPTED) as came:
             async with trio.open_nursery() as nursery:
                 scope = nursery.cancel_scope
-                nursery.start_soon(_then_cancel, scope, came.__anext__)
+                nursery.start_soon(_then_cancel, scope, came)
                 nursery.start_soon(_then_cancel, scope, reporter.wait_abandoned)
                 await _live(begin, reporter, ready)
                 scope.cancel()

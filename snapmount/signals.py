@@ -19,9 +19,14 @@ _noted: list[int] = []
 
 
 def note(then: Callable[[], None] | None = None) -> None:
-    """From now on they are noted; `then` is called each time."""
+    """From now on they are noted; `then` is called for the first one since take_noted().
+
+    Those that follow change nothing, and are over at once: however fast they come, they do not pile up.
+    """
 
     def noted(number: int, _frame: FrameType | None) -> None:
+        if _noted:
+            return
         _noted.append(number)
         if then:
             then()
