@@ -4,18 +4,18 @@ import os
 import sys
 from typing import NoReturn
 
-from . import startup
+from .host import startup
 
 startup.begin()
 
-from . import cli  # noqa: E402  # only now: its modules take a while to load
+from .cli import commands  # noqa: E402  # only now: its modules take a while to load
 
 
 def main() -> NoReturn:
     """Run the command, and end the process with its exit code."""
     code = 1
     try:
-        code = cli.main()
+        code = commands.main()
     except SystemExit as ended:  # --help
         code = int(ended.code or 0)
     except BaseException:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import datadirectory, mounts
-from snapmount.state import Store
+from snapmount.host import datadirectory, mounts
+from snapmount.records.store import Store
 
 from .rig import checks, libvirtd, stock_kernel, traces, vm
 from .rig.account import Account

@@ -11,9 +11,9 @@ from snapmount.core.domainxml import UNCONFINABLE
 from snapmount.core.lifecycle import State
 from snapmount.core.plan import LeftOut
 from snapmount.core.snapshot import Disk, Nvram, Snapshot
-from snapmount.processes import Process
-from snapmount.records import Record
-from snapmount.sources.pullstate import PullState
+from snapmount.host.processes import Process
+from snapmount.records.record import Record
+from snapmount.sources.pull.state import PullState
 
 # The same examples in each run, and none too slow: a busy host is not a failure.
 PROPERTY = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

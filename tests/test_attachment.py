@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount import attachments
-from snapmount.attachments import Attachment
+from snapmount.attach import attachments
+from snapmount.attach.attachments import Attachment
 from snapmount.core import attachment, domainxml
 from snapmount.errors import SnapmountError, StateError
-from snapmount.processes import Process
+from snapmount.host.processes import Process
 
 from .strategies import PROPERTY, confinable_text, disk_names
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from snapmount import blocking
 from snapmount.errors import LeftoverError, SpaceError, StateError, UnreachableError
+from snapmount.host import blocking
 from snapmount.hypervisor import calls
 
 MANY = 100

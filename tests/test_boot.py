@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from snapmount.boot import BootRequest
-from snapmount.boot import run as start_copy
+from snapmount.boot.launch import BootRequest
+from snapmount.boot.launch import run as start_copy
+from snapmount.records.store import Store
 from snapmount.sources import kinds
-from snapmount.state import Store
 
 from .rig import guest, libiscsi, libvirtd, prefix, rootdisk, traces, vm
 from .rig.command import SNAPMOUNT, refused, snapmount, snapmount_json

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import bootcheck
-from snapmount.bootcheck import Console, WaitFor
+from snapmount.boot import check
+from snapmount.boot.check import Console, WaitFor
 from snapmount.errors import UsageError
 
 
@@ -93,16 +93,16 @@ def test_a_log_that_was_moved_away_still_counts(log: Path, console: Console) -> 
 
 
 def test_only_the_end_of_a_long_log_is_read(log: Path, console: Console) -> None:
-    log.write_bytes(b"first\n" + bytes(2 * bootcheck.CONSOLE_BYTES) + b"\nlast\n")
+    log.write_bytes(b"first\n" + bytes(2 * check.CONSOLE_BYTES) + b"\nlast\n")
     console.read()
-    assert len(console.text) == bootcheck.CONSOLE_BYTES
+    assert len(console.text) == check.CONSOLE_BYTES
     assert console.last_lines()[-1] == "last"
 
 
 def test_the_last_lines_are_plain_and_short(log: Path, console: Console) -> None:
     log.write_bytes(b"x\n" * 99 + b"\x1b[0;1;31mFailed\x1b[0m to \x1b(Bmount\r\n\r\n  \n" + b"y" * 999)
     console.read()
-    assert console.last_lines() == ["x"] * 4 + ["Failed to mount", "y" * bootcheck.LINE_MAX]
+    assert console.last_lines() == ["x"] * 4 + ["Failed to mount", "y" * check.LINE_MAX]
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda log: log.symlink_to("/etc/passwd")], ids=["fifo", "link"])

@@ -7,12 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
-from snapmount import __version__, arguments, cli, errors, requesting
-from snapmount.arguments import grammar
-from snapmount.boot import BootRequest
+from snapmount import __version__, errors
+from snapmount.boot.launch import BootRequest
+from snapmount.cli import arguments, commands, requests
+from snapmount.cli.arguments import grammar
 from snapmount.errors import SnapmountError, UsageError
 
 
@@ -108,7 +110,8 @@ def test_a_verb_may_stand_after_its_options(argv: list[str], same: list[str]) ->
 def test_each_verb_has_a_command_of_its_own() -> None:
     lines = [["vm1", "/mnt"], ["boot", "vm1"], ["attach", "vm1", "vm2"], ["detach", "vm1"]]
     lines += [["list"], ["show", "vm1"], ["delete", "vm1"], ["umount", "/mnt"], ["recover"], ["doctor"]]
-    assert {arguments.parse(line).verb for line in lines} == set(cli._COMMANDS)
+    for verb in {arguments.parse(line).verb for line in lines}:
+        assert callable(import_module(f"snapmount.cli.verbs.{verb}").run)
 
 
 @pytest.mark.parametrize("verb", sorted(grammar.parser()[1]))
@@ -204,7 +207,7 @@ def test_boot_has_its_documented_defaults() -> None:
         "json": False,
         "verbose": False,
     }
-    assert requesting.boot(arguments.parse(["boot", "vm1"])) == BootRequest(wait_timeout_s=300.0)
+    assert requests.boot(arguments.parse(["boot", "vm1"])) == BootRequest(wait_timeout_s=300.0)
 
 
 def test_more_than_one_snapshot_can_be_deleted() -> None:
@@ -319,7 +322,7 @@ def test_a_read_timeout_that_is_no_number_is_refused_with_its_value(text: str) -
 def test_bad_usage_is_explained_on_standard_error_with_exit_code_2(
     capsys: pytest.CaptureFixture[str], argv: list[str], message: str, remedy: str
 ) -> None:
-    assert cli.main(argv) == 2
+    assert commands.main(argv) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     first, second = printed.err.splitlines()
@@ -351,14 +354,14 @@ def test_a_vm_may_be_called_like_a_verb_nearly() -> None:
     """That it may have been meant for one is told where no VM has the name: when libvirt has been asked."""
     parsed = arguments.parse(["delet", "vm1"])
     assert (parsed.verb, parsed.vm, parsed.verbs_meant) == ("take", "delet", ["delete"])
-    assert requesting.take(parsed).verbs_meant == ("delete",)
+    assert requests.take(parsed).verbs_meant == ("delete",)
     assert arguments.parse(["take", "delet", "vm1"]).verbs_meant == []
     assert arguments.parse(["vm1", "/mnt"]).verbs_meant == []
     assert arguments.parse(["/mnt", "/mnt"]).verbs_meant == []
 
 
 def test_what_is_complained_of_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["vm1", "/mnt", "\x1b[2J\nmore"]) == 2
+    assert commands.main(["vm1", "/mnt", "\x1b[2J\nmore"]) == 2
     printed = capsys.readouterr().err
     assert r"\x1b[2J\nmore" in printed
     assert "\x1b" not in printed
@@ -368,7 +371,7 @@ def test_what_is_complained_of_cannot_steer_the_terminal(capsys: pytest.CaptureF
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]], ids=["nothing", "--help", "-h", "help"])
 def test_help_tells_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(argv)
+        commands.main(argv)
     assert caught.value.code == 0
     printed = capsys.readouterr()
     assert printed.err == ""
@@ -381,14 +384,14 @@ def test_help_tells_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[s
 def test_each_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     for argv in ([verb, "--help"], ["--help", verb], ["help", verb], [verb, "too", "many", "words", "-h"]):
         with pytest.raises(SystemExit) as caught:
-            cli.main(argv)
+            commands.main(argv)
         assert caught.value.code == 0
         assert capsys.readouterr().out.startswith(f"usage: snapmount {verb} ")
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(["--version"])
+        commands.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"snapmount {__version__}\n"
 
@@ -418,7 +421,7 @@ import os, signal, sys
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "snapmount.arguments":
+        if name == "snapmount.cli.arguments":
             os.kill(os.getpid(), signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever has started us may have it ignored

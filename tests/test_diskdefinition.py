@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from snapmount.core import diskdefinition, scratchdomain
+from snapmount.boot import definition
+from snapmount.boot.hardware import Source
+from snapmount.core import diskdefinition
 from snapmount.core.diskdefinition import DiskDefinition
-from snapmount.core.scratchdevices import Source
 from snapmount.errors import SnapmountError
 
 from .rig import schema
@@ -145,7 +146,7 @@ def test_all_that_libvirt_s_schema_knows_of_a_disk_is_decided() -> None:
     known = schema.paths("disk")
     assert {"readonly", "source/@file", "driver/@cache", "blockio/@logical_block_size"} <= known
     undecided = [path for path in sorted(known) if not {*READ, *PASSED_ON, *NEITHER}.intersection(above(path))]
-    assert undecided == [], "decide: read it in diskdefinition.py, pass it on in scratchdevices.py, or say why neither"
+    assert undecided == [], "decide: read it in diskdefinition.py, pass it on in hardware.py, or say why neither"
 
 
 def test_what_is_read_or_passed_on_is_not_called_neither() -> None:
@@ -168,8 +169,8 @@ def test_what_the_guest_sees_of_a_disk_a_scratch_vm_has_too(path: str) -> None:
     attribute, child = (f" {path[1:]}='{what}'", "") if path.startswith("@") else ("", what)
     target = "" if path == "target" else "<target dev='sda'/>"
     disk = f"<disk device='disk'{attribute}><source file='/x'/>{child}{target}</disk>"
-    wish = scratchdomain.Wish("copy", "u", "", "qemu", {"sda": Source("/overlay", "/view")}, "", "", "00c0ffee")
-    [derived] = ElementTree.fromstring(scratchdomain.derive(domain_with(disk), wish).xml).findall("devices/disk")
+    wish = definition.Wish("copy", "u", "", "qemu", {"sda": Source("/overlay", "/view")}, "", "", "00c0ffee")
+    [derived] = ElementTree.fromstring(definition.derive(domain_with(disk), wish).xml).findall("devices/disk")
     [original] = ElementTree.fromstring(f"<devices>{disk}</devices>")
     element, _, name = path.partition("@")
     old, new = (each.find(element.rstrip("/") or ".") for each in (original, derived))

@@ -7,8 +7,9 @@ import re
 import subprocess
 from pathlib import Path
 
-from snapmount import __version__, arguments
-from snapmount.arguments import grammar
+from snapmount import __version__
+from snapmount.cli import arguments
+from snapmount.cli.arguments import grammar
 from snapmount.core.lifecycle import State
 
 ROOT = Path(__file__).parents[1]

@@ -20,9 +20,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from snapmount import hypervisor, kvm
+from snapmount import hypervisor
 from snapmount.doctor import virtualisation
 from snapmount.doctor.subject import Subject
+from snapmount.hypervisor import kvm
 
 from .rig import libvirtd, vm
 from .rig.account import Account

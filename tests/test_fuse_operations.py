@@ -17,8 +17,8 @@ from pyfuse3 import FileHandleT, FUSEError, InodeT
 from trio.testing import wait_all_tasks_blocked
 
 from snapmount.core.extents import HOLE, ZERO, ExtentMap
-from snapmount.core.tree import Constant, File, MapText, RawImage, Tree
-from snapmount.publish.fuse import Operations
+from snapmount.publish.fuse.filesystem import Operations
+from snapmount.publish.tree import Constant, File, MapText, RawImage, Tree
 
 DISK = bytes(range(256)) * 64
 DATA = 4096  # bytes at its start; a hole follows

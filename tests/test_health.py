@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount.core import health
-from snapmount.core.health import Finding, Place, Program, SELinux, Status
 from snapmount.core.remedies import Remedies, distribution
+from snapmount.doctor import health
+from snapmount.doctor.health import Finding, Place, Program, SELinux, Status
 
 from .strategies import PROPERTY
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import hosts
-from snapmount.hosts import Host
+from snapmount.host import identity
+from snapmount.host.identity import Host
 
 
 def this(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine_id: str | None, name: str) -> Host:
@@ -17,7 +17,7 @@ def this(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine_id: str | None
     file.unlink(missing_ok=True)
     if machine_id is not None:
         file.write_text(machine_id)
-    monkeypatch.setattr(hosts, "MACHINE_ID", file)
+    monkeypatch.setattr(identity, "MACHINE_ID", file)
     monkeypatch.setattr(socket, "gethostname", lambda: name)
     return Host.this()
 

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from snapmount import hypervisor
-from snapmount.core import scratchdomain
+from snapmount.boot import definition
 from snapmount.core.user import User
 from snapmount.errors import NotFoundError, StateError, UnreachableError
 from snapmount.hypervisor import Domain
@@ -64,7 +64,7 @@ async def test_a_scratch_vm_is_known_by_its_mark() -> None:
     async with hypervisor.connected("test:///default") as connection:
         original = await connection.start(DOMAIN, persistent=False)
         assert await original.scratch_vm_of() is None
-        derived = scratchdomain.derive(await original.xml(), replace(WISH, accelerator="test", disks={}))
+        derived = definition.derive(await original.xml(), replace(WISH, accelerator="test", disks={}))
         scratch = await connection.start(derived.xml, persistent=False)
         assert await scratch.scratch_vm_of() == WISH.snapshot
         for each in (scratch, original):

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount.core.initiators import ANY_ADDRESS, Login, commands
 from snapmount.core.iscsi import Credentials, Lun, Portal, Target
+from snapmount.publish.iscsi.initiators import ANY_ADDRESS, Login, commands
 
 from .strategies import PROPERTY
 

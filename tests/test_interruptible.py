@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import trio
 
-from snapmount import interruptible, signals
 from snapmount.errors import InterruptedByUserError
+from snapmount.host import interruptible, signals
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,13 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount import journal
 from snapmount.errors import SpaceError, StateError
-from snapmount.hosts import Host
-from snapmount.journal import Entry
-from snapmount.records import Record
-from snapmount.sources import pullstate
-from snapmount.state import Store
+from snapmount.host.identity import Host
+from snapmount.records import journal
+from snapmount.records.journal import Entry
+from snapmount.records.record import Record
+from snapmount.records.store import Store
+from snapmount.sources.pull import state
 
 from .rig.records import ID, OTHER_ID, a_record, a_snapshot
 from .strategies import PROPERTY, json_values
@@ -42,9 +42,9 @@ def test_what_was_written_is_read_and_is_private_and_gone_when_it_is_forgotten(
     ((entry,), broken) = journal.load_all()
     assert broken == {}
     assert (entry.directory, entry.snapshot, entry.owner_uid) == (directory_of(record), ID, 64055)
-    assert (entry.vm_uuid, entry.socket, entry.runtime) == (
+    assert (entry.vm_uuid, state.of(entry).socket, entry.runtime) == (
         record.snapshot.vm_uuid,
-        pullstate.of(record).socket,
+        state.of(record).socket,
         str(store.directory),
     )
     assert entry.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -112,9 +112,9 @@ def test_any_other_json_is_refused(document: Any) -> None:
 @PROPERTY
 @given(st.text() | st.sampled_from(["/", "/etc", f"/x/snapmount-{ID}/..", f"/x/../snapmount-{ID}", f"snapmount-{ID}"]))
 def test_only_a_directory_that_is_named_as_ours_can_be_meant(directory: str) -> None:
-    document = {"version": journal.VERSION, "directory": directory, "owner_uid": 0, "snapshot": ID, "devices": []}
+    document = {"version": journal.VERSION, "directory": directory, "owner_uid": 0, "snapshot": ID, "source": {}}
     document["host"] = asdict(Host.this())
-    rest = ("mount", "runtime", "vm_name", "vm_uuid", "connect", "mount_source", "socket", "boot_id")
+    rest = ("mount", "runtime", "vm_name", "vm_uuid", "connect", "mount_source", "boot_id")
     with contextlib.suppress(ValueError):
         entry = Entry.from_json(json.loads(json.dumps(document | dict.fromkeys(rest, ""))))
         assert Path(entry.directory).name == f"snapmount-{ID}"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import kvm
 from snapmount.core.user import User
+from snapmount.hypervisor import kvm
 
 MEMBER, STRANGER = User(1234, 1234, (3456,)), User(1234, 1234, ())
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from snapmount.logs import Problems
+from snapmount.host.logs import Problems
 
 log = logging.getLogger(__name__)
 

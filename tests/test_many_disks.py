@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from snapmount import nbd
-from snapmount.nbd import Budget, NbdImage
+from snapmount.images import nbd
+from snapmount.images.nbd import Budget, NbdImage
 
 from .rig.libvirtd import wait_for
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount import mounts
 from snapmount.errors import NotFoundError, StateError
-from snapmount.mounts import Mount
+from snapmount.host import mounts
+from snapmount.host.mounts import Mount
 
 from .strategies import PROPERTY
 

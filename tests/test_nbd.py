@@ -23,9 +23,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from snapmount import nbd
 from snapmount.errors import UnreachableError
-from snapmount.nbd import NbdImage
+from snapmount.images import nbd
+from snapmount.images.nbd import NbdImage
 
 from .rig.libvirtd import wait_for
 from .rig.nbdkit import DISK, Server

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import nvram
 from snapmount.core.plan import LeftOut
 from snapmount.core.snapshot import Nvram
 from snapmount.errors import StateError
-from snapmount.state import Claim, Store
+from snapmount.lifecycle import nvram
+from snapmount.records.store import Claim, Store
 
 from .rig.records import ID, a_record
 

@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from snapmount import hypervisor
-from snapmount.core import scratchdomain
-from snapmount.core.scratchdomain import TCG
+from snapmount.boot import definition
+from snapmount.boot.definition import TCG
 from snapmount.core.user import User
 
 from .rig import traces, vm
@@ -58,7 +58,7 @@ ODD = f"""\
 async def test_libvirt_starts_what_is_derived(libvirt: None, changes: dict[str, object], tmp_path: Path) -> None:
     own = {"name": f"{NAME}-copy", "uuid": str(uuid.uuid4()), "console_log": str(tmp_path / "console.log")}
     wish = replace(WISH, accelerator=TCG, disks={}, **own, **changes)  # type: ignore[arg-type]
-    derived = scratchdomain.derive(ODD, wish)
+    derived = definition.derive(ODD, wish)
     async with hypervisor.connected("qemu:///system") as connection:
         copy = await connection.start(derived.xml, persistent=False)
         try:

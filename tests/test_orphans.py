@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from snapmount import datadirectory, journal, mounts, orphans
-from snapmount.journal import Entry
-from snapmount.orphans import Orphan
-from snapmount.state import Store
+from snapmount.host import datadirectory, mounts
+from snapmount.lifecycle import orphans
+from snapmount.lifecycle.orphans import Orphan
+from snapmount.records import journal
+from snapmount.records.journal import Entry
+from snapmount.records.store import Store
 
 from .rig.records import ID, OTHER_ID, a_record
 
@@ -91,7 +93,7 @@ async def test_what_was_made_on_a_file_system_that_is_not_mounted_yet_is_not_for
 
 async def test_what_has_scratch_on_a_device_that_is_not_there_yet_is_not_forgotten(tmp_path: Path) -> None:
     device = str(tmp_path / "volume")
-    scratch = await left(tmp_path, lambda entry: entry.update(devices=[device]))
+    scratch = await left(tmp_path, lambda entry: entry["source"]["terms"].update(devices=[["vda", device]]))
     ((orphan,), _) = await swept(tmp_path)
     assert (orphan.is_removed, orphan.why) == (False, f"the scratch device {device} is not there")
     assert scratch.exists()

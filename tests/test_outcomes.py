@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from snapmount import outcomes
-from snapmount.attachments import Attachment
-from snapmount.ending import Ended, Hidden
-from snapmount.processes import Process
-from snapmount.readers import Reader, listed
+from snapmount.attach.attachments import Attachment
+from snapmount.cli import outcomes
+from snapmount.host.processes import Process
+from snapmount.lifecycle.deletion import Ended, Hidden
+from snapmount.lifecycle.readers import Reader, listed
 
 from .rig.records import ID, OTHER_UUID, a_record
 

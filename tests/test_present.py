@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import present
-from snapmount.bootcheck import Came, WaitFor
+from snapmount.boot.check import Came, WaitFor
+from snapmount.boot.scratchvm import ScratchVm
+from snapmount.cli import present
 from snapmount.core.lifecycle import State
 from snapmount.core.space import Terms
-from snapmount.processes import Process
-from snapmount.scratch import directories, glances
-from snapmount.scratch.measuring import Figures
-from snapmount.scratchvm import ScratchVm
-from snapmount.state import Store
+from snapmount.host.processes import Process
+from snapmount.hypervisor import directories
+from snapmount.records.store import Store
+from snapmount.sources.pull.scratch import glances
+from snapmount.sources.pull.scratch.measuring import Figures
 
 from .rig.records import ID, OTHER_ID, UUID, a_record, a_snapshot, by_pull
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from snapmount.processes import Process, is_stopped
+from snapmount.host.processes import Process, is_stopped
 
 from .rig.libvirtd import wait_for
 
@@ -66,7 +66,7 @@ def test_a_process_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 def test_ps_shows_a_process_as_it_calls_itself_and_nothing_that_steers_a_terminal() -> None:
     """It has a short command line at first."""
-    code = "import sys; from snapmount.processes import show_as; show_as(*sys.argv[1:]); print(flush=True); input()"
+    code = "import sys; from snapmount.host import processes as p; p.show_as(*sys.argv[1:]); print(flush=True); input()"
     title = "snapmount: server of \x1b[2Ja'b \xfc (84b8ec7e), and more than there was room for before " + "x" * 200
     command = [sys.executable, "-c", code, title, "snap\nmount"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from snapmount.core.health import Status
 from snapmount.doctor import host
+from snapmount.doctor.health import Status
 from snapmount.doctor.subject import Subject
 from snapmount.errors import MissingError
-from snapmount.scratch import qcow2
+from snapmount.sources.pull.scratch import qcow2
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import progress
+from snapmount.cli import progress
 
 # Python counts the threads after a fork, when the one that has ended for it is there again (since 3.12).
 WARNS_OF_NOTHING = "ignore:This process:DeprecationWarning"
 START = """
 import os, sys
-from snapmount import output, progress
+from snapmount.cli import output, progress
 progress.AFTER_S = progress.STEP_S = 0.01
 """
 LINE = rb"[|/\\-] taking a snapshot \(\d+s\)"
@@ -106,7 +106,7 @@ def test_what_takes_its_time_is_shown_until_it_is_done() -> None:
 def test_what_is_told_meanwhile_stays_and_is_not_mixed_with_it() -> None:
     script = """
 import logging
-from snapmount import logs
+from snapmount.host import logs
 logs.log_to(output.progress, logging.WARNING, "snapmount: %(message)s")
 with output.progress.shown("taking a snapshot"):
     for _ in range(20):

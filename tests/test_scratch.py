@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from snapmount import datadirectory
 from snapmount.core.user import User
 from snapmount.errors import SpaceError
-from snapmount.scratch import directories, files
+from snapmount.host import datadirectory
+from snapmount.hypervisor import directories
+from snapmount.sources.pull.scratch import files
 
 MIB = 1 << 20
 NOBODY = 65534

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount.core import mark, scratchdomain
-from snapmount.core.scratchdevices import Source
-from snapmount.core.scratchdomain import KVM, TCG, Derived, Wish
+from snapmount.boot import definition
+from snapmount.boot.definition import KVM, TCG, Derived, Wish
+from snapmount.boot.hardware import Source
+from snapmount.core import mark
 from snapmount.errors import SnapmountError, StateError
 
 from .strategies import PROPERTY, confinable_text, disk_names, xml_text
@@ -139,7 +140,7 @@ WISH = Wish(
 
 
 def derived(domain: str = DOMAIN, **changes: object) -> tuple[ElementTree.Element, Derived]:
-    result = scratchdomain.derive(domain, replace(WISH, **changes))  # type: ignore[arg-type]
+    result = definition.derive(domain, replace(WISH, **changes))  # type: ignore[arg-type]
     return ElementTree.fromstring(result.xml), result
 
 
@@ -165,7 +166,7 @@ def test_it_is_a_vm_of_its_own() -> None:
 
 
 def test_nothing_names_the_original_or_its_things() -> None:
-    xml = scratchdomain.derive(DOMAIN, WISH).xml
+    xml = definition.derive(DOMAIN, WISH).xml
     hosts = ("ceph1", "10.0.0.1", "1.2.3.4", "0.0.0.0", "br0")
     paths = ("/dev/vg", "/srv", "/run/", "/dev/tty", "/dev/tpm0", "/nvdimm", "/base.img", "install.iso", "excluded")
     for word in (ORIGINAL_UUID, "52:54:00:11:22:33", *hosts, *paths):
@@ -307,7 +308,7 @@ def test_what_libvirt_gives_to_nobody_it_does_not_give_away_for_the_copy() -> No
 
 
 def test_what_is_left_out_is_told() -> None:
-    left = {each.name for each in scratchdomain.derive(DOMAIN, WISH).left_out}
+    left = {each.name for each in definition.derive(DOMAIN, WISH).left_out}
     assert left == {
         *("vdc", "srv", "vnet3", "interface", "org.example.0", "input", "graphics", "hostdev", "redirdev"),
         *("smartcard", "shmem", "vsock", "memory", "commandline"),
@@ -476,7 +477,7 @@ def test_the_processor_may_have_come_to_have_more_or_fewer_features() -> None:
 
 
 def test_without_kvm_nothing_asks_for_it() -> None:
-    assert scratchdomain.accelerator(DOMAIN) == KVM
+    assert definition.accelerator(DOMAIN) == KVM
     domain, _ = derived(accelerator=TCG)
     assert domain.get("type") == "qemu"
     assert domain.find("cpu").attrib == {"mode": "maximum"}  # type: ignore[union-attr]
@@ -499,7 +500,7 @@ def test_libvirt_s_schema_admits_it(network: str, accelerator: str, tmp_path: Pa
 
 def test_a_definition_that_is_no_xml_is_an_error() -> None:
     with pytest.raises(SnapmountError, match="the domain's definition is not well-formed XML"):
-        scratchdomain.derive("<domain>", WISH)
+        definition.derive("<domain>", WISH)
 
 
 @PROPERTY

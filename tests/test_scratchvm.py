@@ -16,13 +16,13 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount import boot, scratchvm
-from snapmount.boot import check_name, default_name
+from snapmount.boot import launch, scratchvm
+from snapmount.boot.launch import check_name, default_name
+from snapmount.boot.scratchvm import ScratchVm
 from snapmount.core.plan import LeftOut
 from snapmount.core.user import User
 from snapmount.errors import StateError, UsageError
-from snapmount.processes import Process
-from snapmount.scratchvm import ScratchVm
+from snapmount.host.processes import Process
 
 from .rig.libvirtd import wait_for
 from .strategies import PROPERTY, file_names
@@ -153,8 +153,8 @@ def test_a_long_name_is_cut_where_a_character_begins() -> None:
 def test_who_waits_for_libvirt_is_told_what_it_may_be_about(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(boot, "SLOW_S", 0.01)
-    with boot.told_if_slow("vm1-scratch-0b7d"):
+    monkeypatch.setattr(launch, "SLOW_S", 0.01)
+    with launch.told_if_slow("vm1-scratch-0b7d"):
         wait_for(lambda: caplog.messages, "it is told")
     [message] = caplog.messages
     assert message.startswith("libvirt is starting vm1-scratch-0b7d: it may be probing QEMU")
@@ -163,7 +163,7 @@ def test_who_waits_for_libvirt_is_told_what_it_may_be_about(
 
 def test_who_need_not_wait_is_told_nothing(caplog: pytest.LogCaptureFixture) -> None:
     before = threading.active_count()
-    with boot.told_if_slow("vm1-scratch-0b7d"):
+    with launch.told_if_slow("vm1-scratch-0b7d"):
         assert threading.active_count() > before
     wait_for(lambda: threading.active_count() == before, "nothing is to be told any more")
     assert caplog.messages == []
@@ -178,12 +178,12 @@ async def test_no_link_in_the_place_of_the_variables_is_followed(tmp_path: Path)
     variables.write_bytes(b"variables")
     precious.write_bytes(b"precious")
     me = User(os.geteuid(), os.getegid(), tuple(os.getgroups()))
-    await boot._copy(str(variables), str(target), me)
+    await launch._copy(str(variables), str(target), me)
     assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"variables", 0o600)
     target.unlink()
     target.symlink_to(precious)
     with pytest.raises(StateError, match="File exists"):
-        await boot._copy(str(variables), str(target), me)
+        await launch._copy(str(variables), str(target), me)
     assert precious.read_bytes() == b"precious"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from snapmount.core import shapes
+from snapmount.records import shapes
 
 
 class Colour(Enum):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from snapmount.publish.extension import extension
+from snapmount.publish.fuse.extension import extension
 
 from .rig import vm
 from .rig.command import snapmount

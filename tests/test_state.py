@@ -24,12 +24,13 @@ from hypothesis import strategies as st
 from snapmount.core.lifecycle import State
 from snapmount.core.snapshot import dump
 from snapmount.errors import NotFoundError, StateError
-from snapmount.exclusion import exclusive
-from snapmount.hosts import Host
-from snapmount.processes import Process
-from snapmount.records import VERSION, Record
-from snapmount.sources import kinds, pullstate
-from snapmount.state import Store
+from snapmount.host.identity import Host
+from snapmount.host.processes import Process
+from snapmount.records.exclusion import exclusive
+from snapmount.records.record import VERSION, Record
+from snapmount.records.store import Store
+from snapmount.sources import kinds
+from snapmount.sources.pull import state
 
 from .rig.records import CREATED, ID, OTHER_ID, OTHER_UUID, UUID, a_record, a_snapshot
 from .strategies import PROPERTY, json_values, records
@@ -37,8 +38,8 @@ from .strategies import PROPERTY, json_values, records
 # Serves a snapshot as a server does: its record is on standard input; it says so, and waits.
 SERVE = """
 import json, pathlib, sys
-from snapmount.records import Record
-from snapmount.state import Store
+from snapmount.records.record import Record
+from snapmount.records.store import Store
 claim = Store(pathlib.Path(sys.argv[1])).claim(Record.from_json(json.loads(sys.stdin.readline())))
 print("claimed", flush=True)
 sys.stdin.read()
@@ -95,7 +96,7 @@ def test_a_record_with_another_shape_in_its_place_raises_what_is_promised(key: s
 
 
 def test_an_export_s_uri_names_its_disk_and_socket() -> None:
-    assert pullstate.of(a_record()).export_uri("vda") == "nbd+unix:///vda?socket=/run/vm1.sock"
+    assert state.of(a_record()).export_uri("vda") == "nbd+unix:///vda?socket=/run/vm1.sock"
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

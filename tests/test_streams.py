@@ -82,14 +82,14 @@ def test_a_standard_error_that_cannot_be_written_changes_nothing(how: str) -> No
 
 
 def test_no_file_takes_the_place_of_a_stream_that_is_closed() -> None:
-    look = "import os; from snapmount import startup; startup.begin(); f = open('/proc/self/status')\n"
+    look = "import os; from snapmount.host import startup; startup.begin(); f = open('/proc/self/status')\n"
     look += "os._exit([os.readlink(f'/proc/self/fd/{n}') for n in range(3)] == ['/dev/null'] * 3 and f.fileno() > 2)"
     done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "-", sys.executable, "-c", look])
     assert done.returncode == 1, "as True is"
 
 
 def test_a_name_that_the_locale_lacks_is_told_in_other_words() -> None:
-    tell = "from snapmount import startup; startup.begin(); print('caf\\xe9')"
+    tell = "from snapmount.host import startup; startup.begin(); print('caf\\xe9')"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, env=environment)
     assert (done.stdout, done.stderr) == ("caf\\xe9\n", "")

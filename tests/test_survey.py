@@ -15,11 +15,11 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount import nbd
 from snapmount.core import survey
 from snapmount.core.extents import HOLE, ZERO, json_map, json_map_size
 from snapmount.core.survey import Survey
 from snapmount.errors import UnreachableError
+from snapmount.images import nbd
 
 from .rig.libvirtd import wait_for
 from .strategies import PROPERTY

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import notify
+from snapmount.host import notify
 
 from .rig import service_manager, traces, vm
 from .rig.command import SNAPMOUNT, read_direct, snapmount_json

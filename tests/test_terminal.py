@@ -18,17 +18,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapmount import logs, luns, output, present, scratchvm
+from snapmount.boot import scratchvm
+from snapmount.boot.scratchvm import ScratchVm
+from snapmount.cli import output, present
 from snapmount.core import domainxml, iscsi, names
 from snapmount.core.iscsi import Credentials, Session
 from snapmount.core.lifecycle import State
 from snapmount.core.plan import LeftOut
 from snapmount.core.snapshot import Disk, Nvram, Snapshot
 from snapmount.errors import SnapmountError
-from snapmount.processes import Process
-from snapmount.records import Publication
-from snapmount.scratchvm import ScratchVm
-from snapmount.state import Store
+from snapmount.host import logs
+from snapmount.host.processes import Process
+from snapmount.publish.iscsi import luns
+from snapmount.records.record import Publication
+from snapmount.records.store import Store
 
 from .rig.records import UUID, a_record, a_snapshot, by_pull
 from .strategies import disk_names

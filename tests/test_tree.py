@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from snapmount.core.extents import HOLE, ZERO, ExtentMap
 from snapmount.core.image import Image
-from snapmount.core.tree import BLOCK_BYTES, ROOT_INODE, Attributes, Constant, Content, File, MapText, RawImage, Tree
+from snapmount.publish.tree import BLOCK_BYTES, ROOT_INODE, Attributes, Constant, Content, File, MapText, RawImage, Tree
 
 from .strategies import PROPERTY
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from snapmount import mounts, readers
+from snapmount.host import mounts
+from snapmount.lifecycle import readers
+from snapmount.records.store import Store
 from snapmount.sources import kinds
-from snapmount.state import Store
 
 from .rig import traces, vm
 from .rig.command import refused, snapmount, snapmount_json

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from snapmount.core.units import MIB
-from snapmount.scratch import writeback
+from snapmount.sources.pull.scratch import writeback
 
 from .rig import failing
 

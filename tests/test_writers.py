@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import writers
-from snapmount.writers import Image
+from snapmount.hypervisor import writers
+from snapmount.hypervisor.writers import Image
 
 from .rig import vm
 

@@ -9,9 +9,9 @@ import signal
 
 import trio
 
-from snapmount import nbd
-from snapmount.core.tree import File, MapText, RawImage, Tree
-from snapmount.publish import fuse
+from snapmount.images import nbd
+from snapmount.publish.fuse import filesystem
+from snapmount.publish.tree import File, MapText, RawImage, Tree
 
 
 async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s: float, connections: int) -> bool:
@@ -26,7 +26,7 @@ async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s:
         files = [File(f"{image.name}.raw", RawImage(image)) for image in images]
         files += [File(f"{image.name}.map", MapText(image)) for image in images]
         tree = Tree(files, 0, os.geteuid(), os.getegid())
-        view = await stack.enter_async_context(fuse.mounted(tree, mountpoint, "snapmount:bench"))
+        view = await stack.enter_async_context(filesystem.mounted(tree, mountpoint, "snapmount:bench"))
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(end_on_signal, signals, nursery.cancel_scope)

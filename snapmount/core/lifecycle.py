@@ -1,5 +1,5 @@
 """The life of a snapshot: its states, which one may follow which, and what holds in each.  All of that stands here, and
-nowhere else; records.py enforces it where a record changes.
+nowhere else; record.py enforces it where a record changes.
 """
 
 from __future__ import annotations

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import trio
 
-from ..core import health
-from ..core.health import Finding
 from ..errors import SnapmountError
-from . import host, virtualisation
+from . import health, host, virtualisation
+from .health import Finding
 from .subject import Subject
 from .virtualisation import uri
 

@@ -12,16 +12,17 @@ from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 
-from .. import blocking, mounts
-from .. import kvm as kvm_device
-from ..core import health, names
-from ..core.health import Finding, Program
+from ..core import names
 from ..core.iscsi import LOOPBACK, PORT, PORTS, Portal, PortalRequest
 from ..core.lifecycle import State
+from ..host import blocking, mounts
+from ..hypervisor import kvm as kvm_device
 from ..publish import iscsi
-from ..publish.extension import extension
+from ..publish.fuse.extension import extension
+from ..records.store import Store
 from ..sources import kinds
-from ..state import Store
+from . import health
+from .health import Finding, Program
 from .subject import Subject
 
 HOST_S = 5.0

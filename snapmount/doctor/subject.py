@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
-from .. import programs
 from ..core.remedies import Remedies
+from ..host import programs
 
 
 @dataclass(frozen=True)

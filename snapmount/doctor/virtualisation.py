@@ -9,13 +9,14 @@ from pathlib import Path
 
 import trio
 
-from .. import blocking, datadirectory, kvm, mounts
-from ..core import health, names
-from ..core.health import Finding, Place, SELinux
+from ..core import names
 from ..core.user import User
 from ..errors import MissingError, SnapmountError, UnreachableError
-from ..scratch import directories
-from ..scratch.places import FileSystem, is_rotational
+from ..host import blocking, datadirectory, mounts
+from ..hypervisor import directories, kvm
+from ..sources.pull.scratch.places import FileSystem, is_rotational
+from . import health
+from .health import Finding, Place, SELinux
 from .subject import Subject
 
 try:

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import libvirt
 import trio
 
-from .. import blocking
-from ..blocking import Threads
 from ..core import names, qemulock
 from ..errors import StateError, UnreachableError
+from ..host import blocking
+from ..host.blocking import Threads
 
 T = TypeVar("T")
 

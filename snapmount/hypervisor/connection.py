@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 import libvirt
 import trio
 
-from .. import programs
 from ..core import domainxml, names
 from ..core.diskdefinition import DiskDefinition
 from ..core.user import User
 from ..errors import NotFoundError, SnapmountError, StateError, UnreachableError
+from ..host import programs
 from .calls import call, change, explained, refusal
 from .daemon import to_reach
 from .domain import Domain

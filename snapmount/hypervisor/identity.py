@@ -10,10 +10,11 @@ from pathlib import Path
 
 import trio
 
-from .. import blocking, qemu
 from ..core import domainxml
 from ..core.user import User
 from ..errors import NotFoundError, StateError
+from ..host import blocking
+from . import qemu
 from .uri import SYSTEM_PIDS
 
 VERSION_S = 10.0

@@ -1,3 +1,3 @@
 """Publishers show the images of a snapshot.  A publisher knows nothing of sources."""
 
-from . import extension as extension  # first: it must be loaded before pyfuse3
+from .fuse import extension as extension  # first: it must be loaded before pyfuse3

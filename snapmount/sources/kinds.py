@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from ..core import shapes
-from ..records import Record
-from .pullstate import KIND as PULL
-from .pullstate import PullState
+from ..records import shapes
+from ..records.documents import HasSource
+from .pull.state import KIND as PULL
+from .pull.state import PullState
 
 STATES = {PULL: PullState}
 
 
-def check(record: Record) -> None:
-    """Raise KeyError, TypeError or ValueError where no source knows what the record keeps for it."""
-    kind = record.source["kind"]
+def check(kept: HasSource) -> None:
+    """Raise KeyError, TypeError or ValueError if no source knows what a record, or an entry of the journal, keeps."""
+    kind = kept.source["kind"]
     if kind not in STATES:
         raise ValueError(f"it is of a source that this version of snapmount does not know: {kind!r}")
-    shapes.check(STATES[kind].from_document(record.source))
+    shapes.check(STATES[kind].from_document(kept.source))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from snapmount import background, signals
+from snapmount.host import signals
+from snapmount.lifecycle import server
 
 from ..rig import dying, interrupting, servers, traces, vm
 from ..rig.command import SNAPMOUNT, snapmount, snapmount_json, state_of
@@ -70,7 +71,7 @@ def test_an_interrupted_take_whose_server_is_killed_while_it_undoes_that_leaves_
     writer: vm.VM, mountpoint: Path
 ) -> None:
     code, complaint = interrupted(
-        dying.command("snapmount.teardown:free", dying.STANDBY, writer.name, mountpoint),
+        dying.command("snapmount.lifecycle.teardown:free", dying.STANDBY, writer.name, mountpoint),
         lambda: list(traces.RUNTIME.glob("*/record.json")),
         signal.SIGINT,
         undo=lambda: snapmount("delete", writer.name),
@@ -83,7 +84,7 @@ def test_an_interrupted_take_whose_server_is_killed_while_it_undoes_that_leaves_
 @pytest.mark.parametrize("boots", [False, True])
 def test_a_ctrl_c_when_the_view_is_just_ready_leaves_nothing_too(writer: vm.VM, mountpoint: Path, boots: bool) -> None:
     words = ["boot", writer.name] if boots else [writer.name, mountpoint]
-    code, complaint = interrupting.run("snapmount.background:_wait_ready", *words)
+    code, complaint = interrupting.run("snapmount.lifecycle.server:_wait_ready", *words)
     assert (code, complaint) == (130, "snapmount: interrupted; nothing was left behind\n")
     assert traces.found() == []
     assert not writer.has_job()
@@ -94,27 +95,27 @@ def test_a_ctrl_c_that_comes_when_all_is_done_changes_nothing_and_what_was_done_
 ) -> None:
     """Of each verb that makes or ends something: signals without a pause, from then to the end of the process."""
     interrupted = interrupting.told
-    assert "mounted at" in interrupted("snapmount.present:Shown.taken", writer.name, mountpoint)
-    interrupted("snapmount.interruptible:run", "delete", writer.name)
+    assert "mounted at" in interrupted("snapmount.cli.present:Shown.taken", writer.name, mountpoint)
+    interrupted("snapmount.host.interruptible:run", "delete", writer.name)
     assert traces.found() == []
-    assert "mounted at" in interrupted("snapmount.present:Shown.taken", writer.name, mountpoint)
-    assert "attached read-only" in interrupted("snapmount.present:attached", "attach", writer.name, helper.name)
+    assert "mounted at" in interrupted("snapmount.cli.present:Shown.taken", writer.name, mountpoint)
+    assert "attached read-only" in interrupted("snapmount.cli.present:attached", "attach", writer.name, helper.name)
     (shown,) = snapmount_json("list")
     assert (shown["state"], len(shown["attachments"])) == ("active", 2)
-    interrupted("snapmount.interruptible:run", "detach", writer.name)
+    interrupted("snapmount.host.interruptible:run", "detach", writer.name)
     assert helper.targets() == ["vda"]
     servers.kill(shown)
-    assert "re-attached" in interrupted("snapmount.recovering:Recovery.text", "recover")
-    assert "runs on snapshot" in interrupted("snapmount.present:booted", "boot", writer.name)
+    assert "re-attached" in interrupted("snapmount.cli.outcomes:recovery_text", "recover")
+    assert "runs on snapshot" in interrupted("snapmount.cli.present:booted", "boot", writer.name)
     assert [each["state"] for each in snapmount_json("show", writer.name)["scratch_vms"]] == ["running"]
-    interrupted("snapmount.interruptible:run", "umount", "--force", str(mountpoint))
+    interrupted("snapmount.host.interruptible:run", "umount", "--force", str(mountpoint))
     assert traces.found() == []
 
 
 def test_a_ctrl_c_when_a_snapshot_is_just_re_attached_leaves_it_so_and_tells(writer: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(writer.name, mountpoint)
     servers.kill(taken)
-    assert "re-attached" in interrupting.told("snapmount.background:_wait_ready", "recover", taken["id"])
+    assert "re-attached" in interrupting.told("snapmount.lifecycle.server:_wait_ready", "recover", taken["id"])
     assert state_of(writer.name) == ("active", None)
     snapmount("delete", writer.name)
 
@@ -123,7 +124,7 @@ def test_a_signal_that_comes_after_the_end_of_the_server_reaches_nobody() -> Non
     ours, theirs = socket.socketpair()
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     try:
-        with ours, background._signals_passed_on(ours):
+        with ours, server._signals_passed_on(ours):
             theirs.close()
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)

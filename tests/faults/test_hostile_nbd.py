@@ -23,8 +23,8 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapmount import nbd
 from snapmount.errors import UnreachableError
+from snapmount.images import nbd
 
 from ..rig.libvirtd import wait_for
 from ..rig.nbdkit import DISK

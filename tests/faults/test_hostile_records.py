@@ -18,13 +18,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapmount import jsonfiles, present, scratchvm
+from snapmount.boot import scratchvm
+from snapmount.boot.scratchvm import ScratchVm
+from snapmount.cli import present
 from snapmount.core.iscsi import Credentials
 from snapmount.errors import SnapmountError, StateError
-from snapmount.records import VERSION, Record
-from snapmount.scratchvm import ScratchVm
+from snapmount.records import documents
+from snapmount.records.record import VERSION, Record
+from snapmount.records.store import Store
 from snapmount.sources import kinds
-from snapmount.state import Store
 
 from ..rig import traces, vm
 from ..rig.command import snapmount, snapmount_json
@@ -109,7 +111,7 @@ def test_a_file_of_any_bytes_is_an_error_that_names_it(tmp_path: Path, data: byt
     for name, parse in (("a", Record.from_json), ("b", ScratchVm.from_json), ("c", lambda f: Credentials(**f))):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(StateError, match=f"{tmp_path / name} cannot be read"):
-            jsonfiles.read(tmp_path / name, parse)
+            documents.read(tmp_path / name, parse)
 
 
 # -- by the command ----------------------------------------------------------------------------------------------------

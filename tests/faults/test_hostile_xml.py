@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapmount.core import domainxml, plan, scratchdomain
+from snapmount.boot import definition
+from snapmount.boot.definition import KVM, Wish
+from snapmount.boot.hardware import Source
+from snapmount.core import domainxml, plan
 from snapmount.core.domainxml import DEPTH_MAX, XML_MAX
-from snapmount.core.scratchdevices import Source
-from snapmount.core.scratchdomain import KVM, Wish
 from snapmount.errors import SnapmountError, StateError
 
 from ..strategies import xml_text
@@ -41,8 +42,8 @@ def read_all(xml: str) -> None:
     domainxml.security_models(xml)
     domainxml.supports_backup(xml)
     plan.select("vm1", domainxml.disks(xml), plan.Choice())
-    scratchdomain.accelerator(xml)
-    derived = scratchdomain.derive(xml, WISH)
+    definition.accelerator(xml)
+    derived = definition.derive(xml, WISH)
     domainxml.parse(derived.xml, "what was derived")
 
 
@@ -83,7 +84,7 @@ def test_a_definition_that_is_nested_too_deeply_is_refused(depth: int) -> None:
 
 def test_as_deep_as_is_admitted_it_can_be_read_and_derived_from() -> None:
     depth = DEPTH_MAX - 2
-    domainxml.parse(scratchdomain.derive(f"<domain><os>{'<a>' * depth}{'</a>' * depth}</os></domain>", WISH).xml, "it")
+    domainxml.parse(definition.derive(f"<domain><os>{'<a>' * depth}{'</a>' * depth}</os></domain>", WISH).xml, "it")
 
 
 NO_XML = ["", " ", "<", "domain", "<domain>", "<domain/><domain/>", "<domain a='1' a='2'/>", "<d\0/>", "\udcff"]

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from snapmount.hosts import Host
-from snapmount.journal import UNFINISHED_S, VERSION, mount_of
+from snapmount.host.identity import Host
+from snapmount.records.journal import UNFINISHED_S, VERSION, mount_of
+from snapmount.sources.pull.state import PullState
 
 from ..rig import power, servers, traces, vm
 from ..rig.command import snapmount, snapmount_json
@@ -47,6 +48,10 @@ def journal(directory: Path) -> Path:
     return traces.SCRATCH / f"{directory.name}.json"
 
 
+def pull_state(directory: Path, socket_path: str) -> dict[str, Any]:
+    return PullState(socket_path, str(directory)).document()
+
+
 def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None = None) -> None:
     """As snapmount writes it before it makes the directory."""
     document = {
@@ -60,10 +65,9 @@ def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None 
         "vm_uuid": guest.uuid(),
         "connect": guest.uri,
         "mount_source": f"snapmount:{guest.name}:{ID}",
-        "socket": f"/var/lib/libvirt/qemu/domain-0-{guest.name}/snapmount-{ID}.sock",
+        "source": pull_state(directory, f"/var/lib/libvirt/qemu/domain-0-{guest.name}/snapmount-{ID}.sock"),
         "boot_id": "of another boot",
         "host": asdict(Host.this()),
-        "devices": [],
         "scratch_vm": None,
     }
     journal(directory).write_text(json.dumps(document | (changes or {})))
@@ -235,7 +239,7 @@ def test_the_socket_of_a_qemu_that_was_killed_is_removed(writer: vm.VM) -> None:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(path))
         with directory_of_snapshot(traces.SCRATCH / f"snapmount-{ID}") as scratch:
-            write_journal(scratch, writer, {"socket": str(path)})
+            write_journal(scratch, writer, {"source": pull_state(scratch, str(path))})
             snapmount("recover")
         assert not path.exists()
     finally:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from snapmount.scratch import directories, places
-from snapmount.scratch.places import FileSystem
+from snapmount.hypervisor import directories
+from snapmount.sources.pull.scratch import places
+from snapmount.sources.pull.scratch.places import FileSystem
 
 from ..rig import filesystems, libvirtd, prefix, servers, traces, vm
 from ..rig.command import assert_reads_fail, read_direct, refused, snapmount, snapmount_json, state_of

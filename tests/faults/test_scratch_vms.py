@@ -16,11 +16,12 @@ from uuid import UUID
 import pytest
 import trio
 
-from snapmount import byhand, tending
-from snapmount.processes import Process
-from snapmount.scratchvm import ScratchVm
+from snapmount.boot import tending
+from snapmount.boot.scratchvm import ScratchVm
+from snapmount.host.processes import Process
+from snapmount.lifecycle import byhand
+from snapmount.records.store import Claim, Store
 from snapmount.sources import kinds
-from snapmount.state import Claim, Store
 
 from ..rig import servers, traces, vm
 from ..rig.command import SNAPMOUNT, refused, snapmount, snapmount_json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def make_old(shown: dict[str, Any]) -> None:
     record["snapshot"] = only(record["snapshot"], SNAPSHOT)
     record["snapshot"]["disks"] = [only(disk, DISK) for disk in record["snapshot"]["disks"]]
     path.write_text(json.dumps(record))
+    for entry in traces.SCRATCH.glob(f"snapmount-{shown['id']}*.json"):
+        journal = json.loads(entry.read_text())
+        if journal["version"] != 2:
+            source = journal.pop("source")
+            journal |= {"version": 2, "socket": source["socket"], "devices": source["terms"]["devices"]}
+            entry.write_text(json.dumps(journal))
 
 
 def only(document: dict[str, Any], names: set[str]) -> dict[str, Any]:
@@ -64,3 +71,16 @@ def test_a_dead_snapshot_that_was_taken_before_an_upgrade_is_deleted(writer: vm.
     snapmount("delete", taken["id"])
     assert traces.found() == []
     assert not writer.has_job()
+
+
+def test_what_is_left_of_a_snapshot_from_before_an_upgrade_and_a_reboot_is_removed(
+    writer: vm.VM, mountpoint: Path
+) -> None:
+    taken = snapmount_json(writer.name, mountpoint)
+    servers.kill(taken)
+    make_old(taken)
+    writer.virsh("domjobabort", writer.name)
+    shutil.rmtree(traces.RUNTIME / taken["id"])
+    (orphan,) = snapmount_json("recover")["orphans"]
+    assert (orphan["path"], orphan["removed"]) == (taken["scratch"]["directory"], True)
+    assert traces.found() == []

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from snapmount.core.snapshot import Disk, Snapshot
-from snapmount.processes import Process
-from snapmount.records import Record
-from snapmount.sources import kinds, pullstate
-from snapmount.sources.pullstate import PullState
-from snapmount.state import Claim, Store
+from snapmount.host.processes import Process
+from snapmount.records.record import Record
+from snapmount.records.store import Claim, Store
+from snapmount.sources import kinds
+from snapmount.sources.pull import state
+from snapmount.sources.pull.state import PullState
 
 ID, OTHER_ID = "3f2a91bc", "00c0ffee"
 UUID, OTHER_UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f", "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11"
@@ -38,7 +39,7 @@ def a_record(snapshot: Snapshot | None = None, mountpoint: str = "/mnt/snap") ->
 
 def by_pull(record: Record, **changes: Any) -> Record:
     """The record with other things in what it keeps for that source."""
-    return replace(record, source=replace(pullstate.of(record), **changes).document())
+    return replace(record, source=replace(state.of(record), **changes).document())
 
 
 class OwnStore(Store):

@@ -17,12 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from ... import jsonfiles
 from ...core.iscsi import Credentials, Lun, Portal, Session, Target
 from ...core.names import SOCKET_PATH_MAX, command
 from ...errors import LeftoverError, MissingError, StateError, UnreachableError
-from ...locks import cannot_write
-from ...processes import Process
+from ...host.locks import cannot_write
+from ...host.processes import Process
+from ...records import documents
 from . import portals
 from .tgtadm import Direction, Mode, Op, RefusedError, Tgtd
 
@@ -184,14 +184,14 @@ def _answers(tgtd: Tgtd) -> bool:
 def _record(directory: Path, daemon: Process) -> None:
     """Note our tgtd: of one that was killed, but hangs, the environment can no longer be read.  Raises StateError."""
     try:
-        jsonfiles.write(_record_path(directory), asdict(daemon))
+        documents.write(_record_path(directory), asdict(daemon))
     except OSError as error:
         raise cannot_write(directory, error) from error
 
 
 def _recorded(directory: Path) -> Process | None:
     try:
-        return jsonfiles.read(_record_path(directory), lambda fields: Process(**fields))
+        return documents.read(_record_path(directory), lambda fields: Process(**fields))
     except StateError:  # it is found by its environment then
         return None
 

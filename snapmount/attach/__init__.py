@@ -1,0 +1,1 @@
+"""Disks of a snapshot, plugged into other VMs."""

@@ -1,0 +1,375 @@
+"""How snapshots are shown: as JSON documents and as text.  Returns what to print; prints nothing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..attach import attachments
+from ..attach.attachments import Attachment
+from ..boot import scratchvm
+from ..boot.check import Came
+from ..boot.scratchvm import ScratchVm
+from ..core import names, units
+from ..core.diskdefinition import DEFAULT_BLOCK_SIZE
+from ..core.iscsi import Credentials, Session
+from ..core.lifecycle import State
+from ..core.plan import LeftOut
+from ..core.snapshot import Disk, Nvram, format_time
+from ..core.space import rate
+from ..errors import StateError
+from ..publish.iscsi import luns
+from ..records.record import Record
+from ..records.store import Store
+from ..sources.pull import state
+from ..sources.pull.scratch import glances
+from ..sources.pull.scratch.measuring import Figures
+
+_PIPED_WIDTH = 10_000  # no wrapping for programs
+NEW_S = 5.0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A snapshot as it is shown."""
+
+    record: Record
+    store: Store
+    sessions: list[Session] | None = None  # with its iSCSI target; None: there is none, or nobody tells
+    with_secret: bool = False
+    initiator_kind: str | None = None  # the one that `take` and `show` tell how to log in; None: the most usual
+    expire_s: float | None = None  # after which it was just asked to end
+
+    @property
+    def _credentials(self) -> Credentials | None:
+        try:
+            return self.store.credentials(self.record.id) if self.record.publication else None
+        except StateError:
+            return None  # faults() tells
+
+    @property
+    def _expires_in_s(self) -> float:
+        """As it was asked for, where hardly any of that time has passed."""
+        left_s = self.record.left_s or 0
+        is_new = self.expire_s is not None and 0 <= self.expire_s - left_s < NEW_S
+        return self.expire_s if is_new and self.expire_s else left_s
+
+    @property
+    def scratch_vms(self) -> list[ScratchVm]:
+        return scratchvm.load_all(self.store.path(self.record.id))
+
+    @property
+    def attachments(self) -> list[Attachment]:
+        return attachments.current(self.store.path(self.record.id))
+
+    def faults(self) -> list[StateError]:
+        """Why not all of it can be shown."""
+        directory = self.store.path(self.record.id)
+        found = [*scratchvm.unreadable(directory).values(), *attachments.unreadable(directory).values()]
+        try:
+            self.store.credentials(self.record.id)
+        except StateError as error:
+            found.append(error)
+        return found
+
+    @property
+    def _figures(self) -> Figures | None:
+        """What its server has measured just now; None where none is at it."""
+        return Figures.load(self.store.path(self.record.id)) if self._is_active else None
+
+    @property
+    def _is_active(self) -> bool:
+        return self.store.state(self.record) is State.ACTIVE
+
+    @property
+    def _scratch_bytes(self) -> int | None:
+        """What it uses of scratch space; None where that cannot be told: of block devices only its server can."""
+        if figures := self._figures:
+            return figures.used_bytes
+        return None if state.of(self.record).terms.devices else glances.used_bytes(Path(state.of(self.record).scratch))
+
+    def document(self) -> dict[str, Any]:
+        """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
+        record = self.record
+        shown = record.snapshot.document()
+        for disk in shown["disks"]:
+            disk["nbd_uri"] = state.of(record).export_uri(disk["name"])
+        log, figures = self.store.log(record.id), self._figures
+        return shown | {
+            "connect": record.connect,
+            "state": self.store.state(record).value,
+            "reason": record.why,
+            "expires": record.expires and format_time(record.expires),
+            "mountpoint": None if record.is_hidden else record.mountpoint,
+            "iscsi": record.publication
+            and luns.document(record.publication, self.sessions, self._credentials, self.with_secret),
+            "scratch_vms": [vm.document() for vm in self.scratch_vms],
+            "attachments": [each.document() for each in self.attachments],
+            "scratch": {
+                "directory": state.of(record).scratch,
+                "place": state.of(record).terms.place,
+                "devices": dict(state.of(record).terms.devices),
+                "reserved": state.of(record).terms.is_reserved,
+                "limit_bytes": state.of(record).terms.limit_bytes,
+                "used_bytes": self._scratch_bytes,
+                "free_bytes": glances.free_bytes(Path(state.of(record).scratch).parent),
+                "growth_bytes_per_s": figures and round(figures.bytes_per_s),
+                "left_s": figures and figures.left_s and round(figures.left_s, 1),
+            },
+            "server": {
+                "pid": record.server.pid,
+                "standby_pid": record.standby and record.standby.pid,
+                "log": str(log) if log.exists() else None,
+            },
+        }
+
+    def taken(self) -> str:
+        """What `take` prints when the view is readable."""
+        record, snapshot = self.record, self.record.snapshot
+        first = f"{snapshot.vm_name}: snapshot {snapshot.id} of {_when(record)}, {record.whereabouts}"
+        lines = [names.printable(first)]
+        if not record.is_hidden:
+            files: list[Disk | Nvram] = [*snapshot.disks, *([snapshot.nvram] if snapshot.nvram else [])]
+            lines.append(
+                _indented(
+                    (each.file, units.size(each.size_bytes), each.format, each.origin, _blocks(each)) for each in files
+                )
+            )
+        if record.publication:
+            lines.append(_indented(luns.lun_rows(record.publication)))
+            lines.append(_indented(luns.facts(record.publication, self._credentials, self.with_secret)))
+        lines += _left_out(snapshot.left_out)
+        lines += self._recipes()
+        if record.expires_s is not None:
+            lines.append(f"it ends by itself in {units.duration(self._expires_in_s)}")
+        lines.append(f"to end it: {names.command('snapmount', 'delete', snapshot.id)}")
+        return _text(lines)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Its rows in `list`: one for it, one for each scratch VM, and one for each disk that is attached to a VM."""
+        record = self.record
+        row = (
+            record.id,
+            record.snapshot.vm_name,
+            _age(record),
+            "-" if record.expires_s is None else _left(record),
+            "-" if record.is_hidden else record.mountpoint,
+            luns.summary(record.publication, self.sessions, self._is_active) if record.publication else "-",
+            _size(self._scratch_bytes),
+            *_growth(self._figures),
+            _status(record, self.store.state(record)),
+        )
+        vms = [("", f"  {vm.name}", "", "", "", "", _overlay_size(vm), "", "", vm.state) for vm in self.scratch_vms]
+        attached = [
+            ("", f"  {each.vm_name}", "", "", "", "", "", "", "", f"{each.state}: {each.disk} as {each.target}")
+            for each in self.attachments
+        ]
+        return [row, *vms, *attached]
+
+    def details(self) -> str:
+        """What `show` prints: everything of one snapshot."""
+        record, snapshot, shown = self.record, self.record.snapshot, self.document()
+        log = shown["server"]["log"]
+        facts = [
+            ("snapshot", f"{snapshot.id} of {snapshot.vm_name} (uuid {snapshot.vm_uuid})"),
+            ("state", _status(record, self.store.state(record))),
+            ("taken", f"{_when(record)}, {_age(record)} ago" + (", quiesced" if snapshot.quiesced else "")),
+            *([("expires", f"in {_left(record)}")] if record.expires_s is not None else []),
+            *([("ends", "with its last scratch VM")] if record.is_for_boot else []),
+            *([] if record.is_hidden else [("mounted at", record.mountpoint)]),
+            ("connection", record.connect),
+            *_nvram_facts(snapshot.nvram),
+            *self._scratch_facts(shown["scratch"]),
+            ("server", f"process {record.server.pid}" + (f", log {log}" if log else "")),
+        ]
+        disks = [
+            (
+                disk.name,
+                units.size(disk.size_bytes),
+                str(disk.logical_block_size_bytes),
+                disk.format,
+                disk.origin,
+                state.of(record).export_uri(disk.name),
+            )
+            for disk in snapshot.disks
+        ]
+        lines = [_table(facts), "", _table(disks, ("DISK", "SIZE", "BLOCK", "FORMAT", "ORIGIN", "NBD"))]
+        return _text(
+            [
+                *lines,
+                *_left_out(snapshot.left_out),
+                *self._vm_details(),
+                *self._attachment_details(),
+                *self._target_details(),
+                *self._recipes(),
+            ]
+        )
+
+    def _scratch_facts(self, scratch_space: dict[str, Any]) -> list[tuple[str, str]]:
+        terms, figures, free = state.of(self.record).terms, self._figures, scratch_space["free_bytes"]
+        used = f"{_size(scratch_space['used_bytes'], 'an unknown amount')} used"
+        used += f" of at most {units.size(terms.limit_bytes)}" if terms.limit_bytes else ""
+        used += ", reserved" if terms.is_reserved else ""
+        growing = [f"growing {rate(figures.bytes_per_s)}"] if figures else []
+        growing += (
+            [f"{units.duration(figures.left_s)} left at this rate"] if figures and figures.left_s is not None else []
+        )
+        return [
+            ("scratch", state.of(self.record).scratch + (f" ({terms.place})" if terms.place else "")),
+            *(("scratch", f"{device}, of {disk}") for disk, device in terms.devices),
+            ("", ", ".join([used, *([f"{units.size(free)} free"] if free is not None else []), *growing])),
+        ]
+
+    def _vm_details(self) -> list[str]:
+        rows = [
+            (vm.name, vm.state + (", kept" if vm.is_kept else ""), _overlay_size(vm), vm.overlays)
+            for vm in self.scratch_vms
+        ]
+        return ["", _table(rows, ("SCRATCH VM", "STATE", "WRITTEN", "OVERLAYS"))] if rows else []
+
+    def _attachment_details(self) -> list[str]:
+        rows = [(each.vm_name, each.disk, each.target, each.state, each.device) for each in self.attachments]
+        return ["", _table(rows, ("HELPER VM", "DISK", "TARGET", "STATE", "IN THE GUEST"))] if rows else []
+
+    def _target_details(self) -> list[str]:
+        publication = self.record.publication
+        if not publication:
+            return []
+        lines = ["", _table([*luns.facts(publication, self._credentials, self.with_secret)]), ""]
+        lines.append(_table(luns.lun_rows(publication)))
+        if self.sessions is not None:
+            none = [("nobody is logged in",)]
+            lines += ["", _table(luns.session_rows(self.sessions) or none)]
+        elif self._is_active:
+            lines += ["", f"{publication.backend} does not answer: nobody can log in"]
+        return lines
+
+    def _recipes(self) -> list[str]:
+        publication, credentials = self.record.publication, self._credentials
+        if not publication or not credentials:
+            return []
+        return luns.recipes(self.record, credentials, self.with_secret, self.initiator_kind)
+
+
+def _nvram_facts(nvram: Nvram | None) -> list[tuple[str, str]]:
+    return [("nvram", f"{units.size(nvram.size_bytes)}, {nvram.format}, of {nvram.origin}")] if nvram else []
+
+
+def _blocks(file: Disk | Nvram) -> str:
+    """What who opens the file must know of its logical blocks, where they are not as everywhere."""
+    if isinstance(file, Nvram) or file.logical_block_size_bytes == DEFAULT_BLOCK_SIZE:
+        return ""
+    return f"blocks of {file.logical_block_size_bytes} bytes"
+
+
+def _growth(figures: Figures | None) -> tuple[str, str]:
+    """How fast scratch space grows and how long it lasts then, for `list`."""
+    if not figures:
+        return "-", "-"
+    return rate(figures.bytes_per_s), units.duration(figures.left_s) if figures.left_s is not None else "-"
+
+
+def _size(length: int | None, unknown: str = "-") -> str:
+    return unknown if length is None else units.size(length)
+
+
+def _status(record: Record, state: State) -> str:
+    """The state in words, with the reason where there is one."""
+    if state is State.DEAD:
+        then = f"; {record.why}" if record.why else ""
+        return f"dead: its server process is gone{then} ({names.command('snapmount', 'recover', record.id)})"
+    return f"{state.value}: {record.why}" if record.why else state.value
+
+
+def _age(record: Record) -> str:
+    return units.duration((datetime.now(UTC) - record.snapshot.created).total_seconds())
+
+
+def _left(record: Record) -> str:
+    return units.duration(record.left_s or 0)
+
+
+def _when(record: Record) -> str:
+    return f"{record.snapshot.created.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _overlay_size(vm: ScratchVm) -> str:
+    return _size(glances.used_bytes(Path(vm.overlays)))
+
+
+def booted(vm: ScratchVm, record: Record, came: Came | None = None) -> str:
+    """What `boot` prints when the scratch VM runs, and what was waited for has come."""
+    how = "KVM" if vm.accelerator == "kvm" else "TCG (without KVM)"
+    where = f"snapshot {record.id} of {_when(record)}"
+    virsh = ("virsh", "-c", record.connect)
+    lines = [
+        names.printable(f"{record.snapshot.vm_name}: scratch VM {vm.name} runs on {where}, with {how}"),
+        *_left_out(vm.left_out),
+        *(f"note: {names.printable(note)}" for note in vm.notes),
+        *([names.printable(str(came))] if came else []),
+    ]
+    if vm.has_console:
+        console = names.command(*virsh, "console", vm.name)
+        lines.append(names.printable(f"its console: {console}, logged in {vm.console_log}"))
+    if vm.is_kept:
+        lines.append(f"it is kept until: {names.command('snapmount', 'delete', '--force', record.id)}")
+    else:
+        ends = ", and the snapshot with the last one" if record.is_for_boot else ""
+        lines.append(names.printable(f"its writes go when it ends{ends}: {names.command(*virsh, 'destroy', vm.name)}"))
+    return _text(lines)
+
+
+def attached(made: Sequence[Attachment], record: Record) -> str:
+    """What `attach` prints when the disks are plugged in."""
+    helper, snapshot = made[0].vm_name, record.snapshot
+    sizes = {disk.name: units.size(disk.size_bytes) for disk in snapshot.disks}
+    first = f"{helper}: disks of {snapshot.vm_name}, snapshot {record.id} of {_when(record)}, attached read-only"
+    return _text(
+        [
+            names.printable(first),
+            _indented((each.disk, sizes[each.disk], f"as {each.target}", each.device) for each in made),
+            f"to detach them: {names.command('snapmount', 'detach', record.id, helper)}",
+        ]
+    )
+
+
+def listing(snapshots: Iterable[Shown]) -> str:
+    """What `list` prints: a row a snapshot."""
+    return table(
+        ("ID", "VM", "AGE", "EXPIRES", "MOUNTPOINT", "ISCSI", "SCRATCH", "GROWTH", "SCRATCH LEFT", "STATE"),
+        [row for each in snapshots for row in each.rows()],
+    )
+
+
+def _table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
+    return table(header, rows).rstrip("\n")
+
+
+def _indented(rows: Iterable[Sequence[str]]) -> str:
+    return _table([("  " + first, *rest) for first, *rest in rows])
+
+
+def _left_out(devices: Iterable[LeftOut]) -> list[str]:
+    left_out = ", ".join(f"{each.name} ({each.why})" for each in devices)
+    return [f"left out: {names.printable(left_out)}"] if left_out else []
+
+
+def _text(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Aligned columns.  They keep their width: a terminal that is too narrow wraps lines, nothing is cut off."""
+    aligned = Table(*header, box=None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for row in rows:
+        aligned.add_row(*(names.printable(cell) for cell in row))
+    printed = io.StringIO()
+    Console(file=printed, width=_PIPED_WIDTH, markup=False, emoji=False, highlight=False).print(aligned)
+    return "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())

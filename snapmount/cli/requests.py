@@ -1,0 +1,112 @@
+"""What a command line asks for, as the requests that planning.py and launch.py take; names and values are checked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .. import hypervisor
+from ..boot.check import WAIT_TIMEOUT_S, WaitFor
+from ..boot.launch import BootRequest, check_name
+from ..core import iscsi, names
+from ..core.space import Terms
+from ..errors import UsageError
+from ..host.processes import Process
+from ..lifecycle.planning import LunRequest, Request
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def take(arguments: argparse.Namespace) -> Request:
+    """What `take` asks for.  Raises UsageError."""
+    uri = _uri(arguments)
+    return Request(
+        vm=arguments.vm,
+        mountpoint=arguments.mountpoint and os.path.abspath(arguments.mountpoint),
+        connect=uri,
+        luns=_luns(arguments, uri) if arguments.iscsi else None,
+        expire_s=arguments.expire,
+        **_disks(arguments),
+        quiesce=arguments.quiesce,
+        allow_other=arguments.allow_other,
+        read_timeout_s=arguments.read_timeout,
+        verbs_meant=tuple(arguments.verbs_meant),
+        **_scratch(arguments),
+    )
+
+
+def take_to_boot(arguments: argparse.Namespace) -> Request:
+    """The snapshot that `boot` takes, which ends with its last scratch VM.  Raises UsageError."""
+    booting = Process.of_pid(os.getpid())
+    of_disks, of_scratch = _disks(arguments), _scratch(arguments)
+    return Request(arguments.source, None, _uri(arguments), booting=booting, **of_disks, **of_scratch)
+
+
+def boot(arguments: argparse.Namespace) -> BootRequest:
+    """The scratch VM that `boot` asks for.  Raises UsageError."""
+    names.check_utf_8(arguments.overlay_dir or "", "the overlay directory")  # before a snapshot is taken
+    if arguments.console and not sys.stdin.isatty():
+        raise UsageError("--console needs a terminal as standard input", "no --console")
+    return BootRequest(
+        name=None if arguments.name is None else check_name(arguments.name),
+        memory_kib=arguments.memory,
+        vcpus=arguments.vcpus,
+        network=arguments.network,
+        overlay_dir=arguments.overlay_dir and os.path.abspath(arguments.overlay_dir),
+        is_kept=arguments.keep,
+        wait_for=None if arguments.wait_for is None else WaitFor.parse(arguments.wait_for),
+        wait_timeout_s=arguments.wait_timeout or WAIT_TIMEOUT_S,
+        console=arguments.console,
+    )
+
+
+def _uri(arguments: argparse.Namespace) -> str:
+    uri: str = arguments.connect or hypervisor.default_uri()
+    hypervisor.check_uri(uri)
+    return uri
+
+
+def _disks(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of a Request, which disks are asked for."""
+    return {"only": tuple(arguments.disk), "exclude": tuple(arguments.exclude_disk)}
+
+
+def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of a Request, what is asked for scratch space."""
+    directory, devices = arguments.scratch_dir, tuple(arguments.scratch_device)
+    names.check_utf_8(directory or "", "the scratch directory")
+    for _, device in devices:
+        names.check_utf_8(device, "the scratch device")
+    return {
+        "scratch_dir": directory and os.path.abspath(directory),
+        "terms": Terms(arguments.scratch_limit, arguments.scratch_reserve, devices),
+    }
+
+
+def _luns(arguments: argparse.Namespace, uri: str) -> LunRequest:
+    """How to publish.  Raises UsageError."""
+    if os.geteuid() != 0:
+        if hypervisor.is_unprivileged(uri):  # those that root finds there are root's own
+            remedy = f"{names.command('snapmount', arguments.vm, 'MOUNTPOINT')}   (its files instead)"
+            raise UsageError(f"only root can publish over iSCSI, and no VM at {uri}, which are a user's own", remedy)
+        remedy = names.command("sudo", "snapmount", "--iscsi", "--connect", uri, arguments.vm)
+        raise UsageError("only root can publish over iSCSI", remedy)
+    return LunRequest(
+        backend=arguments.target,
+        portals=iscsi.parse_portals(arguments.portal),
+        initiators=tuple(dict.fromkeys(map(iscsi.check_initiator, arguments.initiator))),
+        mutual=arguments.mutual,
+        secret=_secret(arguments.secret_file) if arguments.secret_file else None,
+    )
+
+
+def _secret(path: str) -> str:
+    try:
+        with sys.stdin if path == "-" else open(path, encoding="utf-8", errors="replace") as f:  # noqa: PTH123
+            return iscsi.check_secret(f.readline().rstrip("\n"))
+    except OSError as error:
+        raise UsageError(f"the secret cannot be read from {path}: {error.strerror}") from None
+    except UsageError as error:
+        raise UsageError(f"--secret-file {path}: {error.message}", error.remedy) from None

@@ -1,0 +1,52 @@
+"""What several verbs do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ... import hypervisor
+from ...core import names
+from ...core.iscsi import Session
+from ...errors import NotFoundError
+from ...records.record import Record
+from ...records.store import Store
+from ...sources import kinds
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def store() -> Store:
+    return Store.of_user(kinds.check)
+
+
+def connection(arguments: argparse.Namespace) -> str | None:
+    """Where the VMs are whose snapshots are meant; None: anywhere.  Raises UsageError."""
+    connect: str | None = arguments.connect
+    if connect is not None:
+        hypervisor.check_uri(connect)
+    return connect
+
+
+def active(word: str, store: Store, connect: str | None = None) -> Record | None:
+    try:
+        return store.find(word, connect)
+    except NotFoundError:
+        return None
+
+
+def to_see(record: Record) -> str:
+    """For who has not been told of the snapshot."""
+    show, delete = (names.command("snapmount", verb, record.id) for verb in ("show", "delete"))
+    return f"{show}   (to end it: {delete})"
+
+
+def sessions(records: Sequence[Record], store: Store) -> dict[str, list[Session] | None]:
+    """Who is logged in to each; None where there is nothing to log in to, or nobody tells."""
+    if not any(record.publication for record in records):
+        return dict.fromkeys((record.id for record in records), None)
+    from ...host import interruptible
+    from ...publish.iscsi import luns
+
+    return interruptible.run(luns.sessions, records, store)

@@ -1,0 +1,1 @@
+"""The disks of a snapshot, however they are read."""

@@ -1,0 +1,376 @@
+"""NBD exports as images, by libnbd (python3-libnbd): https://libguestfs.org/nbd.3.html
+
+An image keeps a few connections to its export, each used by one request at a time: a blocking read in a thread.  A read
+that takes too long, or is cancelled, costs its connection and nothing else: shutting the socket down wakes the thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import trio
+
+from ..core.extents import ExtentMap
+from ..core.image import Direct
+from ..core.survey import Survey
+from ..errors import MissingError, UnreachableError
+from ..host.blocking import Threads
+
+try:
+    import nbd
+except ImportError:
+    raise MissingError("the Python module of libnbd is missing", "sudo apt-get install python3-libnbd") from None
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_ZEROS = bytes(1 << 20)  # FUSE asks for no more at once
+
+THREADS = Threads("nbd", 40)  # those that QEMU may hold up
+CONNECTIONS = 4  # of an image, for its reads
+DIRECT_CONNECTIONS = 4  # of each way past Python
+DIRECT_WAYS = 2  # of an image: its file, and its LUN
+MOST_CONNECTIONS = 80  # of all images: QEMU takes 100 and lets others wait (since 9.1, and in older ones as mended)
+CONNECT_S = 10.0
+GLANCE_S = 0.5  # how long the extents may take before a file's attributes are told without them
+
+
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Wait for QEMU in a thread; where that is cancelled, whoever calls cuts the connection, which ends the thread."""
+    return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=THREADS.limiter())
+
+
+class Connection:
+    """One connection to an export, and the way to cut it from another thread, also while it is being made."""
+
+    def __init__(self) -> None:
+        self._handle = nbd.NBD()
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.size_bytes = 0
+
+    def open(self, socket_path: str, export: str, simple: bool) -> None:
+        """Connect; blocks.  With `simple`, for simple replies to reads alone.  Raises nbd.Error or OSError.
+
+        A simple reply is all of the data or an error.  Structured ones come in chunks, and libnbd counts their bytes,
+        but does not see where they leave a gap.
+        """
+        self._handle.set_export_name(export)
+        if simple:
+            self._handle.set_request_structured_replies(False)
+        else:
+            self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+        self.socket.settimeout(CONNECT_S)
+        self.socket.connect(socket_path)
+        # libnbd gets a descriptor of its own, which it closes, and whose number is used anew, at any time
+        self._handle.connect_socket(os.dup(self.socket.fileno()))
+        self.size_bytes = self._handle.get_size()
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """Blocks.  Raises nbd.Error."""
+        data: bytearray = self._handle.pread(length, offset)
+        return data
+
+    def status_twice(self, offset: int, length: int) -> tuple[list[int], list[int]]:
+        """Ask for the extents of a part, and when there is an answer, once more; blocks.  Raises nbd.Error."""
+        return self._status(offset, length), self._status(offset, length)
+
+    def _status(self, offset: int, length: int) -> list[int]:
+        """Extents from `offset` on, as many as one answer holds: length, flags, length, flags, ..."""
+        told: list[int] = []
+        if not self._handle.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION):
+            return [length, 0]
+
+        def add(_context: str, _offset: int, entries: list[int], _error: object) -> int:
+            told.extend(entries)
+            return 0
+
+        self._handle.block_status(length, offset, add)
+        return told
+
+    def is_usable(self) -> bool:
+        """Whether another request can be sent."""
+        return bool(self._handle.aio_is_ready())
+
+    def cut(self) -> None:
+        """Make the request under way, if any, fail at once.  Never blocks; idempotent."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+
+class SlowError(UnreachableError):
+    """QEMU is there, but does not answer."""
+
+
+async def connect(socket_path: str, export: str, *, simple: bool = False) -> Connection:
+    """A new connection, see Connection.open().  Raises UnreachableError, of it SlowError where it takes too long."""
+    connection = Connection()
+    try:
+        with trio.fail_after(CONNECT_S):
+            await _in_thread(connection.open, socket_path, export, simple)
+        return connection
+    except BaseException as error:
+        connection.cut()  # the thread, where one still waits, ends with it
+        what = f"QEMU's NBD export {export} at {socket_path}"
+        if isinstance(error, (trio.TooSlowError, TimeoutError)):
+            raise SlowError(f"{what} did not answer within {CONNECT_S:g} s") from None
+        if isinstance(error, (nbd.Error, OSError)):
+            raise UnreachableError(f"{what} cannot be opened: {error}") from error
+        raise
+
+
+class Budget:
+    """How the connections that QEMU's NBD server takes are shared out among the images of a snapshot.
+
+    Where there are too many, QEMU accepts no further ones, and reads that need one fail.
+    """
+
+    def __init__(self, images: int, most: int = MOST_CONNECTIONS) -> None:
+        fetches, watchers = 8, 1
+        share = (most - fetches - watchers) // images
+        self.reads = max(1, min(CONNECTIONS, share // 2))  # of an image
+        self.direct = max(0, min(DIRECT_WAYS * DIRECT_CONNECTIONS, share - self.reads))  # of an image
+        self.fetches = trio.CapacityLimiter(fetches)  # of extents, at once
+
+
+class _Fetch:
+    """One try to get the extents, for all who wait for them."""
+
+    def __init__(self) -> None:
+        self.started = trio.current_time()
+        self.ended = trio.Event()
+        self.extents: ExtentMap | None = None
+        self.error: OSError | None = None
+
+    async def result(self) -> ExtentMap:
+        """Raises OSError."""
+        await self.ended.wait()
+        if self.extents is None:
+            assert self.error
+            raise OSError(*self.error.args) from self.error
+        return self.extents
+
+
+class NbdImage:
+    """An Image (core.image) that is read from an NBD export."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        name: str,
+        socket_path: str,
+        export: str,
+        size_bytes: int,
+        deadline_s: float,
+        budget: Budget,
+    ) -> None:
+        self._nursery = nursery
+        self.name = name
+        self.size_bytes = size_bytes
+        self._socket_path = socket_path
+        self._export = export
+        self._deadline_s = deadline_s
+        self._budget = budget
+        self._slots = trio.CapacityLimiter(budget.reads)
+        self._idle: list[Connection] = []
+        self._direct: list[Connection] = []
+        self._direct_left = budget.direct
+        self._closed = False
+        self._extents: ExtentMap | None = None
+        self._fetch: _Fetch | None = None
+
+    async def extents(self) -> ExtentMap:
+        """See Image.  Each question to QEMU must be answered within the deadline given to opened()."""
+        if self._extents is None:
+            self._extents = await self._fetching().result()
+        return self._extents
+
+    async def allocated_bytes(self) -> int | None:
+        """See Image.  Who asks waits for the first moments of the search only: a listing asks many times."""
+        if self._extents is None:
+            fetch = self._fetching()
+            with trio.move_on_at(fetch.started + GLANCE_S):
+                self._extents = await fetch.result()
+        return self._extents.data_bytes if self._extents else None
+
+    def _fetching(self) -> _Fetch:
+        if self._fetch is None:
+            self._fetch = _Fetch()
+            self._nursery.start_soon(self._run, self._fetch)
+        return self._fetch
+
+    async def _run(self, fetch: _Fetch) -> None:
+        """It goes on where who asked first waits no longer."""
+        try:
+            fetch.extents = await self._fetch_extents()
+        except OSError as error:
+            fetch.error = error
+            self._fetch = None  # who asks next tries anew
+        fetch.ended.set()
+
+    async def _fetch_extents(self) -> ExtentMap:
+        survey = Survey(self.size_bytes)
+        try:
+            async with self._budget.fetches:
+                connection = await self._connect()
+                try:
+                    while question := survey.question():
+                        with trio.fail_after(self._deadline_s):
+                            answers = await _in_thread(connection.status_twice, *question)
+                        survey.learn(*answers)
+                finally:
+                    connection.cut()
+        except (nbd.Error, UnreachableError, trio.TooSlowError) as error:
+            raise OSError(errno.EIO, f"{self.name}: the extents cannot be had: {error}") from error
+        extents = survey.extents
+        log.info("%s: %d extents, %d of %d bytes data", self.name, len(extents), extents.data_bytes, self.size_bytes)
+        return extents
+
+    async def direct(self) -> Direct | None:
+        """See Image; None where no connections are left for it.  A read over it asks QEMU for less than read() does:
+        with structured replies QEMU looks for holes in what it sends each time.
+        """
+        self._check_open()
+        count = min(DIRECT_CONNECTIONS, self._direct_left)
+        if not count:
+            return None
+        self._direct_left -= count
+        opened: list[Connection] = []
+        try:
+            while len(opened) < count:
+                opened.append(await self._connect(simple=True))
+        except BaseException as error:
+            self._direct_left += count
+            for connection in opened:
+                connection.cut()
+            if isinstance(error, UnreachableError):
+                raise OSError(errno.EIO, f"{self.name}: {error}") from error
+            raise
+        self._direct += opened
+        return Direct(tuple(connection.socket.fileno() for connection in opened), self._deadline_s)
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+        """See Image.  Ends within the deadline given to opened().  What is known to be zero is not asked of QEMU."""
+        self._check_open()
+        if self._extents is None:
+            return await self._ask(offset, length)
+        first = self._extents.find(offset)
+        if first.length < length:
+            return await self._read_mixed(self._extents, offset, length)
+        if first.is_zero and length <= len(_ZEROS):
+            return memoryview(_ZEROS)[:length]
+        return await self._ask(offset, length)
+
+    def _check_open(self) -> None:
+        """Raise OSError (EIO) where the image is closed."""
+        if self._closed:
+            raise OSError(errno.EIO, f"{self.name}: the snapshot has ended")
+
+    async def _read_mixed(self, extents: ExtentMap, offset: int, length: int) -> bytearray:
+        """What lies from the first data to the last is asked for at once, with the holes between."""
+        parts = [extent for extent in extents.between(offset, offset + length) if not extent.is_zero]
+        data = bytearray(length)
+        if parts:
+            start, end = parts[0].start, parts[-1].end
+            data[start - offset : end - offset] = await self._ask(start, end - start)
+        return data
+
+    async def _ask(self, offset: int, length: int) -> bytearray:
+        """Read from QEMU, by the deadline.  Raises OSError (EIO)."""
+        try:
+            with trio.fail_after(self._deadline_s):
+                async with self._slots:
+                    return await self._read_by_any(offset, length)
+        except trio.TooSlowError:
+            raise OSError(errno.EIO, f"{self.name}: no answer from QEMU within {self._deadline_s:g} s") from None
+        except (nbd.Error, UnreachableError) as error:
+            raise OSError(errno.EIO, f"{self.name}: read of {length} bytes at {offset}: {error}") from error
+
+    async def _read_by_any(self, offset: int, length: int) -> bytearray:
+        while self._idle:
+            connection = self._idle.pop()
+            try:
+                return await self._read_by(connection, offset, length)
+            except nbd.Error:
+                if connection.is_usable():
+                    raise  # QEMU's own answer
+                # it was cut while it lay idle: so may the others be
+        return await self._read_by(await self._connect(simple=True), offset, length)
+
+    async def _read_by(self, connection: Connection, offset: int, length: int) -> bytearray:
+        reusable = False
+        try:
+            data = await _in_thread(connection.read, offset, length)
+            reusable = True
+            return data
+        except nbd.Error:
+            reusable = connection.is_usable()
+            raise
+        finally:
+            if reusable and not self._closed:
+                self._idle.append(connection)
+            else:
+                connection.cut()
+
+    async def _connect(self, *, simple: bool = False) -> Connection:
+        if self._closed:
+            raise UnreachableError("the snapshot has ended")
+        connection = await connect(self._socket_path, self._export, simple=simple)
+        if self._closed:
+            connection.cut()
+            raise UnreachableError("the snapshot has ended")
+        if connection.size_bytes != self.size_bytes:
+            connection.cut()
+            raise UnreachableError(f"the export has {connection.size_bytes} bytes now, it had {self.size_bytes}")
+        return connection
+
+    def close(self) -> None:
+        """Cut all idle connections; reads fail from now on, those under way as soon as they end."""
+        self._closed = True
+        for connection in self._idle + self._direct:
+            connection.cut()
+        self._idle.clear()
+        self._direct.clear()
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    name: str, socket_path: str, export: str, deadline_s: float, budget: Budget | None = None
+) -> AsyncIterator[NbdImage]:
+    """An image that is read from an export; each read ends within `deadline_s` seconds.  All images of a server share a
+    `budget`.  Raises UnreachableError.
+    """
+    connection = await connect(socket_path, export, simple=True)
+    try:
+        async with trio.open_nursery() as nursery:
+            image = NbdImage(nursery, name, socket_path, export, connection.size_bytes, deadline_s, budget or Budget(1))
+            image._idle.append(connection)
+            yield image
+            nursery.cancel_scope.cancel()
+    finally:
+        image.close()
+
+
+async def wait_until_gone(socket_path: str, export: str) -> None:
+    """Return when QEMU ends the export: a connection that asks nothing is told nothing until it is closed.
+
+    Returns at once where no connection can be had.
+    """
+    while True:
+        try:
+            connection = await connect(socket_path, export)
+        except SlowError:
+            continue  # it is there all the same
+        except UnreachableError:
+            return
+        break
+    try:
+        await trio.lowlevel.wait_readable(connection.socket)
+    finally:
+        connection.cut()

@@ -1,0 +1,130 @@
+"""Takes over a snapshot whose server has died, while QEMU still keeps its point in time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import trio
+
+from .. import hypervisor
+from ..attach import attachments, hotplug
+from ..boot import tending
+from ..core import names
+from ..core.lifecycle import State
+from ..errors import NotFoundError, SpaceError, StateError, UnreachableError, first_cause
+from ..host import blocking, mounts
+from ..host.processes import boot_id
+from ..images import nbd
+from ..publish import iscsi
+from ..records.record import Record
+from ..records.store import Claim, Store
+from ..sources.pull import state
+from . import watching
+from .session import Held, Reporter, connect
+from .teardown import tear_down
+
+log = logging.getLogger(__name__)
+
+CHECK_S = 10.0
+
+
+@asynccontextmanager
+async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIterator[Held]:
+    """The snapshot, to be shown again.  At the end of the block it is torn down, if it has been ready; else it is left
+    as it was found, for another try.
+
+    Where its point in time is lost it is torn down at once, and StateError raised, which says why, or SpaceError where
+    it has to be given up for want of scratch space.  Raises StateError or NotFoundError too where somebody else holds
+    it or has ended it, UnreachableError where libvirt or QEMU does not answer, LeftoverError where it could not be
+    undone.
+    """
+    with store.taken_over(snapshot_id) as claim:
+        if claim is None:
+            raise _not_ours(snapshot_id, store)
+        reporter.claimed(claim.record)
+        async with AsyncExitStack() as stack:
+            held = Held(claim, watching.Watch(claim), [], ends=False)
+            stack.push_async_exit(partial(_finish, held))
+            reason = await _why_lost(claim.record)
+            if not reason:
+                await stack.enter_async_context(watching.watched(held.watch))
+                reason = await _connect(stack, held)
+            if reason:
+                held.ends = True
+                raise StateError(
+                    f"{claim.record.snapshot.vm_name}: snapshot {snapshot_id} could not be re-attached, and has been "
+                    f"removed: {reason}"
+                )
+            await _prepare(claim, reporter)
+            log.info("taking the snapshot over from process %d", claim.record.server.pid)
+            yield held
+
+
+async def _finish(held: Held, _kind: object, error: BaseException | None, _traceback: object) -> None:
+    """Tear it down, where it ends with the session; or where its watch has given it up, and no other try can help."""
+    if held.ends or (error and isinstance(first_cause(error), SpaceError)):
+        with trio.CancelScope(shield=True):
+            await tear_down(held.claim)
+
+
+def _not_ours(snapshot_id: str, store: Store) -> StateError | NotFoundError:
+    if store.load(snapshot_id) is None:
+        return NotFoundError(f"snapshot {snapshot_id} has just been ended", "snapmount list")
+    who = store.holder(snapshot_id)
+    return StateError(
+        f"snapshot {snapshot_id} is in the hands of {who}", names.command("snapmount", "show", snapshot_id)
+    )
+
+
+async def _why_lost(record: Record) -> str | None:
+    """Why there is nothing to be taken over.  Raises UnreachableError."""
+    if record.server.boot_id != boot_id():
+        return "the host has been restarted"
+    if record.state is not State.ACTIVE:
+        return record.why or f"its server has died while it was {record.state.value}"
+    if record.is_for_boot:
+        return "it was taken for scratch VMs, which do not outlive the death of its server"
+    if record.has_expired:
+        return "it has expired"
+    async with hypervisor.connected(record.connect) as connection:
+        domain = await connection.domain_by_uuid(record.snapshot.vm_uuid)
+        if domain is None:
+            return f"{record.snapshot.vm_name} is gone"
+        if await domain.has_job_at(state.of(record).socket):
+            return None
+        why = await domain.why_shut_off()
+        return f"{domain.name} {why}" if why else "its backup job has ended"
+
+
+async def _connect(stack: AsyncExitStack, held: Held) -> str | None:
+    """Connect to the exports; why they are not those of the record.  Raises SlowError."""
+    record = held.claim.record
+    try:
+        held.images += await connect(stack, record)
+    except nbd.SlowError:
+        raise
+    except UnreachableError as error:
+        return error.message
+    for disk, image in zip(record.snapshot.disks, held.images, strict=True):
+        if image.size_bytes != disk.size_bytes:
+            return f"the export of {disk.name} has {image.size_bytes} bytes now, it had {disk.size_bytes}"
+    return None
+
+
+async def _prepare(claim: Claim, reporter: Reporter) -> None:
+    """Free the dead view from its users, and see that the new one can be mounted.
+
+    Whatever has the dead view's files open reads errors for ever: initiators log in anew, scratch VMs have to end.
+    """
+    record = claim.record
+    if not mounts.is_mounted(record.mountpoint, record.mount_source):
+        await blocking.on_path(record.mountpoint, CHECK_S, mounts.check_mountpoint, record.mountpoint)
+    await tending.stop_all(record, claim.directory, reporter.warn)
+    for attached in attachments.current(claim.directory):
+        reporter.warn(f"{attached.disk} is detached from {attached.vm_name}: it has died with the snapshot's server")
+    await hotplug.end_all(record, claim.directory)
+    if record.publication:
+        await iscsi.withdraw(record.publication.backend, claim.directory, record.publication.target)

@@ -1,0 +1,275 @@
+"""One snapshot's life, once QEMU keeps it: shows it, and ends it when it is told to or when its mount is gone.
+
+How it came to be is another's: taking.py makes a snapshot, adoption.py takes one over whose server has died.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import resource
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import trio
+
+from .. import hypervisor
+from ..boot import tending
+from ..core import names
+from ..core.image import Image
+from ..core.lifecycle import State
+from ..core.snapshot import dump
+from ..errors import InterruptedByUserError, SnapmountError, StateError, first_cause
+from ..host import mounts, processes
+from ..host.interruptible import received
+from ..host.processes import Process
+from ..images import nbd
+from ..publish import iscsi
+from ..publish.fuse import filesystem
+from ..publish.tree import Constant, File, MapText, RawImage, Tree
+from ..records.record import Record
+from ..records.store import Claim
+from ..sources.pull import job, state
+from . import nvram, watching
+from .teardown import free
+
+log = logging.getLogger(__name__)
+
+COMM = "snapmount"
+INTERRUPTED = "interrupted; nothing was left behind"
+LUN_EXTENTS = 256  # tgtd looks for all holes of a disk each time that an initiator asks for one
+
+
+class Reporter(Protocol):
+    """Whom the session tells how it goes, until the view is ready."""
+
+    standby: Process | None  # who watches over the snapshot when this process was killed
+
+    def warn(self, text: str) -> None:
+        """Something the user should know."""
+
+    def claimed(self, record: Record) -> None:
+        """The record exists."""
+
+    def ready(self, record: Record) -> None:
+        """The view is readable."""
+
+    def ending(self) -> None:
+        """It is being undone, after it has been readable."""
+
+    async def wait_abandoned(self) -> None:
+        """Return when nobody waits for the view any more, though it is not ready; never once it has been."""
+
+
+@dataclass
+class Held:
+    """A snapshot that QEMU keeps, and whose record this process holds."""
+
+    claim: Claim
+    watch: watching.Watch
+    images: list[nbd.NbdImage]  # of its disks, in their order
+    booting: Process | None = None  # see Request
+    ends: bool = True  # with the session; else only once the view has been ready
+
+
+Begin = Callable[[Reporter], AbstractAsyncContextManager[Held]]
+
+
+def show_as_server(record: Record) -> None:
+    """Let ps(1) show which snapshot this process serves."""
+    processes.show_as(f"snapmount: server of {record.snapshot.vm_name} ({record.id})", COMM)
+
+
+async def run(begin: Begin, reporter: Reporter) -> None:
+    """Get hold of a snapshot, show it, and end it on SIGINT, SIGTERM or SIGHUP, or when it is unmounted.
+
+    Raises SnapmountError where it cannot be had, shown or undone, InterruptedByUserError for an end before the view was
+    ready.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each disk has about a dozen connections
+    ready = trio.Event()
+    try:
+        with received(INTERRUPTED) as came:
+            async with trio.open_nursery() as nursery:
+                scope = nursery.cancel_scope
+                nursery.start_soon(_then_cancel, scope, came)
+                nursery.start_soon(_then_cancel, scope, reporter.wait_abandoned)
+                await _live(begin, reporter, ready)
+                scope.cancel()
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from None
+    if not ready.is_set():
+        raise InterruptedByUserError(INTERRUPTED)
+
+
+async def _then_cancel(scope: trio.CancelScope, wait: Callable[[], Awaitable[object]]) -> None:
+    await wait()
+    scope.cancel()
+
+
+async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
+    """The snapshot, from its beginning to its end."""
+    async with begin(reporter) as held, _shown(held) as view:
+        _serve_from_now_on(held.claim, reporter)
+        held.ends = True
+        held.watch.shown(partial(_close, held.images), view.forget_cached)
+        ready.set()
+        reporter.ready(held.claim.record)
+        left_s = held.claim.record.left_s
+        try:
+            with trio.move_on_after(math.inf if left_s is None else left_s) as expiry:
+                await _serve(view, held)
+            if expiry.cancelled_caught:
+                log.info("the snapshot has expired")
+        finally:
+            reporter.ending()
+
+
+def _serve_from_now_on(claim: Claim, reporter: Reporter) -> None:
+    """Write down that this process is the server, in the place of one that has died perhaps."""
+    before = claim.record.standby
+    server = Process.of_pid(os.getpid())
+    claim.update(state=State.ACTIVE, server=server, standby=reporter.standby)
+    if before and before != reporter.standby:
+        before.send(signal.SIGKILL)
+
+
+async def connect(stack: AsyncExitStack, record: Record) -> list[nbd.NbdImage]:
+    """The exports of the disks, in their order, until the stack is closed.  Raises UnreachableError."""
+    disks = [disk.name for disk in record.snapshot.disks]
+    budget, read_s, socket = nbd.Budget(len(disks)), record.read_timeout_s, state.of(record).socket
+    images = [await stack.enter_async_context(nbd.opened(name, socket, name, read_s, budget)) for name in disks]
+    log.info("connected to the exports at %s", socket)
+    return images
+
+
+@asynccontextmanager
+async def _shown(held: Held) -> AsyncIterator[filesystem.View]:
+    """The snapshot mounted, and published where the record says so; before the mount goes, who uses it does."""
+    record = held.claim.record
+    tree = _tree(held.claim, held.images, await nvram.kept(held.claim))
+    async with AsyncExitStack() as stack:
+        if os.geteuid() == 0 and mounts.is_mounted(record.mountpoint, record.mount_source):
+            view = await _mount_over(stack, held.claim, tree)
+        else:
+            await mounts.unmount(record.mount_source)
+            view = await stack.enter_async_context(filesystem.mounted(tree, record.mountpoint, record.mount_source))
+        stack.push_async_callback(_free_first, held)
+        if record.publication:
+            await _publish(held)
+        yield view
+
+
+async def _mount_over(stack: AsyncExitStack, claim: Claim, tree: Tree) -> filesystem.View:
+    """Mount the view over that of a dead server: nobody sees an empty directory between the two."""
+    try:
+        hidden = tempfile.mkdtemp(prefix="view-", dir=claim.directory)  # another each time: a mount there may be dead
+    except OSError as error:
+        raise StateError(f"{claim.directory} cannot be written: {error.strerror}") from error
+    view = await stack.enter_async_context(filesystem.mounted(tree, hidden, claim.record.mount_source))
+    await mounts.cover(claim.record.mountpoint, hidden)
+    return view
+
+
+def _tree(claim: Claim, images: Sequence[Image], variables: bytes | None) -> Tree:
+    """Lay out what the mount will hold, the firmware's variables where there are such; what backs LUNs is not
+    listed.
+    """
+    snapshot, xml = claim.record.snapshot, claim.store.definition(claim.record.id)
+    files = [
+        File(disk.file, RawImage(image, estimate=disk.allocated_bytes))
+        for disk, image in zip(snapshot.disks, images, strict=True)
+    ]
+    files += [File(f"{image.name}.map", MapText(image)) for image in images]
+    files.append(File("domain.xml", Constant(xml.encode("utf-8", "surrogateescape"))))
+    if snapshot.nvram and variables is not None:
+        files.append(File(snapshot.nvram.file, Constant(variables)))
+    files.append(File("snapshot.json", Constant(dump(snapshot.document()))))
+    if claim.record.publication:
+        shown = zip(snapshot.disks, images, strict=True)
+        files += [File(disk.lun_file, RawImage(image, LUN_EXTENTS), is_listed=False) for disk, image in shown]
+    user = hypervisor.qemu_user(xml)
+    return Tree(files, snapshot.created_ns, user.uid, user.gid, claim.record.is_open)
+
+
+async def _publish(held: Held) -> None:
+    """Publish the mounted files as LUNs, as the record says: after a crash too, where initiators know them."""
+    claim = held.claim
+    publication, credentials = claim.record.publication, claim.store.credentials(claim.record.id)
+    assert publication
+    if credentials is None:
+        raise StateError(f"the credentials of {publication.target.iqn} have gone")
+    files = [f"{claim.record.mountpoint}/{disk.lun_file}" for disk in claim.record.snapshot.disks]
+    try:
+        await iscsi.publish(publication.backend, claim.directory, publication.target, files, credentials)
+    except iscsi.PortalInUseError as error:
+        if held.ends:
+            raise
+        what = f"{error.message}, and initiators know the LUNs of snapshot {claim.record.id} there"
+        remedy = f"{names.command('snapmount', 'recover', claim.record.id)}   (once the port is free)"
+        raise StateError(what, remedy) from error
+    portals = ", ".join(map(str, publication.target.portals))
+    log.info("published by %s as %s at %s", publication.backend, publication.target.iqn, portals)
+
+
+async def _free_first(held: Held) -> None:
+    """Before the mount goes, scratch VMs, attached disks and LUNs do."""
+    publication = held.claim.record.publication
+    with trio.CancelScope(shield=True):
+        try:
+            if held.ends:
+                await free(held.claim)
+            elif publication:
+                await iscsi.withdraw(publication.backend, held.claim.directory, publication.target)
+        except SnapmountError as error:
+            log.warning("%s", error.message)  # tear_down() tries again, when nobody can read any more, and tells
+
+
+async def _serve(view: filesystem.View, held: Held) -> None:
+    """Return when the view has been unmounted, or has served the scratch VMs it was taken for; note in the record when
+    its point in time is lost.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch_source, view, held)
+        nursery.start_soon(_then_cancel, nursery.cancel_scope, partial(tending.watch, held.claim, held.booting))
+        await view.wait_unmounted()
+        nursery.cancel_scope.cancel()
+
+
+def _close(images: Sequence[nbd.NbdImage]) -> None:
+    for image in images:
+        image.close()
+
+
+async def _watch_source(view: filesystem.View, held: Held) -> None:
+    """Note it when QEMU has ended the export, and why, and see to it that the job does not go on without it."""
+    claim, record = held.claim, held.claim.record
+
+    def note(reason: str) -> None:
+        log.error("the snapshot is lost: %s", reason)
+        claim.note(State.LOST, reason)
+
+    await nbd.wait_until_gone(state.of(record).socket, record.snapshot.disks[0].name)
+    if claim.record.state is State.GAVE_UP:
+        return
+    note(job.LOST_CONNECTION)
+    _close(held.images)
+    await view.forget_cached()
+    is_explained = trio.Event()
+
+    async def explain() -> None:
+        await job.explain_loss(record, note)
+        is_explained.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(explain)
+        with trio.move_on_after(job.JOB_ENDS_S):  # one that ends within that time was ended by somebody else
+            await is_explained.wait()
+        await held.watch.end_job()

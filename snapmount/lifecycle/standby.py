@@ -1,0 +1,179 @@
+"""Stands by a snapshot's server, as a process of its own: when the server has gone and left its snapshot, somebody must
+see to it that the guest does not suffer.
+
+A snapshot that was readable stays dead until it is recovered or expires, and is given up before its scratch space runs
+out, which would stop the guest.  One that cannot be re-attached is undone: its guest may be frozen, or its job run on
+for ever.  The standby is forked from the server before that makes anything, sleeps as long as the server lives, and
+ends with the snapshot (teardown.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+import trio
+
+from .. import hypervisor
+from ..core import space
+from ..core.lifecycle import State
+from ..core.space import Fill
+from ..errors import SnapmountError, UnreachableError
+from ..host import logs, processes, signals
+from ..host.logs import Problems
+from ..host.processes import Process
+from ..records.record import Record
+from ..records.store import Claim, Store
+from ..sources.pull import job
+from ..sources.pull.scratch.measuring import Gauge
+from . import watching
+from .teardown import tear_down
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = 3.0
+COMM = "snapmount-stby"
+LOOK_S = 0.2  # for the record, which the server is about to write
+
+
+@contextlib.contextmanager
+def standing_by(store: Store) -> Iterator[Process]:
+    """A standby for this process, which must have one thread only; where a snapshot of this process is left at the end
+    of the block, or when the process is killed, it watches over that.
+    """
+    server = Process.of_pid(os.getpid())
+    pid = os.fork()
+    if pid == 0:
+        _run(server, store)
+    try:
+        yield Process.of_pid(pid)
+    finally:
+        if left_by(server, store) is None:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _run(server: Process, store: Store) -> NoReturn:
+    """The standby's life."""
+    try:
+        signals.let_end()
+        processes.close_inherited()
+        with Path(os.devnull).open("r+b") as null:
+            logs.replace_standard_streams(null.fileno())
+        processes.show_as(f"snapmount: standby of process {server.pid}", COMM)
+        trio.run(_stand_by, server, store)
+    except BaseException:
+        log.exception("internal error")
+    finally:
+        os._exit(0)
+
+
+def left_by(server: Process, store: Store) -> Record | None:
+    """The snapshot that the server has begun, or taken over, and not ended."""
+    return next((record for record in store.load_all()[0] if record.server == server), None)
+
+
+def is_done_with(record: Record) -> bool:
+    """Whether nobody reads it any more: it was never readable, is lost, given up or being undone, or has expired."""
+    return record.state is not State.ACTIVE or record.has_expired
+
+
+async def _show_whose(server: Process, store: Store) -> None:
+    """Let ps(1) show what this process stands by, once the server has written that down."""
+    with contextlib.suppress(SnapmountError, OSError):  # it stands by all the same
+        while (record := left_by(server, store)) is None:
+            await trio.sleep(LOOK_S)
+        processes.show_as(f"snapmount: standby of {record.snapshot.vm_name} ({record.id})", COMM)
+
+
+async def _stand_by(server: Process, store: Store) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_show_whose, server, store)
+        await server.wait_gone()
+        nursery.cancel_scope.cancel()
+    record = left_by(server, store)
+    if record is None:
+        return
+    logs.replace_standard_streams(store.open_log(record.id))
+    logs.log_to(sys.stderr, logging.INFO, logs.FORMAT)
+    log.warning("process %d, the server, has gone, and has left snapshot %s: minding it", server.pid, record.id)
+    gauge, problems = Gauge(record), Problems(log, "this cannot be done yet: %s", logging.ERROR)
+    if record.state is State.LEFTOVER:
+        await trio.sleep(AGAIN_S)  # a `delete` that waits goes first
+    while left := _left(record, store):
+        began = trio.current_time()
+        try:
+            if is_done_with(left):
+                has_ended = await _end(store, left)
+            else:
+                fill = await _read(gauge, left)
+                wait_s = min(fill.wait_s, math.inf if left.left_s is None else left.left_s)
+                has_ended = fill.is_short and await _give_up(store, left, fill)
+            if has_ended:
+                return
+        except SnapmountError as error:
+            problems.met(error.message)
+            logging.getLogger().setLevel(logging.ERROR)  # the same steps again and again are not worth telling
+            wait_s = space.LONGEST_WAIT_S
+        if is_done_with(left):
+            wait_s = max(AGAIN_S, trio.current_time() - began)  # others that wait for the lock get it in between
+        await trio.sleep(wait_s)
+    log.info("it is in other hands, or has ended")
+
+
+def _left(record: Record, store: Store) -> Record | None:
+    """The record as it is now; None where somebody else has become the snapshot's server, or it has ended."""
+    now = store.load(record.id)
+    return now if now and now.server == record.server else None
+
+
+@contextlib.contextmanager
+def _taken_over(store: Store, record: Record) -> Iterator[Claim | None]:
+    """Hold the snapshot; None where somebody else does, who recovers or ends it, or has done so."""
+    with store.taken_over(record.id) as claim:
+        yield claim if claim and claim.record.server == record.server else None
+
+
+async def _end(store: Store, record: Record) -> bool:
+    """Undo the snapshot, or, where somebody may still want to know of it, just end its job; whether that has been done.
+
+    Raises SnapmountError.
+    """
+    with _taken_over(store, record) as claim:
+        if claim is None:
+            return False
+        if not claim.record.state.was_readable or claim.record.has_expired:
+            await tear_down(claim)
+            return True
+        await job.end(claim.record)
+        if claim.record.state is State.GAVE_UP:
+            await watching.clear(claim)
+    return True
+
+
+async def _read(gauge: Gauge, record: Record) -> Fill:
+    """Raises SpaceError."""
+    if gauge.unseen:
+        with contextlib.suppress(UnreachableError):
+            async with hypervisor.connected(record.connect) as connection:
+                return await gauge.read(await connection.domain_by_uuid(record.snapshot.vm_uuid))
+    return await gauge.read(None)
+
+
+async def _give_up(store: Store, record: Record, fill: Fill) -> bool:
+    """End the job and remove the scratch files, as _end() does."""
+    with _taken_over(store, record) as claim:
+        if claim is None:
+            return False
+        reason = fill.why_give_up(datetime.now(UTC))
+        log.error("the snapshot is given up: %s", reason)
+        claim.note(State.GAVE_UP, reason)
+    return await _end(store, record)

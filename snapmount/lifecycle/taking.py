@@ -1,0 +1,124 @@
+"""Takes a snapshot: from the plan to the moment that QEMU keeps it and its exports can be read."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+
+from .. import hypervisor
+from ..core import names
+from ..core.iscsi import choose_portals, target_of
+from ..errors import StateError
+from ..host import datadirectory
+from ..hypervisor import directories
+from ..images import nbd
+from ..publish import iscsi
+from ..records import journal
+from ..records.exclusion import exclusive
+from ..records.record import Publication, Record
+from ..records.store import Claim, Store
+from ..sources.pull import job, state
+from ..sources.pull.scratch import files
+from . import nvram, planning, watching
+from .planning import LunRequest, Request
+from .session import Held, Reporter, connect
+from .teardown import tear_down
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIterator[Held]:
+    """A snapshot, for as long as the block lasts; at its end it is torn down.  Raises SnapmountError."""
+    await planning.check_host(request)
+    backend = await iscsi.choose(request.luns.backend) if request.luns else ""
+    free = await iscsi.free_ports(backend, request.luns.portals) if request.luns else []
+    async with AsyncExitStack() as stack:
+        async with hypervisor.connected(request.connect) as connection:
+            planned = await planning.make(request, store, connection, reporter.warn)
+            async with exclusive(store):
+                _check_alone(planned.record, store)
+                claim = store.claim(replace(planned.record, standby=reporter.standby))
+            stack.callback(claim.release)
+            stack.push_async_callback(_undo, claim)
+            reporter.claimed(claim.record)
+            claim.write_definition(planned.xml)
+            await _make(request, planned, claim, reporter.warn)
+        watch = watching.Watch(claim)
+        await stack.enter_async_context(watching.watched(watch))
+        images = await connect(stack, claim.record)
+        _note_sizes(claim, images)
+        if request.luns:
+            async with exclusive(store):
+                _plan_publication(request.luns, backend, free, claim)
+        if request.expire_s:
+            claim.update(expires_s=time.monotonic() + request.expire_s)
+        yield Held(claim, watch, images, request.booting)
+
+
+async def _undo(claim: Claim) -> None:
+    with trio.CancelScope(shield=True):
+        await tear_down(claim)
+
+
+def _check_alone(record: Record, store: Store) -> None:
+    """Raise StateError where another process is taking, or has taken, a snapshot of the VM since we have looked."""
+    for other in store.load_all()[0]:
+        is_of_same = (other.snapshot.vm_uuid, other.connect) == (record.snapshot.vm_uuid, record.connect)
+        if is_of_same and other.state.is_alive and store.is_served(other.id):
+            raise StateError(
+                f"{other.snapshot.vm_name} has a snapshot already: {other.id}, {other.state.value}, "
+                f"of {store.holder(other.id)}",
+                names.command("snapmount", "delete", other.id),
+            )
+
+
+async def _make(request: Request, planned: planning.Plan, claim: Claim, warn: Callable[[str], None]) -> None:
+    """Make the scratch directory and start the job: the point in time."""
+    domain, record = planned.domain, planned.record
+    scratch, qemu = state.of(record).scratch, await domain.qemu(request.connect)
+    if qemu is None:
+        warn(f"{domain.why_no_qemu(request.connect)}; whether it sees {scratch} has not been looked at")
+    await journal.write(record, claim.store, scratch, planned.user.uid)
+    await directories.create(Path(scratch), planned.user, qemu.pid if qemu else None)
+    await files.make(record, planned.user)
+    if record.is_hidden:
+        datadirectory.make_view(Path(record.mountpoint))
+    left_out = [each.name for each in record.snapshot.left_out]
+    claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
+    await job.begin(domain, claim, left_out=left_out, quiesce=request.quiesce)
+    log.info("%s: the backup job runs: this is the snapshot's moment", domain.name)
+    await nvram.keep(planned.xml, claim)
+
+
+def _note_sizes(claim: Claim, images: list[nbd.NbdImage]) -> None:
+    """The record has the disks' true sizes from now on."""
+    snapshot = claim.record.snapshot
+    sized = tuple(
+        replace(disk, size_bytes=image.size_bytes) for disk, image in zip(snapshot.disks, images, strict=True)
+    )
+    claim.update(snapshot=replace(snapshot, disks=sized))
+
+
+def _plan_publication(luns: LunRequest, backend: str, free: list[int], claim: Claim) -> None:
+    """Write down how the disks will be published, and who may log in.
+
+    A port is another snapshot's from the moment that its record says so, and stays its own if its server dies.
+    """
+    published = [other.publication for other in claim.store.load_all()[0] if other.publication]
+    reserved = [
+        portal
+        for other in published
+        for portal in other.target.portals
+        if (other.backend, backend) != ("lio", "lio")  # the kernel's targets share one
+    ]
+    target = target_of(claim.record.snapshot, choose_portals(luns.portals, free, reserved), luns.initiators)
+    claim.write_credentials(iscsi.new_credentials(luns.secret, mutual=luns.mutual))
+    claim.update(publication=Publication(backend, target))

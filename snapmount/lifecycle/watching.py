@@ -1,0 +1,315 @@
+"""Watches the scratch space of a snapshot, and gives the snapshot up before the guest suffers.
+
+libvirt tells when a scratch file has grown to a length of our choice, and when a read or write of the guest has failed.
+As a net we look at files and file system too, the more often the less room there is: other programs use that space as
+well, and libvirtd may be down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+
+from .. import hypervisor
+from ..core import space
+from ..core.lifecycle import State
+from ..core.space import Fill
+from ..errors import NotFoundError, SnapmountError, SpaceError, UnreachableError
+from ..host import blocking
+from ..host.logs import Problems
+from ..hypervisor import DiskError, directories
+from ..records.store import Claim
+from ..sources.pull import job, state
+from ..sources.pull.scratch import files
+from ..sources.pull.scratch.measuring import Figures, Gauge
+from .teardown import withdraw
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.2
+REMOVE_S = 60.0
+OWN_DISKS_S = 3.0
+RESUME_AGAIN_S = 10.0
+TRY_AGAIN_S = 1.0
+TELL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What ends reads, and lets the kernel forget what it has read."""
+
+    stop_reads: Callable[[], None]
+    forget_cached: Callable[[], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def watched(watch: Watch) -> AsyncIterator[None]:
+    """Watch over a snapshot, whose job runs, while the block lasts; it has been looked at when that begins.
+
+    Where it has to be given up before it is shown, its job is ended and SpaceError raised, maybe in a group.
+    """
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+class Watch:
+    """The watch over one snapshot."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self._record = claim.record
+        self._shown: Shown | None = None
+        self._heard: hypervisor.Heard | None = None
+        self._gauge = Gauge(claim.record)
+        self._armed: dict[str, int] = {}  # disk: the length that libvirt will tell of
+        self._room: int | None = None
+        self._bell = trio.Event()  # look now
+        self._arm = trio.Event()  # thresholds are due
+        self._may_have_stopped = False
+        self._has_io_error = trio.Event()
+        self._last_error: DiskError | None = None  # that was heard of
+        self._resumed_s = -math.inf
+        self._told_s = -TELL_S
+
+    def shown(self, stop_reads: Callable[[], None], forget_cached: Callable[[], Awaitable[None]]) -> None:
+        """The view is readable from now on: where the snapshot is given up, it stays, and its reads fail."""
+        self._shown = Shown(stop_reads, forget_cached)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Return when the snapshot was given up, or is lost; it starts with a first look.
+
+        Raises SpaceError where it has to be given up before it is shown; its job is ended then.
+        """
+        with contextlib.closing(self._gauge):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen)
+                nursery.start_soon(self._try_scratch)
+                fill = await self._wait_short(task_status.started)
+                if fill:
+                    await self._give_up(fill)
+                nursery.cancel_scope.cancel()
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    async def _wait_short(self, started: Callable[[], None]) -> Fill | None:
+        """What there was when it was too little; None where the snapshot has ended otherwise."""
+        problems = Problems(log, "the scratch space cannot be watched: %s")
+        has_started = False
+        while self._claim.record.state.may_cost_the_guest:
+            self._bell = trio.Event()
+            wait_s = space.LONGEST_WAIT_S
+            try:
+                fill = await self._look()
+            except SpaceError as error:
+                problems.met(error.message)
+            else:
+                if fill.is_short:
+                    return fill
+                self._tell(fill)
+                self._wish_thresholds(fill)
+                wait_s = fill.wait_s
+            if not has_started:
+                has_started = True
+                started()
+            with trio.move_on_after(wait_s):
+                await self._bell.wait()
+        return None
+
+    async def _look(self) -> Fill:
+        domain = self._heard.domain if self._heard else None
+        error = None
+        if self._may_have_stopped and domain:
+            self._may_have_stopped = False
+            error = await self._stopped_by(domain)
+        try:
+            fill = await self._gauge.read(domain, is_guest_stopped=error is not None)
+        except SpaceError:
+            self._may_have_stopped |= error is not None
+            raise
+        if error and domain and not fill.is_short:
+            await self._resume(domain, error)
+        return fill
+
+    async def _stopped_by(self, domain: hypervisor.Domain) -> DiskError | None:
+        try:
+            error = await domain.stopped_by()
+        except UnreachableError as unreachable:
+            log.warning("%s", unreachable.message)
+            return None
+        return error and (self._last_error or error)
+
+    async def _resume(self, domain: hypervisor.Domain, error: DiskError) -> None:
+        """There is space, as it seems.  A guest that finds none once more at once lacks that of its own disks, or else
+        it is ours that is not what it seems; one that stops for another reason is let be then.
+        """
+        now = trio.current_time()
+        if now - self._resumed_s >= RESUME_AGAIN_S:
+            self._resumed_s = now
+            try:
+                await job.resume_stopped(domain)
+            except UnreachableError as unreachable:
+                log.warning("%s", unreachable.message)
+        elif error is DiskError.NO_SPACE and not await self._are_own_disks_full(domain):
+            self._gauge.note_failure("writes find no space, though there seems to be some")
+            self._bell.set()
+        else:
+            log.warning("%s is paused once more because %s: its own disks are to blame", domain.name, error.value)
+
+    async def _are_own_disks_full(self, domain: hypervisor.Domain) -> bool:
+        try:
+            paths = [path for _, path in await domain.layers()]
+            return await blocking.call(OWN_DISKS_S, files.is_any_nearly_full, self._record, paths)
+        except (UnreachableError, trio.TooSlowError) as error:
+            log.warning("whether the guest's own disks have space cannot be told: %s", error)
+            return False
+
+    async def _try_scratch(self) -> None:
+        """When a read or write of the guest has failed, find out whether that is for the scratch: not every such error
+        pauses the guest, or is told by the files.
+        """
+        user = hypervisor.qemu_user(self._claim.store.definition(self._record.id))
+        directory = Path(state.of(self._record).scratch)
+        while not self._gauge.is_on_devices and not self._gauge.failure:
+            await self._has_io_error.wait()
+            self._has_io_error = trio.Event()
+            problem = await directories.write_problem(directory, user)
+            if problem:
+                self._gauge.note_failure(f"QEMU cannot write to {directory}: {problem}")
+                self._bell.set()
+            await trio.sleep(TRY_AGAIN_S)
+
+    def _tell(self, fill: Fill) -> None:
+        """Keep the figures for `list` and `show`."""
+        now = time.monotonic()
+        if now - self._told_s < TELL_S:
+            return
+        self._told_s = now
+        try:
+            Figures(now, fill.used, fill.bytes_per_s, fill.left_s).write(self._claim.directory)
+        except OSError as error:
+            log.warning("the scratch space's figures cannot be written: %s", error)
+
+    # -- libvirt's events ----------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Hear libvirt's events, whenever libvirtd is there."""
+        problems = Problems(log, "no events: %s")
+        while True:
+            try:
+                async with hypervisor.heard(
+                    self._record.connect,
+                    self._record.snapshot.vm_uuid,
+                    self._on_threshold,
+                    self._on_stop,
+                    self._on_io_error,
+                ) as self._heard:
+                    log.info("listening to libvirt's events")
+                    problems.over()
+                    self._on_stop()  # it may have come while nobody listened
+                    await self._set_thresholds(self._heard)
+            except (UnreachableError, NotFoundError) as error:
+                problems.met(error.message)
+            finally:
+                self._heard = None
+            await trio.sleep(RETRY_S)
+
+    def _on_threshold(self, node: str) -> None:
+        log.info("%s has grown to its threshold", node)
+        self._armed.pop(node.partition("[")[0], None)
+        self._bell.set()
+
+    def _on_stop(self) -> None:
+        self._may_have_stopped = True
+        self._bell.set()
+
+    def _on_io_error(self, error: DiskError) -> None:
+        self._last_error = error
+        self._has_io_error.set()
+
+    def _wish_thresholds(self, fill: Fill) -> None:
+        """See to it that an event comes before the room is used up."""
+        self._room = fill.headroom
+        if self._room is None:
+            return
+        ahead = [self._armed[disk] - each.end for disk, each in self._gauge.used.items() if disk in self._armed]
+        if len(ahead) < len(self._gauge.used) or sum(ahead) > self._room + space.CLUSTER_BYTES * len(ahead):
+            self._arm.set()
+
+    async def _set_thresholds(self, heard: hypervisor.Heard) -> None:
+        """Set them as they are wished, until the connection is lost."""
+        self._armed.clear()
+        indexes = await heard.domain.scratch_indexes(state.of(self._record).socket)
+
+        async def set_all() -> None:
+            while True:
+                await self._arm.wait()
+                self._arm = trio.Event()
+                ends = {disk: each.end for disk, each in self._gauge.used.items() if disk in indexes}
+                for disk, length in space.thresholds(ends, self._room or 0).items():
+                    try:
+                        await heard.domain.set_threshold(disk, indexes[disk], length)
+                        self._armed[disk] = length
+                    except UnreachableError as error:
+                        log.info("%s", error.message)  # the job has ended, or the connection
+                        await trio.sleep(space.LONGEST_WAIT_S)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(set_all)
+            self._bell.set()
+            await heard.lost.wait()
+            nursery.cancel_scope.cancel()
+
+    # -- giving up -----------------------------------------------------------------------------------------------------
+
+    async def _give_up(self, fill: Fill) -> None:
+        """End reads, then the job, at once: the guest waits.  Then all else that can go before `delete`."""
+        reason = fill.why_give_up(datetime.now(UTC))
+        log.error("the snapshot is given up: %s", reason)
+        shown = self._shown if self._claim.record.state is State.ACTIVE else None
+        if shown:
+            self._claim.note(State.GAVE_UP, reason)
+            shown.stop_reads()
+        await self.end_job()
+        if self._shown is None:
+            raise SpaceError(
+                f"{self._record.snapshot.vm_name}: the snapshot was given up before it was readable: {reason}",
+                "a --scratch-dir with more space, or a higher --scratch-limit",
+            )
+        if shown:
+            await shown.forget_cached()
+            await clear(self._claim)
+
+    async def end_job(self) -> None:
+        """By the open connection, if there is one; where libvirtd is down, as soon as it is back."""
+        began, problems = trio.current_time(), Problems(log, "the backup job cannot be ended yet: %s")
+        while True:
+            try:
+                with trio.CancelScope(shield=True):
+                    if self._heard and not self._heard.lost.is_set():
+                        await job.end_on(self._heard.domain, self._record)
+                    else:
+                        await job.end(self._record)
+                log.info("the backup job has ended %.0f ms after that", 1000 * (trio.current_time() - began))
+                return
+            except UnreachableError as error:
+                problems.met(error.message)
+            await trio.sleep(RETRY_S)
+
+
+async def clear(claim: Claim) -> None:
+    """Withdraw the LUNs and remove the scratch files; what fails is tried again when the snapshot is deleted."""
+    try:
+        await withdraw(claim)
+        await blocking.call(REMOVE_S, files.remove, claim.record)
+    except (SnapmountError, OSError, trio.TooSlowError) as error:
+        log.error("the scratch files of the snapshot remain till it is deleted: %s", error)

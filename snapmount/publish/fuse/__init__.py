@@ -1,0 +1,1 @@
+"""The mount: pyfuse3, with a native part for what that has not."""

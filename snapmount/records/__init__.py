@@ -1,0 +1,1 @@
+"""What is written down of a snapshot: in its runtime directory, and in the journal, which outlives a reboot."""

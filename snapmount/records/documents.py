@@ -1,0 +1,179 @@
+"""JSON documents in files: how records are read and written, and how those of one kind are kept beside a snapshot's."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from ..core.snapshot import dump
+from ..errors import StateError
+from . import shapes
+
+T = TypeVar("T")
+
+
+class HasSource(Protocol):
+    """What keeps something for the source of a snapshot: its record, or an entry of the journal."""
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """{"kind": ..., ...}, which only that source reads."""
+
+
+Check = Callable[[HasSource], object]  # raises KeyError, TypeError or ValueError if no source can read what is kept
+
+MAX_BYTES = 4 << 20  # a record has some kilobytes
+
+
+def read(path: Path, parse: Callable[[Any], T]) -> T | None:
+    """What `parse`, which makes a dataclass, makes of the document; None where there is no such file.
+
+    Raises StateError for a file that cannot be read, that another user may have written, or of which `parse` makes
+    nothing, or something with fields of other types.
+    """
+    try:
+        made = parse(json.loads(_bytes_of(path)))
+        shapes.check(made)
+        return made
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise StateError(f"the record {path} cannot be read: {error}") from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Raises OSError, also for what is no regular file of ours, and for one that is too large to be one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it is no file of ours")
+        if status.st_size > MAX_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        with open(descriptor, "rb", closefd=False) as f:
+            return f.read(MAX_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, document: Mapping[str, Any], *, lasts: bool = False) -> None:
+    """Write the document, mode 0600, atomically; with `lasts` it is on the disk then.  Raises OSError."""
+    write_bytes(path, dump(document), lasts=lasts)
+
+
+def write_bytes(path: Path, content: bytes, *, lasts: bool = False) -> None:
+    """The same for any content."""
+    new = unfinished(path)
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as f:
+            f.write(content)
+            if lasts:  # before it has the name: else a power cut may leave an empty file of that name
+                f.flush()
+                os.fsync(f.fileno())
+        new.replace(path)
+        if lasts:
+            _sync(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+
+
+def unfinished(path: Path) -> Path:
+    """What is written before it gets that name; whoever was killed has left it."""
+    return path.with_name(f"{path.name}.new")
+
+
+def _sync(directory: Path) -> None:
+    """Have the directory's names on the disk; where its file system cannot do that (EINVAL), they come there later."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class Kept(Protocol):
+    """What can be kept on a shelf."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from others of its kind: part of a file name."""
+
+    @property
+    def name(self) -> str:
+        """By which it is listed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape of its record."""
+
+
+K = TypeVar("K", bound=Kept)
+
+
+@dataclass(frozen=True)
+class Shelf(Generic[K]):
+    """Records of one kind that belong to a snapshot, in its runtime directory: `RUNTIME/ID/KIND/KEY.json`.
+
+    Each is written before what it describes is made.
+    """
+
+    kind: str
+    parse: Callable[[Any], K]
+
+    def load(self, directory: Path, key: str) -> K | None:
+        """The one of that key, None where it is gone.  Raises StateError for a record that cannot be read."""
+        return read(self._path(directory, key), self.parse)
+
+    def load_all(self, directory: Path) -> list[K]:
+        """All of the snapshot, by name.  Raises StateError."""
+        found, broken = self.sorted_out(directory)
+        for error in broken.values():
+            raise error
+        return found
+
+    def sorted_out(self, directory: Path) -> tuple[list[K], dict[str, StateError]]:
+        """All of the snapshot that can be read, by name, and what is wrong with the others, by their keys."""
+        found, broken = list[K](), dict[str, StateError]()
+        for key in self._keys(directory):
+            try:
+                kept = self.load(directory, key)
+            except StateError as error:
+                broken[key] = error
+            else:
+                found += [kept] if kept else []
+        return sorted(found, key=lambda each: each.name), broken
+
+    def _keys(self, directory: Path) -> list[str]:
+        try:
+            return [path.stem for path in map(Path, os.listdir(directory / self.kind)) if path.suffix == ".json"]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def write(self, directory: Path, kept: K) -> None:
+        """Write a record, atomically.  Raises OSError, where the snapshot is gone for instance."""
+        path = self._path(directory, kept.key)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write(path, kept.to_json())
+
+    def forget(self, directory: Path, kept: K) -> None:
+        """Remove a record: nothing is left of what it describes."""
+        self.forget_key(directory, kept.key)
+
+    def forget_key(self, directory: Path, key: str) -> None:
+        """The same for one that cannot be read."""
+        self._path(directory, key).unlink(missing_ok=True)
+
+    def _path(self, directory: Path, key: str) -> Path:
+        return directory / self.kind / f"{key}.json"

@@ -1,0 +1,151 @@
+"""The record of a snapshot: all that must be known to show it, to take it over and to undo it.  store.py keeps it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ..core.iscsi import Target
+from ..core.lifecycle import State
+from ..core.snapshot import Snapshot
+from ..host.processes import Process
+
+VERSION = 7
+
+
+def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record of this version, or of one before it that was released; so that snapshots outlive an
+    upgrade.  Raises KeyError or ValueError for any other.
+    """
+    fields = dict(document)
+    version = fields.pop("version")
+    if version == 6:  # all that only one source reads was of the record itself
+        fields["source"] = {"kind": "pull"} | {name: fields.pop(name) for name in ("socket", "scratch", "terms")}
+    elif version != VERSION:
+        raise ValueError("it was written by another version of snapmount, which this one does not know")
+    return fields
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is, or may be, published over iSCSI."""
+
+    backend: str  # of publish.iscsi: 'lio' or 'tgt'
+    target: Target
+
+    def to_json(self) -> dict[str, Any]:
+        return {"backend": self.backend, "target": self.target.document()}
+
+    @classmethod
+    def from_json(cls, document: Any) -> Publication:
+        """Raises KeyError, TypeError or ValueError for another shape."""
+        return cls(document["backend"], Target.from_document(document["target"]))
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that must be known to show a snapshot, and to undo it without the process that made it."""
+
+    snapshot: Snapshot
+    connect: str  # libvirt connection URI
+    mountpoint: str  # absolute, symbolic links resolved
+    mount_source: str  # the source in /proc/self/mountinfo: the proof that a mount is ours
+    source: Mapping[str, Any]  # {"kind": ..., ...}: what the source that made it must know, and only that reads
+    server: Process
+    standby: Process | None = None  # of the server: who watches the scratch space when that was killed
+    state: State = State.STARTING
+    reason: str | None = None  # why it is LOST, or was given up; it stays when the snapshot ends
+    problem: str | None = None  # of LEFTOVER: what could not be undone
+    frozen: bool = False  # the guest's file systems may be frozen: they must be thawed
+    is_hidden: bool = False  # nobody asked for the mount: it is for LUNs or scratch VMs alone
+    is_for_boot: bool = False  # taken for scratch VMs: it ends with the last of them
+    is_open: bool = False  # every user may read the files
+    publication: Publication | None = None
+    read_timeout_s: float = 30.0
+    expires_s: float | None = None  # by CLOCK_MONOTONIC, which nobody sets and which lasts as long as the record
+
+    @property
+    def id(self) -> str:
+        return self.snapshot.id
+
+    def is_meant_by(self, word: str) -> bool:
+        """Whether the word is its id, the name or uuid of its VM, or its mountpoint."""
+        return word in (self.id, self.snapshot.vm_name, self.snapshot.vm_uuid) or (
+            self.mountpoint == os.path.realpath(word)
+        )
+
+    def noted(self, state: State, why: str | None) -> dict[str, Any]:
+        """The fields that note that state.  `why` is the reason of LOST and GAVE_UP, or the problem of LEFTOVER; what
+        was noted before stays.
+        """
+        if state is State.LEFTOVER:
+            return {"state": state, "problem": why}
+        return {"state": state, "reason": why or self.reason}
+
+    @property
+    def why(self) -> str | None:
+        """Why it is in its state: what could not be undone, and why it was lost or given up before."""
+        if self.problem and self.reason:
+            return f"{self.problem}; before that: {self.reason}"
+        return self.problem or self.reason
+
+    @property
+    def left_s(self) -> float | None:
+        """How long it has until it expires."""
+        return None if self.expires_s is None else max(0.0, self.expires_s - time.monotonic())
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether it has no time left."""
+        return self.left_s == 0
+
+    @property
+    def expires(self) -> datetime | None:
+        """When that will be, as the clock goes now."""
+        return None if self.left_s is None else datetime.now(UTC) + timedelta(seconds=self.left_s)
+
+    @property
+    def whereabouts(self) -> str:
+        """Where the view is, in words that follow a comma."""
+        where = [] if self.is_hidden else [f"mounted at {self.mountpoint}"]
+        where += [f"published over iSCSI by {self.publication.backend}"] if self.publication else []
+        where += ["shown to scratch VMs"] if self.is_for_boot else []
+        return " and ".join(where) or "not shown yet"
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape of record.json."""
+        return {
+            "version": VERSION,
+            "snapshot": self.snapshot.document(),
+            "connect": self.connect,
+            "mountpoint": self.mountpoint,
+            "mount_source": self.mount_source,
+            "source": dict(self.source),
+            "server": asdict(self.server),
+            "standby": self.standby and asdict(self.standby),
+            "state": self.state.value,
+            "reason": self.reason,
+            "problem": self.problem,
+            "frozen": self.frozen,
+            "is_hidden": self.is_hidden,
+            "is_for_boot": self.is_for_boot,
+            "is_open": self.is_open,
+            "publication": self.publication and self.publication.to_json(),
+            "read_timeout_s": self.read_timeout_s,
+            "expires_s": self.expires_s,
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> Record:
+        """The record of that shape.  Raises KeyError, TypeError or ValueError for any other."""
+        fields = upgraded(document)
+        fields["snapshot"] = Snapshot.from_document(fields["snapshot"])
+        fields["server"] = Process(**fields["server"])
+        fields["standby"] = fields["standby"] and Process(**fields["standby"])
+        fields["state"] = State(fields["state"])
+        fields["publication"] = fields["publication"] and Publication.from_json(fields["publication"])
+        return cls(**fields)

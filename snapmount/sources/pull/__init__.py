@@ -1,0 +1,1 @@
+"""Snapshots that QEMU keeps: libvirt's pull-mode backup job (virDomainBackupBegin)."""
