@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 from snapmount.errors import UnreachableError
 from snapmount.images import nbd
 
+from ..publish.fuse.test_fast_reads import read_direct
 from ..rig.libvirtd import wait_for
 from ..rig.nbdkit import DISK
 from ..rig.scripted_nbd import CONTEXT_ID, Hang, HangUp, Lie, Reply, ScriptedServer, chunk, cookie_of
-from ..test_fast_reads import read_direct
 
 READ_S = 2.0
 IMPATIENT_S = 0.2  # where EIO is as good as the bytes

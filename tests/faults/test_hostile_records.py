@@ -28,11 +28,11 @@ from snapmount.records.record import VERSION, Record
 from snapmount.records.store import Store
 from snapmount.sources import kinds
 
+from ..boot.test_scratchvm import a_vm
 from ..rig import traces, vm
 from ..rig.command import snapmount, snapmount_json
 from ..rig.records import a_record, a_snapshot
 from ..strategies import json_values
-from ..test_scratchvm import a_vm
 
 BOUNDED = settings(
     deadline=None,

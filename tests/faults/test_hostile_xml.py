@@ -18,8 +18,8 @@ from snapmount.core import domainxml, plan
 from snapmount.core.domainxml import DEPTH_MAX, XML_MAX
 from snapmount.errors import SnapmountError, StateError
 
+from ..boot.test_definition import DOMAIN
 from ..strategies import xml_text
-from ..test_scratchdomain import DOMAIN
 
 MIB = 1 << 20
 BOUNDED = settings(deadline=None, derandomize=True, max_examples=150, suppress_health_check=[HealthCheck.too_slow])

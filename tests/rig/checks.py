@@ -17,7 +17,7 @@ TESTS = Path(__file__).parents[1]
 class Check:
     """A check, with all its parameters."""
 
-    module: str  # such as "lio_checks.py"
+    module: str  # such as "publish/iscsi/lio_checks.py"
     name: str
 
     @property
@@ -47,7 +47,7 @@ class Report:
 
     def __call__(self, check: Check) -> None:
         """Pass, fail or skip as the check did."""
-        start = f"{check.module}::{check.name}"
+        start = f"{Path(check.module).name}::{check.name}"
         found = {name: end for name, end in self._outcomes.items() if name.partition("[")[0] == start}
         if not found:
             pytest.fail(f"the VM did not come to {start}:\n{self._said}", pytrace=False)

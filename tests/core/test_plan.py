@@ -1,0 +1,194 @@
+"""What a snapshot will be is decided before anything is made: its disks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapmount.core import plan
+from snapmount.core.diskdefinition import DiskDefinition
+from snapmount.core.plan import Choice, LeftOut, Selection
+from snapmount.errors import NotFoundError, StateError
+
+from ..strategies import PROPERTY, disk_names
+
+VDA = DiskDefinition("vda", "disk", "file", "raw", "/images/vda.img")
+VDB = DiskDefinition("vdb", "disk", "block", "qcow2", "/dev/vg/vdb")
+CDROM = DiskDefinition("sda", "cdrom", "file", "raw", "/images/install.iso")
+FLOPPY = DiskDefinition("fda", "floppy", "file", "raw", "/images/floppy.img")
+EMPTY = DiskDefinition("vdc", "disk", "file", "raw", "")
+ATTACHED = DiskDefinition("vdd", "disk", "file", "raw", "/mnt/vda.raw", "ua-snapmount-84b8ec7e-vda")
+LUN = DiskDefinition("sdb", "lun", "block", "raw", "/dev/sdb")
+THREADED = replace(VDB, has_iothread=True)
+SHARED = replace(VDB, is_shareable=True)
+DIRECTORY = DiskDefinition("vde", "disk", "dir", "fat", "/srv", is_readonly=True)
+TRANSIENT = DiskDefinition("vdf", "disk", "file", "qcow2", "/images/vdf.TRANSIENT-vm1", is_transient=True)
+ALL = (VDA, VDB, CDROM, FLOPPY, EMPTY)
+COMMAND = ("snapmount", "vm 1", "/mnt")
+
+
+def select(disks: Sequence[DiskDefinition], only: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> Selection:
+    return plan.select("vm1", disks, Choice(only, exclude, COMMAND))
+
+
+def test_all_disks_are_chosen_but_removable_and_empty_ones() -> None:
+    selection = select(ALL, (), ())
+    assert selection.chosen == (VDA, VDB)
+    assert selection.left_out == (LeftOut("sda", "CD-ROM"), LeftOut("fda", "floppy"), LeftOut("vdc", "empty drive"))
+
+
+def test_a_chosen_disk_leaves_the_others_out() -> None:
+    selection = select((VDA, VDB, CDROM), ("vdb",), ())
+    assert selection.chosen == (VDB,)
+    assert selection.left_out == (LeftOut("vda", "not chosen"), LeftOut("sda", "CD-ROM"))
+
+
+def test_an_excluded_disk_is_left_out() -> None:
+    selection = select((VDA, VDB), (), ("vda",))
+    assert selection.chosen == (VDB,)
+    assert selection.left_out == (LeftOut("vda", "excluded"),)
+
+
+def test_disks_keep_the_vm_s_order_whatever_the_user_s() -> None:
+    assert select((VDA, VDB), ("vdb", "vda"), ()).chosen == (VDA, VDB)
+
+
+@pytest.mark.parametrize("version", [None, (7, 2, 22), (8, 2, 2)])
+def test_disks_with_iothreads_are_refused_where_qemu_would_crash(version: tuple[int, ...] | None) -> None:
+    choice = Choice(command=("snapmount", "boot", "vm1"))
+    plan.check_iothreads("vm1", (VDA, VDB), choice, version)
+    with pytest.raises(StateError, match=r"^vm1: vdb uses an iothread, and the VM's QEMU .* would crash") as caught:
+        plan.check_iothreads("vm1", (VDA, THREADED), choice, version)
+    assert (caught.value.remedy or "").startswith("snapmount boot vm1 --exclude-disk vdb")
+
+
+def test_disks_with_iothreads_that_leave_no_other_need_a_vm_without_them() -> None:
+    with pytest.raises(StateError, match=r"^vm1: vda and vdb use iothreads, and the VM's QEMU") as caught:
+        plan.check_iothreads("vm1", (replace(VDA, has_iothread=True), THREADED), Choice(), None)
+    assert (caught.value.remedy or "").startswith("virsh edit vm1 ")
+
+
+@pytest.mark.parametrize("version", [(8, 2, 3), (9, 0, 0), (10, 0, 8)])
+def test_disks_with_iothreads_are_chosen_where_qemu_can(version: tuple[int, ...]) -> None:
+    plan.check_iothreads("vm1", (THREADED,), Choice(), version)
+
+
+@PROPERTY
+@given(st.data())
+def test_each_disk_is_either_chosen_or_left_out(data: st.DataObject) -> None:
+    disks = data.draw(
+        st.lists(
+            st.builds(
+                DiskDefinition,
+                name=disk_names,
+                device=st.sampled_from(["disk", "cdrom", "floppy"]),
+                kind=st.sampled_from(["file", "block", "network"]),
+                format=st.just("raw"),
+                origin=st.sampled_from(["", "/image"]),
+            ),
+            unique_by=lambda disk: disk.name,
+        )
+    )
+    known = [disk.name for disk in disks]
+    exclude = data.draw(st.lists(st.sampled_from(known)) if known else st.just([]))
+    try:
+        selection = select(disks, (), tuple(exclude))
+    except NotFoundError:
+        assert all(disk.device != "disk" or not disk.origin or disk.name in exclude for disk in disks)
+        return
+    chosen, left_out = [disk.name for disk in selection.chosen], [each.name for each in selection.left_out]
+    assert sorted(chosen + left_out) == sorted(known)
+    assert [name for name in known if name in chosen] == chosen
+    assert not set(chosen) & set(exclude)
+
+
+@pytest.mark.parametrize(("only", "exclude"), [(("vdz",), ()), ((), ("vdz",)), (("vda", "vdz"), ())])
+def test_a_disk_that_the_vm_does_not_have_is_named(only: tuple[str, ...], exclude: tuple[str, ...]) -> None:
+    with pytest.raises(NotFoundError, match=r"^vm1: there is no disk 'vdz'; the VM has vda, vdb$"):
+        select((VDA, VDB), only, exclude)
+
+
+@pytest.mark.parametrize(
+    ("disk", "why"),
+    [
+        (CDROM, "CD-ROM"),
+        (FLOPPY, "floppy"),
+        (EMPTY, "empty drive"),
+        (DIRECTORY, "a directory of the host"),
+        (replace(DIRECTORY, kind="volume"), "a directory of the host"),
+        (TRANSIENT, "transient: what the guest writes to it is thrown away"),
+        (ATTACHED, "attached, from snapshot 84b8ec7e"),
+    ],
+    ids=["CD-ROM", "floppy", "empty", "directory", "volume", "transient", "attached"],
+)
+def test_a_disk_that_cannot_be_chosen_says_why(disk: DiskDefinition, why: str) -> None:
+    with pytest.raises(StateError, match=f"{disk.name} cannot be part of a snapshot: {why}"):
+        select((VDA, disk), (disk.name,), ())
+    assert select((VDA, disk)).left_out == (LeftOut(disk.name, why),)
+
+
+def test_a_disk_cannot_be_both_chosen_and_excluded() -> None:
+    with pytest.raises(StateError, match="vda cannot be part of a snapshot: excluded"):
+        select((VDA, VDB), ("vda",), ("vda",))
+
+
+def test_no_disk_left_is_an_error_that_names_the_disks() -> None:
+    with pytest.raises(NotFoundError, match=r"no disk is left .* the VM has vda, sda"):
+        select((VDA, CDROM), (), ("vda",))
+    with pytest.raises(NotFoundError, match="the VM has no disks"):
+        select((), (), ())
+
+
+BYPASSED = {
+    "lun": (LUN, r"is passed through to the guest \(device='lun'\)"),
+    "vhostuser": (replace(VDB, kind="vhostuser"), r"is served by another process \(vhostuser\)"),
+    "vhostvdpa": (replace(VDB, kind="vhostvdpa"), r"is served by another process \(vhostvdpa\)"),
+    "shareable": (SHARED, r"may be shared with other VMs and hosts \(<shareable/>\)"),
+}
+
+
+@pytest.mark.parametrize("kind", BYPASSED)
+def test_a_disk_that_can_be_written_past_qemu_must_be_excluded_by_name(kind: str) -> None:
+    disk, what = BYPASSED[kind]
+    with pytest.raises(StateError, match=f"^vm1: {disk.name} {what}: writes that do not pass .* QEMU would") as caught:
+        select((VDA, disk))
+    assert caught.value.remedy == f"snapmount 'vm 1' /mnt --exclude-disk {disk.name}"
+    assert select((VDA, disk), (), (disk.name,)).chosen == (VDA,)
+    assert select((VDA, disk), ("vda",), ()).chosen == (VDA,)
+
+
+def test_all_disks_that_must_be_excluded_are_told_at_once_with_those_that_are_already() -> None:
+    vdz = replace(VDA, name="vdz")
+    with pytest.raises(StateError, match=r"sdb is passed through .*; vdb may be shared") as caught:
+        select((VDA, LUN, SHARED, vdz), (), ("vdz",))
+    assert caught.value.remedy == "snapmount 'vm 1' /mnt --exclude-disk vdz --exclude-disk sdb --exclude-disk vdb"
+    assert select((VDA, LUN, SHARED, vdz), (), ("vdz", "sdb", "vdb")).chosen == (VDA,)
+
+
+def test_of_disks_that_were_chosen_those_that_can_be_are_proposed() -> None:
+    with pytest.raises(StateError) as caught:
+        select((VDA, LUN, CDROM), ("vda", "sdb"))
+    assert caught.value.remedy == "snapmount 'vm 1' /mnt --disk vda"
+
+
+def test_no_command_is_proposed_that_would_leave_no_disk() -> None:
+    with pytest.raises(StateError) as caught:
+        select((LUN, CDROM))
+    assert caught.value.remedy is None
+    with pytest.raises(StateError) as caught:
+        select((SHARED,))
+    assert (caught.value.remedy or "").startswith("virsh edit vm1 ")
+
+
+def test_a_shareable_disk_that_the_guest_only_reads_is_chosen() -> None:
+    assert select((VDA, replace(SHARED, is_readonly=True))).chosen == (VDA, replace(SHARED, is_readonly=True))
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../etc/passwd", "a b", "vda\n"])
+def test_a_disk_name_that_cannot_be_a_file_name_is_refused(name: str) -> None:
+    with pytest.raises(StateError, match="cannot be a file name"):
+        select((replace(VDA, name=name),), (), ())
