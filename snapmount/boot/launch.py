@@ -21,11 +21,11 @@ from ..errors import LeftoverError, NotBootedError, NotFoundError, SnapmountErro
 from ..host import blocking, datadirectory, execution
 from ..host.processes import Process
 from ..hypervisor import directories, kvm
+from ..images import qcow2
 from ..publish import views
 from ..records import journal
 from ..records.record import Record
 from ..records.store import Store
-from ..sources.pull.scratch import qcow2
 from . import check, definition, scratchvm, tending
 from .check import Came, WaitFor
 from .definition import Derived, Wish

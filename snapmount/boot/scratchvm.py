@@ -14,9 +14,8 @@ from ..core import names
 from ..core.plan import LeftOut
 from ..errors import StateError
 from ..host.processes import Process
-from ..hypervisor import qemu
+from ..hypervisor import glances, qemu
 from ..records import documents
-from ..sources.pull.scratch import glances
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,18 @@ from ..boot import scratchvm
 from ..boot.check import Came
 from ..boot.scratchvm import ScratchVm
 from ..core import names, units
+from ..core.description import Description, Growth
 from ..core.diskdefinition import DEFAULT_BLOCK_SIZE
 from ..core.iscsi import Credentials, Session
 from ..core.lifecycle import State
 from ..core.plan import LeftOut
 from ..core.snapshot import Disk, Nvram, format_time
-from ..core.space import rate
 from ..errors import StateError
+from ..hypervisor import glances
 from ..publish.iscsi import luns
 from ..records.record import Record
 from ..records.store import Store
-from ..sources.pull import state
-from ..sources.pull.scratch import glances
-from ..sources.pull.scratch.measuring import Figures
+from ..sources import kinds
 
 _PIPED_WIDTH = 10_000  # no wrapping for programs
 NEW_S = 5.0
@@ -79,29 +79,21 @@ class Shown:
             found.append(error)
         return found
 
-    @property
-    def _figures(self) -> Figures | None:
-        """What its server has measured just now; None where none is at it."""
-        return Figures.load(self.store.path(self.record.id)) if self._is_active else None
+    @cached_property
+    def _description(self) -> Description:
+        return kinds.describe(self.record, self.store)
 
     @property
     def _is_active(self) -> bool:
         return self.store.state(self.record) is State.ACTIVE
-
-    @property
-    def _scratch_bytes(self) -> int | None:
-        """What it uses of scratch space; None where that cannot be told: of block devices only its server can."""
-        if figures := self._figures:
-            return figures.used_bytes
-        return None if state.of(self.record).terms.devices else glances.used_bytes(Path(state.of(self.record).scratch))
 
     def document(self) -> dict[str, Any]:
         """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
         record = self.record
         shown = record.snapshot.document()
         for disk in shown["disks"]:
-            disk["nbd_uri"] = state.of(record).export_uri(disk["name"])
-        log, figures = self.store.log(record.id), self._figures
+            disk["nbd_uri"] = self._description.nbd_uris.get(disk["name"])
+        log = self.store.log(record.id)
         return shown | {
             "connect": record.connect,
             "state": self.store.state(record).value,
@@ -112,17 +104,7 @@ class Shown:
             and luns.document(record.publication, self.sessions, self._credentials, self.with_secret),
             "scratch_vms": [vm.document() for vm in self.scratch_vms],
             "attachments": [each.document() for each in self.attachments],
-            "scratch": {
-                "directory": state.of(record).scratch,
-                "place": state.of(record).terms.place,
-                "devices": dict(state.of(record).terms.devices),
-                "reserved": state.of(record).terms.is_reserved,
-                "limit_bytes": state.of(record).terms.limit_bytes,
-                "used_bytes": self._scratch_bytes,
-                "free_bytes": glances.free_bytes(Path(state.of(record).scratch).parent),
-                "growth_bytes_per_s": figures and round(figures.bytes_per_s),
-                "left_s": figures and figures.left_s and round(figures.left_s, 1),
-            },
+            "scratch": self._description.scratch,
             "server": {
                 "pid": record.server.pid,
                 "standby_pid": record.standby and record.standby.pid,
@@ -162,8 +144,8 @@ class Shown:
             "-" if record.expires_s is None else _left(record),
             "-" if record.is_hidden else record.mountpoint,
             luns.summary(record.publication, self.sessions, self._is_active) if record.publication else "-",
-            _size(self._scratch_bytes),
-            *_growth(self._figures),
+            _size(self._description.used_bytes),
+            *_growth(self._description.growth),
             _status(record, self.store.state(record)),
         )
         vms = [("", f"  {vm.name}", "", "", "", "", _overlay_size(vm), "", "", vm.state) for vm in self.scratch_vms]
@@ -186,7 +168,7 @@ class Shown:
             *([] if record.is_hidden else [("mounted at", record.mountpoint)]),
             ("connection", record.connect),
             *_nvram_facts(snapshot.nvram),
-            *self._scratch_facts(shown["scratch"]),
+            *self._description.facts,
             ("server", f"process {record.server.pid}" + (f", log {log}" if log else "")),
         ]
         disks = [
@@ -196,7 +178,7 @@ class Shown:
                 str(disk.logical_block_size_bytes),
                 disk.format,
                 disk.origin,
-                state.of(record).export_uri(disk.name),
+                self._description.nbd_uris.get(disk.name, "-"),
             )
             for disk in snapshot.disks
         ]
@@ -211,21 +193,6 @@ class Shown:
                 *self._recipes(),
             ]
         )
-
-    def _scratch_facts(self, scratch_space: dict[str, Any]) -> list[tuple[str, str]]:
-        terms, figures, free = state.of(self.record).terms, self._figures, scratch_space["free_bytes"]
-        used = f"{_size(scratch_space['used_bytes'], 'an unknown amount')} used"
-        used += f" of at most {units.size(terms.limit_bytes)}" if terms.limit_bytes else ""
-        used += ", reserved" if terms.is_reserved else ""
-        growing = [f"growing {rate(figures.bytes_per_s)}"] if figures else []
-        growing += (
-            [f"{units.duration(figures.left_s)} left at this rate"] if figures and figures.left_s is not None else []
-        )
-        return [
-            ("scratch", state.of(self.record).scratch + (f" ({terms.place})" if terms.place else "")),
-            *(("scratch", f"{device}, of {disk}") for disk, device in terms.devices),
-            ("", ", ".join([used, *([f"{units.size(free)} free"] if free is not None else []), *growing])),
-        ]
 
     def _vm_details(self) -> list[str]:
         rows = [
@@ -269,11 +236,11 @@ def _blocks(file: Disk | Nvram) -> str:
     return f"blocks of {file.logical_block_size_bytes} bytes"
 
 
-def _growth(figures: Figures | None) -> tuple[str, str]:
-    """How fast scratch space grows and how long it lasts then, for `list`."""
-    if not figures:
+def _growth(growth: Growth | None) -> tuple[str, str]:
+    """How fast it grows and how long its space lasts then, for `list`."""
+    if not growth:
         return "-", "-"
-    return rate(figures.bytes_per_s), units.duration(figures.left_s) if figures.left_s is not None else "-"
+    return units.rate(growth.bytes_per_s), units.duration(growth.left_s) if growth.left_s is not None else "-"
 
 
 def _size(length: int | None, unknown: str = "-") -> str:

@@ -14,6 +14,8 @@ from ..core.space import Terms
 from ..errors import UsageError
 from ..host.processes import Process
 from ..lifecycle.planning import LunRequest, Request
+from ..sources.pull.planning import ScratchWish
+from ..sources.pull.state import KIND as PULL
 
 if TYPE_CHECKING:
     import argparse
@@ -79,10 +81,8 @@ def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:
     names.check_utf_8(directory or "", "the scratch directory")
     for _, device in devices:
         names.check_utf_8(device, "the scratch device")
-    return {
-        "scratch_dir": directory and os.path.abspath(directory),
-        "terms": Terms(arguments.scratch_limit, arguments.scratch_reserve, devices),
-    }
+    terms = Terms(arguments.scratch_limit, arguments.scratch_reserve, devices)
+    return {"options": {PULL: ScratchWish(directory and os.path.abspath(directory), terms)}}
 
 
 def _luns(arguments: argparse.Namespace, uri: str) -> LunRequest:

@@ -47,3 +47,10 @@ class Image(Protocol):
 
         Raises OSError (EIO) where they cannot be had, at a deadline at the latest: never other bytes in their place.
         """
+
+
+class OpenImage(Image, Protocol):
+    """An image as its source hands it out."""
+
+    def close(self) -> None:
+        """No read is answered from now on.  Idempotent; waits for nothing."""

@@ -38,6 +38,11 @@ def is_uuid(text: str) -> bool:
     return _UUID.fullmatch(text) is not None
 
 
+def directory(snapshot_id: str) -> str:
+    """The name of a directory for QEMU, wherever it is, that belongs to the snapshot."""
+    return f"snapmount-{snapshot_id}"
+
+
 def mount_source(vm_name: str, snapshot_id: str) -> str:
     """What mount(8) and df(1) show as the source of a snapshot's mount: `snapmount:vm1:3f2a91bc`.
 

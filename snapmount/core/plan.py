@@ -9,8 +9,6 @@ from ..errors import NotFoundError, StateError
 from . import attachment, names
 from .diskdefinition import DiskDefinition
 
-QEMU_NBD_IN_IOTHREADS = (8, 2, 3)  # the first version that can
-
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -49,8 +47,7 @@ def select(vm: str, disks: Sequence[DiskDefinition], choice: Choice) -> Selectio
     """Choose the disks.
 
     CD-ROMs, floppies, empty drives, directories of the host, transient disks and attached disks of other snapshots are
-    left out.  Raises NotFoundError for a name that the VM does not have, StateError for disks that can be written past
-    the VM's QEMU (they must be excluded by name: silence would pass for a whole snapshot), and where no disk remains.
+    left out.  Raises NotFoundError for a name that the VM does not have, and where no disk remains.
     """
     known = [disk.name for disk in disks]
     for name in (*choice.only, *choice.exclude):
@@ -65,38 +62,17 @@ def select(vm: str, disks: Sequence[DiskDefinition], choice: Choice) -> Selectio
             left_out.append(LeftOut(disk.name, why))
         else:
             chosen.append(disk)
-    _refuse_bypass(vm, chosen, choice)
+    for disk in chosen:
+        if not names.is_disk_name(disk.name):
+            raise StateError(
+                f"{vm}: the disk name {disk.name!r} cannot be a file name; libvirt allows letters, digits and '_'"
+            )
     twice = {disk.name for disk in chosen if known.count(disk.name) > 1}
     if twice:
         raise StateError(f"{vm}: more than one disk is called {' or '.join(sorted(twice))}")
     if not chosen:
         raise NotFoundError(f"{vm}: no disk is left to take a snapshot of; the VM has {', '.join(known) or 'no disks'}")
     return Selection(tuple(chosen), tuple(left_out))
-
-
-def check_iothreads(
-    vm: str, chosen: Sequence[DiskDefinition], choice: Choice, qemu_version: tuple[int, ...] | None
-) -> None:
-    """Raise StateError where a disk is served by an iothread, in a QEMU that would crash as soon as an NBD client of
-    its backup job goes away; a version that is not known is taken for such a one.
-
-    Before 8.2.3 the NBD server lets go of a client in the iothread, and since the mending of CVE-2024-7409, which
-    distributions have put into older versions, that fails an assertion (nbd_blockdev_client_closed).  QEMU's commit
-    f816310d0c32, "nbd/server: only traverse NBDExport->clients from main loop thread".
-    """
-    if qemu_version and qemu_version >= QEMU_NBD_IN_IOTHREADS:
-        return
-    threaded = [disk.name for disk in chosen if disk.has_iothread]
-    if threaded:
-        version = ".".join(map(str, qemu_version)) if qemu_version else "of an unknown version"
-        needed = ".".join(map(str, QEMU_NBD_IN_IOTHREADS))
-        use = "uses an iothread" if len(threaded) == 1 else "use iothreads"
-        edit = f"{names.command('virsh', 'edit', vm)}   (to take the iothread away; then shut {vm} down and start it)"
-        raise StateError(
-            f"{vm}: {names.listed(threaded)} {use}, and the VM's QEMU {version} would crash at the end of a "
-            f"snapshot of such a disk; QEMU {needed} and later do not",
-            choice.without(threaded, chosen) or edit,
-        )
 
 
 def refuse_writers(
@@ -130,27 +106,4 @@ def _reason_to_leave_out(disk: DiskDefinition, choice: Choice) -> str | None:
         return "excluded"
     if choice.only and disk.name not in choice.only:
         return "not chosen"
-    return None
-
-
-def _refuse_bypass(vm: str, chosen: Sequence[DiskDefinition], choice: Choice) -> None:
-    for disk in chosen:
-        if not names.is_disk_name(disk.name):
-            raise StateError(
-                f"{vm}: the disk name {disk.name!r} cannot be a file name; libvirt allows letters, digits and '_'"
-            )
-    faults = {disk.name: how for disk in chosen if (how := _bypass(disk))}
-    edit = f"{names.command('virsh', 'edit', vm)}   (where nobody else writes to it: to take <shareable/> away)"
-    is_shared = all(disk.is_shareable for disk in chosen if disk.name in faults)
-    refuse_writers(vm, faults, chosen, choice, edit if is_shared else None)
-
-
-def _bypass(disk: DiskDefinition) -> str | None:
-    """How the disk can be written past the VM's QEMU; None where its definition tells of no way."""
-    if disk.device == "lun":
-        return "is passed through to the guest (device='lun')"
-    if disk.kind in ("vhostuser", "vhostvdpa"):
-        return f"is served by another process ({disk.kind})"
-    if disk.is_shareable and not disk.is_readonly:
-        return "may be shared with other VMs and hosts (<shareable/>)"
     return None

@@ -266,7 +266,7 @@ class Fill:
 
     def why_give_up(self, now: datetime) -> str:
         """The reason to give up a snapshot that is short of space, in words that follow a colon."""
-        figures = f"at {now:%Y-%m-%d %H:%M:%S} UTC, growing {rate(self.bytes_per_s)}"
+        figures = f"at {now:%Y-%m-%d %H:%M:%S} UTC, growing {units.rate(self.bytes_per_s)}"
         if self.failure:
             return f"scratch space failed ({self.failure}; {units.size(self.used)} used {figures})"
         if self._is_at_limit:
@@ -284,8 +284,3 @@ def thresholds(ends: Mapping[str, int], headroom: int) -> dict[str, int]:
     """
     share = max(headroom // max(1, len(ends)), CLUSTER_BYTES)
     return {disk: end + share for disk, end in ends.items()}
-
-
-def rate(bytes_per_s: float) -> str:
-    """A rate as people read it: '312 MiB/s'."""
-    return f"{units.size(round(bytes_per_s))}/s"

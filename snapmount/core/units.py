@@ -55,3 +55,8 @@ def duration(seconds: float) -> str:
             count, rest = whole // length, whole % length // part
             return f"{count}{unit} {rest}{smaller}" if rest else f"{count}{unit}"
     return f"{whole}s"
+
+
+def rate(bytes_per_s: float) -> str:
+    """A rate as people read it: '312 MiB/s'."""
+    return f"{size(round(bytes_per_s))}/s"

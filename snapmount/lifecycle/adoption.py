@@ -1,29 +1,26 @@
-"""Takes over a snapshot whose server has died, while QEMU still keeps its point in time."""
+"""Takes over a snapshot whose server has died, while its source still keeps the point in time."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 
 import trio
 
-from .. import hypervisor
 from ..attach import attachments, hotplug
 from ..boot import tending
 from ..core import names
 from ..core.lifecycle import State
-from ..errors import NotFoundError, SpaceError, StateError, UnreachableError, first_cause
+from ..errors import NotFoundError, SpaceError, StateError, first_cause
 from ..host import blocking, mounts
 from ..host.processes import boot_id
-from ..images import nbd
 from ..publish import iscsi
 from ..records.record import Record
 from ..records.store import Claim, Store
-from ..sources.pull import state
-from . import watching
-from .session import Held, Reporter, connect
+from ..sources import registry
+from .guard import guarded
+from .session import Held, Reporter
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
@@ -45,29 +42,48 @@ async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIt
         if claim is None:
             raise _not_ours(snapshot_id, store)
         reporter.claimed(claim.record)
-        async with AsyncExitStack() as stack:
-            held = Held(claim, watching.Watch(claim), [], ends=False)
-            stack.push_async_exit(partial(_finish, held))
-            reason = await _why_lost(claim.record)
-            if not reason:
-                await stack.enter_async_context(watching.watched(held.watch))
-                reason = await _connect(stack, held)
-            if reason:
-                held.ends = True
-                raise StateError(
-                    f"{claim.record.snapshot.vm_name}: snapshot {snapshot_id} could not be re-attached, and has been "
-                    f"removed: {reason}"
-                )
-            await _prepare(claim, reporter)
-            log.info("taking the snapshot over from process %d", claim.record.server.pid)
-            yield held
+        held, is_over = None, False
+        try:
+            async with AsyncExitStack() as stack:
+                held = await _reopened(stack, claim)
+                await _prepare(claim, reporter)
+                log.info("taking the snapshot over from process %d", claim.record.server.pid)
+                yield held
+        except BaseException as error:
+            is_over = isinstance(first_cause(error), SpaceError | _LostError)  # and no other try can help
+            raise
+        finally:
+            if is_over or (held and held.ends):
+                with trio.CancelScope(shield=True):
+                    await tear_down(claim)
 
 
-async def _finish(held: Held, _kind: object, error: BaseException | None, _traceback: object) -> None:
-    """Tear it down, where it ends with the session; or where its watch has given it up, and no other try can help."""
-    if held.ends or (error and isinstance(first_cause(error), SpaceError)):
-        with trio.CancelScope(shield=True):
-            await tear_down(held.claim)
+class _LostError(StateError):
+    """There is nothing to be taken over."""
+
+
+async def _reopened(stack: AsyncExitStack, claim: Claim) -> Held:
+    """The snapshot guarded, and its images, until the stack is closed.  Raises _LostError, and what guarded() and
+    Source.open() do.
+    """
+    record = claim.record
+    reason = await _why_lost(record)
+    if reason:
+        raise _lost(record, reason)
+    guard = await stack.enter_async_context(guarded(claim))
+    try:
+        images = await stack.enter_async_context(registry.of(record).open(record))
+    except StateError as error:
+        raise _lost(record, error.message) from error
+    for disk, image in zip(record.snapshot.disks, images, strict=True):
+        if image.size_bytes != disk.size_bytes:
+            raise _lost(record, f"the export of {disk.name} has {image.size_bytes} bytes now, it had {disk.size_bytes}")
+    return Held(claim, guard, images, ends=False)
+
+
+def _lost(record: Record, reason: str) -> _LostError:
+    what = f"{record.snapshot.vm_name}: snapshot {record.id} could not be re-attached, and has been removed"
+    return _LostError(f"{what}: {reason}")
 
 
 def _not_ours(snapshot_id: str, store: Store) -> StateError | NotFoundError:
@@ -89,29 +105,7 @@ async def _why_lost(record: Record) -> str | None:
         return "it was taken for scratch VMs, which do not outlive the death of its server"
     if record.has_expired:
         return "it has expired"
-    async with hypervisor.connected(record.connect) as connection:
-        domain = await connection.domain_by_uuid(record.snapshot.vm_uuid)
-        if domain is None:
-            return f"{record.snapshot.vm_name} is gone"
-        if await domain.has_job_at(state.of(record).socket):
-            return None
-        why = await domain.why_shut_off()
-        return f"{domain.name} {why}" if why else "its backup job has ended"
-
-
-async def _connect(stack: AsyncExitStack, held: Held) -> str | None:
-    """Connect to the exports; why they are not those of the record.  Raises SlowError."""
-    record = held.claim.record
-    try:
-        held.images += await connect(stack, record)
-    except nbd.SlowError:
-        raise
-    except UnreachableError as error:
-        return error.message
-    for disk, image in zip(record.snapshot.disks, held.images, strict=True):
-        if image.size_bytes != disk.size_bytes:
-            return f"the export of {disk.name} has {image.size_bytes} bytes now, it had {disk.size_bytes}"
-    return None
+    return await registry.of(record).why_lost(record)
 
 
 async def _prepare(claim: Claim, reporter: Reporter) -> None:

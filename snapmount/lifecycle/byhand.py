@@ -14,6 +14,7 @@ from .. import hypervisor
 from ..attach import attachments
 from ..boot import scratchvm
 from ..boot.scratchvm import ScratchVm
+from ..core import names
 from ..core.names import command
 from ..errors import SnapmountError, UnreachableError
 from ..host import mounts
@@ -22,8 +23,8 @@ from ..publish import iscsi
 from ..records import journal
 from ..records.record import Record
 from ..records.store import Claim
-from ..sources.pull import state
-from ..sources.pull.scratch import devices
+from ..sources import registry
+from ..sources.source import ByHand
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,7 +33,7 @@ ASK_S = 3.0
 _UNDEFINE = ("--nvram", "--managed-save", "--snapshots-metadata", "--checkpoints-metadata")  # as Domain.remove() does
 
 
-async def commands(claim: Claim, *, job_has_ended: bool) -> str:
+async def commands(claim: Claim, *, is_released: bool) -> str:
     """One line for a shell, in the order of teardown; it stops at a command that fails.
 
     It names what is there now.  What waits for libvirt or QEMU is in it also where they do not answer.
@@ -41,13 +42,13 @@ async def commands(claim: Claim, *, job_has_ended: bool) -> str:
     virsh = ("virsh", "-c", record.connect)
     lines = [*await _users(record, claim.directory, virsh), *await _publication(claim)]
     lines += [command("umount", "-l", mount.path) for mount in mounts.current() if mount.source == record.mount_source]
-    if not job_has_ended:
-        lines.append(command(*virsh, "domjobabort", record.snapshot.vm_name))
+    source = registry.of(record).by_hand(record.kept)
+    lines += [] if is_released else source.release
     if record.frozen:
         lines.append(command(*virsh, "domfsthaw", record.snapshot.vm_name))
     if await _is_stopped(record):
         lines.append(command(*virsh, "resume", record.snapshot.vm_name))
-    lines += _files(record, claim.directory)
+    lines += _files(record, claim.directory, source)
     return " && ".join(lines)
 
 
@@ -102,15 +103,11 @@ async def _publication(claim: Claim) -> list[str]:
         return []
 
 
-def _files(record: Record, directory: Path) -> Iterator[str]:
+def _files(record: Record, directory: Path, source: ByHand) -> Iterator[str]:
     """The view's own directory goes only where it is empty: what may be mounted there by now is not ours."""
     if record.is_hidden:
         yield command("rm", "-df", record.mountpoint)
-    for _, device in state.of(record).terms.devices:
-        with contextlib.suppress(OSError):  # one that cannot be read is not known to be ours
-            if devices.is_ours(device, record.id):
-                yield command("dd", "if=/dev/zero", f"of={device}", f"bs={devices.CLEARED_BYTES}", "count=1")
-    ours = [state.of(record).scratch, *(vm.overlays for vm in scratchvm.load_all(directory))]
-    yield command(
-        "rm", "-rf", *ours, *(str(journal.path(each)) for each in ours), state.of(record).socket, str(directory)
-    )
+    yield from source.destroy
+    overlays = [vm.overlays for vm in scratchvm.load_all(directory)]
+    entries = [str(journal.path(each)) for each in (names.directory(record.id), *overlays)]
+    yield command("rm", "-rf", *source.paths, *overlays, *entries, str(directory))

@@ -30,8 +30,7 @@ from ..records import journal
 from ..records.exclusion import exclusive
 from ..records.journal import Entry
 from ..records.store import Store
-from ..sources.pull import state
-from ..sources.pull.scratch import devices
+from ..sources import registry
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +114,12 @@ async def _sweep(entry: Entry) -> Orphan:
         await _check_not_served(entry)
         await _check_unused(entry)
         await mounts.unmount(entry.mount_source)
+        await blocking.on_path(entry.directory, DISK_S, _check_ours, entry, kind=LeftoverError)
+        log.info("removing %s", entry.directory)
         if entry.scratch_vm:
             await tending.remove_tpm(entry.connect, entry.scratch_vm)
+        else:
+            await registry.of(entry).destroy(entry.kept)
         await blocking.on_path(entry.directory, DISK_S, _clear, entry, done="removed", kind=LeftoverError)
     except SnapmountError as error:
         return Orphan(entry.directory, error.message, False, error.remedy)
@@ -126,14 +129,10 @@ async def _sweep(entry: Entry) -> Orphan:
 
 
 def _is_there(entry: Entry) -> bool:
-    """Whether the directory is there.  Raises LeftoverError where it, or a device that is scratch too, cannot be there
-    yet: what forgets them too early leaves them to nobody.
+    """Whether the directory is there.  Raises LeftoverError where it cannot be there yet: what forgets it too early
+    leaves it to nobody.
     """
     for_ever = f"where it never comes back: {names.command('rm', str(journal.path(entry.directory)))}"
-    for device in _devices(entry):
-        if not os.path.exists(device):
-            remedy = f"snapmount recover   (when {device} is there again; {for_ever})"
-            raise LeftoverError(f"the scratch device {device} is not there", remedy)
     if os.path.lexists(entry.directory):
         return True
     if journal.mount_of(entry.directory) != entry.mount:
@@ -143,9 +142,12 @@ def _is_there(entry: Entry) -> bool:
 
 
 def _clear(entry: Entry) -> None:
-    """Remove what is there, and forget it.  Raises LeftoverError."""
-    _check_ours(entry)
-    _remove(entry)
+    """Remove what is left there, and forget it.  Raises LeftoverError."""
+    try:
+        directories.remove(Path(entry.directory))
+        datadirectory.remove_view(datadirectory.view(entry.snapshot))
+    except OSError as error:
+        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
     journal.forget(entry.directory)
 
 
@@ -171,19 +173,13 @@ async def _check_not_served(entry: Entry) -> None:
 
 async def _check_unused(entry: Entry) -> None:
     """Raise LeftoverError where QEMU uses the directory, UnreachableError where libvirt does not tell."""
+    await registry.of(entry).check_unused(entry.kept)
     async with hypervisor.connected(entry.connect) as connection:
-        domain = await connection.domain_by_uuid(entry.vm_uuid)
-        virsh = ("virsh", "-c", entry.connect)
-        if domain and await domain.has_job_at(state.of(entry).socket):
-            raise LeftoverError(
-                f"the backup job of snapshot {entry.snapshot} runs on {domain.name}, though it has no runtime record",
-                names.command(*virsh, "domjobabort", domain.name) + " && snapmount recover",
-            )
         scratch_vm = entry.scratch_vm and await connection.scratch_vm(entry.scratch_vm, entry.snapshot)
         if scratch_vm and await scratch_vm.is_active():
             raise LeftoverError(
                 f"the scratch VM {scratch_vm.name} runs, though its snapshot {entry.snapshot} has no runtime record",
-                names.command(*virsh, "destroy", scratch_vm.name) + " && snapmount recover",
+                names.command("virsh", "-c", entry.connect, "destroy", scratch_vm.name) + " && snapmount recover",
             )
         if scratch_vm:
             await scratch_vm.remove()
@@ -205,33 +201,6 @@ def _check_ours(entry: Entry) -> None:
         raise LeftoverError(f"{entry.directory} cannot be read: {error.strerror}", remedy) from error
     if strange:
         raise LeftoverError(f"{entry.directory} holds what is not snapmount's: {', '.join(strange)}", remedy)
-
-
-def _remove(entry: Entry) -> None:
-    log.info("removing %s", entry.directory)
-    try:
-        for device in _devices(entry):
-            devices.wipe(device, entry.snapshot)
-        directories.remove(Path(entry.directory))
-        datadirectory.remove_view(datadirectory.view(entry.snapshot))
-        _remove_socket(entry)
-    except OSError as error:
-        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
-
-
-def _devices(entry: Entry) -> list[str]:
-    """The block devices that are scratch too, for the entry of the scratch directory."""
-    return [] if entry.scratch_vm else [device for _, device in state.of(entry).terms.devices]
-
-
-def _remove_socket(entry: Entry) -> None:
-    socket = Path(state.of(entry).socket)
-    try:
-        is_ours = socket.name == f"snapmount-{entry.snapshot}.sock"
-        if is_ours and stat.S_ISSOCK(os.lstat(socket).st_mode):
-            os.unlink(socket)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
 
 
 def _unknown() -> Iterator[Orphan]:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from .. import hypervisor
 from ..core import domainxml, names, plan
 from ..core.diskdefinition import DiskDefinition
 from ..core.iscsi import PortalRequest
 from ..core.plan import Choice
-from ..core.snapshot import Disk, Snapshot
-from ..core.space import DEFAULT_TERMS, Terms
-from ..core.user import User
+from ..core.snapshot import Snapshot
 from ..errors import NotFoundError, StateError
 from ..host import blocking, datadirectory, mounts
 from ..host.processes import Process
 from ..hypervisor import writers
 from ..records.record import Record
 from ..records.store import Store
-from ..sources.pull import job, state
-from ..sources.pull.scratch import room
-from ..sources.pull.state import PullState
+from ..sources import registry
+from ..sources.source import Source, Subject
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +51,7 @@ class Request:
     expire_s: float | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    scratch_dir: str | None = None
-    terms: Terms = DEFAULT_TERMS  # how it shall use scratch space
+    options: Mapping[str, Any] = field(default_factory=dict)  # by kind of source, which alone reads its own
     quiesce: bool = False
     allow_other: bool = False
     read_timeout_s: float = 30.0
@@ -73,10 +70,9 @@ class Request:
 class Plan:
     """A snapshot to be made: decided, nothing made yet."""
 
-    domain: hypervisor.Domain
-    xml: str
-    user: User
+    subject: Subject
     record: Record
+    directory: str | None  # that the source will make
 
 
 async def check_host(request: Request) -> None:
@@ -89,58 +85,69 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     domain = await _domain(request, connection)
     if request.mountpoint:
         await blocking.on_path(request.mountpoint, CHECK_S, mounts.check_mountpoint, request.mountpoint)
-    await _check_state(domain, store)
-    xml = await domain.xml()
-    selection = plan.select(domain.name, domainxml.disks(xml), request.choice)
-    version = await domain.qemu_version(request.connect)
-    plan.check_iothreads(domain.name, selection.chosen, request.choice, version)
-    await domain.block_jobs.check_none(disk.name for disk in selection.chosen)
-    await _check_writers(domain, selection.chosen, connection, request.choice)
-    sizes = await domain.disk_sizes()
-    disks = tuple(
-        Disk(
-            name=disk.name,
-            size_bytes=sizes[disk.name].virtual,
-            format=disk.format,
-            origin=str(disk.origin),
-            allocated_bytes=sizes[disk.name].allocated,
-            logical_block_size_bytes=disk.logical_block_size,
-        )
-        for disk in selection.chosen
-    )
-    user = hypervisor.qemu_user(xml)
-    in_use = await _devices_in_use(connection, store) if request.terms.devices else {}
-    files = [str(disk.origin) for disk in selection.chosen if disk.kind == "file"]
-    needs = room.Needs(domain.name, disks, files, user, in_use)
-    parent, terms = await room.find(needs, request.scratch_dir, request.terms, warn)
+    source = await _source(domain)
+    subject = await _subject(request, store, connection, domain, warn)
+    planned = await source.plan(subject)
+    await _check_writers(domain, subject.selection.chosen, connection, request.choice)
     snapshot = Snapshot(
-        id=store.new_id(),
+        id=subject.snapshot_id,
         vm_name=domain.name,
         vm_uuid=domain.uuid,
         created=datetime.now(UTC),
-        source="pull",
+        source=planned.state["kind"],
         quiesced=request.quiesce,
-        disks=disks,
-        left_out=selection.left_out,
+        disks=planned.disks,
+        left_out=subject.selection.left_out,
     )
+    log.info("%s: disks %s, by %s", domain.name, ", ".join(disk.name for disk in snapshot.disks), snapshot.source)
     mountpoint = request.mountpoint or str(datadirectory.view(snapshot.id))
-    log.info("%s: disks %s, scratch files below %s", domain.name, ", ".join(d.name for d in snapshot.disks), parent)
-    directory = parent / f"snapmount-{snapshot.id}"
-    domainxml.check_scratch(xml, str(directory))
-    socket = job.socket_path(await domain.run_id(), snapshot.id, directory)
     record = Record(
         snapshot=snapshot,
         connect=request.connect,
         mountpoint=await blocking.on_path(mountpoint, CHECK_S, os.path.realpath, mountpoint),
         mount_source=names.mount_source(domain.name, snapshot.id),
-        source=PullState(socket, str(directory), terms).document(),
+        source=planned.state,
         server=Process.of_pid(os.getpid()),
         read_timeout_s=request.read_timeout_s,
         is_hidden=request.mountpoint is None,
         is_for_boot=request.booting is not None,
         is_open=request.allow_other,
     )
-    return Plan(domain, xml, user, record)
+    return Plan(subject, record, planned.directory)
+
+
+async def _source(domain: hypervisor.Domain) -> Source:
+    """Which one serves the VM as it is.  Raises StateError."""
+    if not await domain.is_active():
+        raise StateError(
+            f"{domain.name} is shut off; snapshots of VMs that are shut off (offline) are not there yet",
+            names.command("virsh", "start", domain.name),
+        )
+    return registry.SOURCES["pull"]
+
+
+async def _subject(
+    request: Request,
+    store: Store,
+    connection: hypervisor.Hypervisor,
+    domain: hypervisor.Domain,
+    warn: Callable[[str], None],
+) -> Subject:
+    xml = await domain.xml()
+    return Subject(
+        snapshot_id=store.new_id(),
+        domain=domain,
+        connection=connection,
+        connect=request.connect,
+        xml=xml,
+        user=hypervisor.qemu_user(xml),
+        selection=plan.select(domain.name, domainxml.disks(xml), request.choice),
+        choice=request.choice,
+        quiesce=request.quiesce,
+        options=request.options,
+        others=store.load_all()[0],
+        warn=warn,
+    )
 
 
 async def _domain(request: Request, connection: hypervisor.Hypervisor) -> hypervisor.Domain:
@@ -167,34 +174,3 @@ async def _check_writers(
         others = await connection.written_by_others(domain.uuid, named_only)
         faults |= {name: f"is {other} too, which runs" for name, other in others.items()}
     plan.refuse_writers(domain.name, faults, chosen, choice)
-
-
-async def _devices_in_use(connection: hypervisor.Hypervisor, store: Store) -> dict[str, str]:
-    """The block devices of VMs and of other snapshots, with what each is."""
-    found = await connection.block_disks()
-    for record in store.load_all()[0]:
-        for disk, device in state.of(record).terms.devices:
-            found[device] = f"the scratch of {disk} of snapshot {record.id}"
-    return found
-
-
-async def _check_state(domain: hypervisor.Domain, store: Store) -> None:
-    if not await domain.is_active():
-        raise StateError(
-            f"{domain.name} is shut off; snapshots of VMs that are shut off (offline) are not there yet",
-            names.command("virsh", "start", domain.name),
-        )
-    running = await domain.backup_job()
-    if running is None:
-        return
-    socket = domainxml.backup_socket(running)
-    for record in store.load_all()[0]:
-        if state.of(record).socket == socket:
-            raise StateError(
-                f"{domain.name} has a snapshot already: {record.id}, {record.whereabouts}",
-                names.command("snapmount", "delete", record.id),
-            )
-    raise StateError(
-        f"{domain.name} has a backup job already, of another program; a VM can have one at a time",
-        f"{names.command('virsh', 'domjobinfo', domain.name)}   (and wait for its end)",
-    )

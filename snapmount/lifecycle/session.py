@@ -1,4 +1,4 @@
-"""One snapshot's life, once QEMU keeps it: shows it, and ends it when it is told to or when its mount is gone.
+"""One snapshot's life, once its source keeps it: shows it, and ends it when it is told to or when its mount is gone.
 
 How it came to be is another's: taking.py makes a snapshot, adoption.py takes one over whose server has died.
 """
@@ -22,21 +22,20 @@ import trio
 from .. import hypervisor
 from ..boot import tending
 from ..core import names
-from ..core.image import Image
+from ..core.image import Image, OpenImage
 from ..core.lifecycle import State
 from ..core.snapshot import dump
 from ..errors import InterruptedByUserError, SnapmountError, StateError, first_cause
 from ..host import mounts, processes
 from ..host.interruptible import received
 from ..host.processes import Process
-from ..images import nbd
 from ..publish import iscsi
 from ..publish.fuse import filesystem
 from ..publish.tree import Constant, File, MapText, RawImage, Tree
 from ..records.record import Record
 from ..records.store import Claim
-from ..sources.pull import job, state
-from . import nvram, watching
+from . import nvram
+from .guard import Guard
 from .teardown import free
 
 log = logging.getLogger(__name__)
@@ -69,11 +68,11 @@ class Reporter(Protocol):
 
 @dataclass
 class Held:
-    """A snapshot that QEMU keeps, and whose record this process holds."""
+    """A snapshot that is there, and whose record this process holds."""
 
     claim: Claim
-    watch: watching.Watch
-    images: list[nbd.NbdImage]  # of its disks, in their order
+    guard: Guard
+    images: Sequence[OpenImage]  # of its disks, in their order
     booting: Process | None = None  # see Request
     ends: bool = True  # with the session; else only once the view has been ready
 
@@ -119,7 +118,7 @@ async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
     async with begin(reporter) as held, _shown(held) as view:
         _serve_from_now_on(held.claim, reporter)
         held.ends = True
-        held.watch.shown(partial(_close, held.images), view.forget_cached)
+        held.guard.shown(partial(_close, held.images), view.forget_cached)
         ready.set()
         reporter.ready(held.claim.record)
         left_s = held.claim.record.left_s
@@ -139,15 +138,6 @@ def _serve_from_now_on(claim: Claim, reporter: Reporter) -> None:
     claim.update(state=State.ACTIVE, server=server, standby=reporter.standby)
     if before and before != reporter.standby:
         before.send(signal.SIGKILL)
-
-
-async def connect(stack: AsyncExitStack, record: Record) -> list[nbd.NbdImage]:
-    """The exports of the disks, in their order, until the stack is closed.  Raises UnreachableError."""
-    disks = [disk.name for disk in record.snapshot.disks]
-    budget, read_s, socket = nbd.Budget(len(disks)), record.read_timeout_s, state.of(record).socket
-    images = [await stack.enter_async_context(nbd.opened(name, socket, name, read_s, budget)) for name in disks]
-    log.info("connected to the exports at %s", socket)
-    return images
 
 
 @asynccontextmanager
@@ -233,43 +223,13 @@ async def _free_first(held: Held) -> None:
 
 
 async def _serve(view: filesystem.View, held: Held) -> None:
-    """Return when the view has been unmounted, or has served the scratch VMs it was taken for; note in the record when
-    its point in time is lost.
-    """
+    """Return when the view has been unmounted, or has served the scratch VMs it was taken for."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch_source, view, held)
         nursery.start_soon(_then_cancel, nursery.cancel_scope, partial(tending.watch, held.claim, held.booting))
         await view.wait_unmounted()
         nursery.cancel_scope.cancel()
 
 
-def _close(images: Sequence[nbd.NbdImage]) -> None:
+def _close(images: Sequence[OpenImage]) -> None:
     for image in images:
         image.close()
-
-
-async def _watch_source(view: filesystem.View, held: Held) -> None:
-    """Note it when QEMU has ended the export, and why, and see to it that the job does not go on without it."""
-    claim, record = held.claim, held.claim.record
-
-    def note(reason: str) -> None:
-        log.error("the snapshot is lost: %s", reason)
-        claim.note(State.LOST, reason)
-
-    await nbd.wait_until_gone(state.of(record).socket, record.snapshot.disks[0].name)
-    if claim.record.state is State.GAVE_UP:
-        return
-    note(job.LOST_CONNECTION)
-    _close(held.images)
-    await view.forget_cached()
-    is_explained = trio.Event()
-
-    async def explain() -> None:
-        await job.explain_loss(record, note)
-        is_explained.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(explain)
-        with trio.move_on_after(job.JOB_ENDS_S):  # one that ends within that time was ended by somebody else
-            await is_explained.wait()
-        await held.watch.end_job()

@@ -16,31 +16,28 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
 import trio
 
-from .. import hypervisor
-from ..core import space
 from ..core.lifecycle import State
-from ..core.space import Fill
-from ..errors import SnapmountError, UnreachableError
+from ..errors import SnapmountError
 from ..host import logs, processes, signals
 from ..host.logs import Problems
 from ..host.processes import Process
 from ..records.record import Record
 from ..records.store import Claim, Store
-from ..sources.pull import job
-from ..sources.pull.scratch.measuring import Gauge
-from . import watching
+from ..sources import registry
+from ..sources.source import Loss
+from .guard import clear
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 3.0
 COMM = "snapmount-stby"
+LOOK_AGAIN_S = 1.0  # whether it is in other hands
 LOOK_S = 0.2  # for the record, which the server is about to write
 
 
@@ -105,28 +102,38 @@ async def _stand_by(server: Process, store: Store) -> None:
     logs.replace_standard_streams(store.open_log(record.id))
     logs.log_to(sys.stderr, logging.INFO, logs.FORMAT)
     log.warning("process %d, the server, has gone, and has left snapshot %s: minding it", server.pid, record.id)
-    gauge, problems = Gauge(record), Problems(log, "this cannot be done yet: %s", logging.ERROR)
+    problems = Problems(log, "this cannot be done yet: %s", logging.ERROR)
     if record.state is State.LEFTOVER:
         await trio.sleep(AGAIN_S)  # a `delete` that waits goes first
     while left := _left(record, store):
         began = trio.current_time()
         try:
-            if is_done_with(left):
-                has_ended = await _end(store, left)
-            else:
-                fill = await _read(gauge, left)
-                wait_s = min(fill.wait_s, math.inf if left.left_s is None else left.left_s)
-                has_ended = fill.is_short and await _give_up(store, left, fill)
-            if has_ended:
+            if not is_done_with(left):
+                await _mind(left, store)
+            elif await _end(store, left):
                 return
         except SnapmountError as error:
             problems.met(error.message)
             logging.getLogger().setLevel(logging.ERROR)  # the same steps again and again are not worth telling
-            wait_s = space.LONGEST_WAIT_S
         if is_done_with(left):
-            wait_s = max(AGAIN_S, trio.current_time() - began)  # others that wait for the lock get it in between
-        await trio.sleep(wait_s)
+            await trio.sleep(max(AGAIN_S, trio.current_time() - began))  # others that wait for the lock get it between
     log.info("it is in other hands, or has ended")
+
+
+async def _mind(record: Record, store: Store) -> None:
+    """Return when the snapshot is lost or was given up, which is noted then; has expired; or is in other hands."""
+    async with registry.of(record).watched(record, store) as watch:
+        while (left := _left(record, store)) and not is_done_with(left):
+            with trio.move_on_after(min(LOOK_AGAIN_S, math.inf if left.left_s is None else left.left_s)):
+                _note(await watch.wait_lost(), record, store)
+                return
+
+
+def _note(loss: Loss, record: Record, store: Store) -> None:
+    with _taken_over(store, record) as claim:
+        if claim:
+            log.error("the snapshot is %s: %s", "given up" if loss.state is State.GAVE_UP else "lost", loss.reason)
+            claim.note(loss.state, loss.reason)
 
 
 def _left(record: Record, store: Store) -> Record | None:
@@ -143,7 +150,7 @@ def _taken_over(store: Store, record: Record) -> Iterator[Claim | None]:
 
 
 async def _end(store: Store, record: Record) -> bool:
-    """Undo the snapshot, or, where somebody may still want to know of it, just end its job; whether that has been done.
+    """Undo the snapshot, or what costs the guest alone, if somebody may still want to know of it; whether that is done.
 
     Raises SnapmountError.
     """
@@ -153,27 +160,7 @@ async def _end(store: Store, record: Record) -> bool:
         if not claim.record.state.was_readable or claim.record.has_expired:
             await tear_down(claim)
             return True
-        await job.end(claim.record)
+        await registry.of(record).release(claim.record.kept)
         if claim.record.state is State.GAVE_UP:
-            await watching.clear(claim)
+            await clear(claim)
     return True
-
-
-async def _read(gauge: Gauge, record: Record) -> Fill:
-    """Raises SpaceError."""
-    if gauge.unseen:
-        with contextlib.suppress(UnreachableError):
-            async with hypervisor.connected(record.connect) as connection:
-                return await gauge.read(await connection.domain_by_uuid(record.snapshot.vm_uuid))
-    return await gauge.read(None)
-
-
-async def _give_up(store: Store, record: Record, fill: Fill) -> bool:
-    """End the job and remove the scratch files, as _end() does."""
-    with _taken_over(store, record) as claim:
-        if claim is None:
-            return False
-        reason = fill.why_give_up(datetime.now(UTC))
-        log.error("the snapshot is given up: %s", reason)
-        claim.note(State.GAVE_UP, reason)
-    return await _end(store, record)

@@ -1,34 +1,32 @@
-"""Takes a snapshot: from the plan to the moment that QEMU keeps it and its exports can be read."""
+"""Takes a snapshot: from the plan to the moment that its source keeps it and its images can be read."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
 
 from .. import hypervisor
 from ..core import names
+from ..core.image import Image
 from ..core.iscsi import choose_portals, target_of
 from ..errors import StateError
 from ..host import datadirectory
-from ..hypervisor import directories
-from ..images import nbd
 from ..publish import iscsi
 from ..records import journal
 from ..records.exclusion import exclusive
 from ..records.record import Publication, Record
 from ..records.store import Claim, Store
-from ..sources.pull import job, state
-from ..sources.pull.scratch import files
-from . import nvram, planning, watching
+from ..sources import registry
+from . import nvram, planning
+from .guard import guarded
 from .planning import LunRequest, Request
-from .session import Held, Reporter, connect
+from .session import Held, Reporter
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
@@ -49,18 +47,17 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             stack.callback(claim.release)
             stack.push_async_callback(_undo, claim)
             reporter.claimed(claim.record)
-            claim.write_definition(planned.xml)
-            await _make(request, planned, claim, reporter.warn)
-        watch = watching.Watch(claim)
-        await stack.enter_async_context(watching.watched(watch))
-        images = await connect(stack, claim.record)
+            claim.write_definition(planned.subject.xml)
+            await _make(planned, claim)
+        guard = await stack.enter_async_context(guarded(claim))
+        images = await stack.enter_async_context(registry.of(claim.record).open(claim.record))
         _note_sizes(claim, images)
         if request.luns:
             async with exclusive(store):
                 _plan_publication(request.luns, backend, free, claim)
         if request.expire_s:
             claim.update(expires_s=time.monotonic() + request.expire_s)
-        yield Held(claim, watch, images, request.booting)
+        yield Held(claim, guard, images, request.booting)
 
 
 async def _undo(claim: Claim) -> None:
@@ -80,25 +77,19 @@ def _check_alone(record: Record, store: Store) -> None:
             )
 
 
-async def _make(request: Request, planned: planning.Plan, claim: Claim, warn: Callable[[str], None]) -> None:
-    """Make the scratch directory and start the job: the point in time."""
-    domain, record = planned.domain, planned.record
-    scratch, qemu = state.of(record).scratch, await domain.qemu(request.connect)
-    if qemu is None:
-        warn(f"{domain.why_no_qemu(request.connect)}; whether it sees {scratch} has not been looked at")
-    await journal.write(record, claim.store, scratch, planned.user.uid)
-    await directories.create(Path(scratch), planned.user, qemu.pid if qemu else None)
-    await files.make(record, planned.user)
+async def _make(planned: planning.Plan, claim: Claim) -> None:
+    """Make the snapshot: its point in time."""
+    record, subject = claim.record, planned.subject
+    if planned.directory:
+        await journal.write(record, claim.store, planned.directory, subject.user.uid)
     if record.is_hidden:
         datadirectory.make_view(Path(record.mountpoint))
-    left_out = [each.name for each in record.snapshot.left_out]
-    claim.update(snapshot=replace(record.snapshot, created=datetime.now(UTC)))
-    await job.begin(domain, claim, left_out=left_out, quiesce=request.quiesce)
-    log.info("%s: the backup job runs: this is the snapshot's moment", domain.name)
-    await nvram.keep(planned.xml, claim)
+    moment = await registry.of(record).create(subject, claim)
+    claim.update(snapshot=replace(record.snapshot, created=moment))
+    await nvram.keep(subject.xml, claim)
 
 
-def _note_sizes(claim: Claim, images: list[nbd.NbdImage]) -> None:
+def _note_sizes(claim: Claim, images: Sequence[Image]) -> None:
     """The record has the disks' true sizes from now on."""
     snapshot = claim.record.snapshot
     sized = tuple(

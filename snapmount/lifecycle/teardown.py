@@ -1,8 +1,8 @@
 """Undoes a snapshot from its record: the one way in which a snapshot ends, whether its server ends it or has died.
 
 The order is that of use: no scratch VM, no other VM's disk and no LUN rests on a mount that goes, nobody reads when the
-job ends (QEMU is spared clients that vanish in mid-request), nobody writes scratch files when they go, and the record
-goes last, when nothing is left.
+source ends what costs the guest (QEMU is spared clients that vanish in mid-request), nobody writes what the source has
+made when it goes, and the record goes last, when nothing is left.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -23,15 +24,16 @@ from ..core.lifecycle import State
 from ..errors import LeftoverError, SnapmountError, StateError, UnreachableError
 from ..host import blocking, datadirectory, mounts
 from ..host.logs import Problems
-from ..publish import iscsi
+from ..hypervisor import quiesce
 from ..records import journal
 from ..records.record import Record
 from ..records.store import Claim
-from ..sources.pull import job, state
-from ..sources.pull.scratch import files
+from ..sources import registry
 from . import byhand
+from .withdrawal import withdraw
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FREE_S = 25.0
 DEADLINE_S = 60.0  # with that
@@ -42,12 +44,14 @@ STANDBY_S = 2.0  # nothing keeps it from ending
 
 
 async def tear_down(claim: Claim) -> None:
-    """Thaw the guest, destroy the scratch VMs, unplug disks, withdraw the LUNs, unmount, end the job, remove the
-    scratch files, the socket and the record.  Each step is idempotent, and all together end within DEADLINE_S.
+    """Thaw the guest, destroy the scratch VMs, unplug disks, withdraw the LUNs, unmount, let the source end what costs
+    the guest and remove what it has made, and remove the record.  Each step is idempotent, and all together end within
+    DEADLINE_S.
 
     Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
     """
-    record, job_has_ended = claim.record, False
+    record, is_released = claim.record, False
+    source = registry.of(record)
     try:
         with _deadline(DEADLINE_S):
             not_thawed = await _thaw(claim)
@@ -55,20 +59,19 @@ async def tear_down(claim: Claim) -> None:
             await _persistently(partial(free, claim), until_s)
             log.info("unmounting %s", record.mountpoint)
             await mounts.unmount(record.mount_source)
-            log.info("ending the backup job of %s", record.snapshot.vm_name)
-            await _persistently(partial(job.end, record), until_s)
-            job_has_ended = True
+            await _persistently(partial(source.release, record.kept), until_s)
+            is_released = True
             if not_thawed:
                 raise not_thawed
             await _end_standby(record)
-            log.info("removing %s", state.of(record).scratch)
-            await _remove(_remove_files, record)
+            await source.destroy(record.kept)
+            await _in_time(_remove_view, record)
         claim.forget()
-        await _remove(_forget, record)
+        await _in_time(journal.forget, names.directory(record.id))
     except SnapmountError as error:
         claim.note(State.LEFTOVER, error.message)
         again = names.command("snapmount", "delete", record.id)
-        by_hand = await byhand.commands(claim, job_has_ended=job_has_ended)
+        by_hand = await byhand.commands(claim, is_released=is_released)
         raise LeftoverError(
             f"{record.snapshot.vm_name}: snapshot {record.id} has not been undone: {error.message}; "
             f"{_who_tries_on(record)}to do it by hand: {by_hand}",
@@ -85,7 +88,7 @@ def _who_tries_on(record: Record) -> str:
 async def _thaw(claim: Claim) -> UnreachableError | None:
     """First of all, since the guest waits; where that cannot be, the job must be ended all the same."""
     try:
-        await job.thaw(claim.record)
+        await quiesce.thaw(claim.record)
     except UnreachableError as error:
         return error
     if claim.record.frozen:
@@ -121,6 +124,11 @@ async def _persistently(step: Callable[[], Awaitable[None]], until_s: float) -> 
         await trio.sleep(RETRY_S)
 
 
+async def _in_time(function: Callable[[T], None], argument: T) -> None:
+    """Raises LeftoverError."""
+    await blocking.on_path(str(datadirectory.path()), REMOVE_S, function, argument, done="removed", kind=LeftoverError)
+
+
 @contextlib.contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
     try:
@@ -143,28 +151,6 @@ async def free(claim: Claim) -> None:
         await withdraw(claim)
 
 
-async def withdraw(claim: Claim) -> None:
-    """Withdraw the LUNs.  Idempotent.  Raises LeftoverError or StateError."""
-    publication = claim.record.publication
-    if publication:
-        log.info("withdrawing %s", publication.target.iqn)
-        await iscsi.withdraw(publication.backend, claim.directory, publication.target)
-        with contextlib.suppress(StateError):  # it is withdrawn, also where that cannot be written down
-            claim.update(publication=None)
-
-
-async def _remove(function: Callable[[Record], None], record: Record) -> None:
-    """Raises LeftoverError."""
-    await blocking.on_path(state.of(record).scratch, REMOVE_S, function, record, done="removed", kind=LeftoverError)
-
-
-def _remove_files(record: Record) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(state.of(record).socket)
+def _remove_view(record: Record) -> None:
     if record.is_hidden:
         datadirectory.remove_view(Path(record.mountpoint))
-    files.remove(record)
-
-
-def _forget(record: Record) -> None:
-    journal.forget(state.of(record).scratch)

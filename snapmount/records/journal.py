@@ -26,6 +26,7 @@ from ..host.identity import Host
 from ..host.processes import boot_id
 from . import documents
 from .documents import Check
+from .kept import Kept
 from .record import Record
 from .store import Store
 
@@ -52,6 +53,11 @@ class Entry:
     boot_id: str
     host: Host  # that made it
     scratch_vm: str | None = None  # uuid of the scratch VM whose overlays are there
+
+    @property
+    def kept(self) -> Kept:
+        """The snapshot, as far as undoing it needs."""
+        return Kept(self.snapshot, self.vm_name, self.vm_uuid, self.connect, self.source)
 
     @classmethod
     def from_json(cls, document: Any) -> Entry:

@@ -13,6 +13,7 @@ from ..core.iscsi import Target
 from ..core.lifecycle import State
 from ..core.snapshot import Snapshot
 from ..host.processes import Process
+from .kept import Kept
 
 VERSION = 7
 
@@ -71,6 +72,12 @@ class Record:
     @property
     def id(self) -> str:
         return self.snapshot.id
+
+    @property
+    def kept(self) -> Kept:
+        """As far as undoing it needs."""
+        snapshot = self.snapshot
+        return Kept(snapshot.id, snapshot.vm_name, snapshot.vm_uuid, self.connect, self.source)
 
     def is_meant_by(self, word: str) -> bool:
         """Whether the word is its id, the name or uuid of its VM, or its mountpoint."""

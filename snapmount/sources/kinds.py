@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..core.description import Description
+from ..core.lifecycle import State
 from ..records import shapes
 from ..records.documents import HasSource
+from ..records.record import Record
+from ..records.store import Store
+from .pull import description as pull
 from .pull.state import KIND as PULL
 from .pull.state import PullState
 
+Describe = Callable[[Record, Path, bool], Description]
+
 STATES = {PULL: PullState}
+DESCRIPTIONS: Mapping[str, Describe] = {PULL: pull.describe}
 
 
 def check(kept: HasSource) -> None:
@@ -16,3 +27,9 @@ def check(kept: HasSource) -> None:
     if kind not in STATES:
         raise ValueError(f"it is of a source that this version of snapmount does not know: {kind!r}")
     shapes.check(STATES[kind].from_document(kept.source))
+
+
+def describe(record: Record, store: Store) -> Description:
+    """What the snapshot's source tells of it."""
+    is_active = store.state(record) is State.ACTIVE
+    return DESCRIPTIONS[record.source["kind"]](record, store.path(record.id), is_active)

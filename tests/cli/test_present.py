@@ -17,10 +17,9 @@ from snapmount.cli import present
 from snapmount.core.lifecycle import State
 from snapmount.core.space import Terms
 from snapmount.host.processes import Process
-from snapmount.hypervisor import directories
+from snapmount.hypervisor import directories, glances
 from snapmount.records.store import Store
-from snapmount.sources.pull.scratch import glances
-from snapmount.sources.pull.scratch.measuring import Figures
+from snapmount.sources.pull.figures import Figures
 
 from ..rig.records import ID, OTHER_ID, UUID, a_record, a_snapshot, by_pull
 

@@ -172,7 +172,7 @@ def test_a_kept_copy_is_to_be_undefined_by_hand_only_where_it_is_defined(writer:
     claim = Claim(store, store.find(writer.name), lock=-1)
 
     def by_hand() -> list[str]:
-        return trio.run(partial(byhand.commands, claim, job_has_ended=True)).split(" && ")
+        return trio.run(partial(byhand.commands, claim, is_released=True)).split(" && ")
 
     virsh, own = "virsh -c qemu:///system", told["uuid"]
     undefine = f"{virsh} undefine --nvram --managed-save --snapshots-metadata --checkpoints-metadata {own}"

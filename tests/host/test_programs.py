@@ -10,7 +10,7 @@ from snapmount.doctor import host
 from snapmount.doctor.health import Status
 from snapmount.doctor.subject import Subject
 from snapmount.errors import MissingError
-from snapmount.sources.pull.scratch import qcow2
+from snapmount.images import qcow2
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from snapmount.host import mounts
 from snapmount.lifecycle import adoption, teardown
 from snapmount.records.record import Record
 from snapmount.records.store import Store
-from snapmount.sources.pull import job, state
+from snapmount.sources.pull import job, source, state
 from snapmount.sources.pull.scratch import files
 
 from ..rig.records import a_record, by_pull
@@ -31,7 +31,7 @@ async def test_scratch_files_that_cannot_be_removed_for_a_hung_file_system_are_l
 
     monkeypatch.setattr(job, "end", end)
     monkeypatch.setattr(files, "remove", lambda _: hang.wait())
-    monkeypatch.setattr(teardown, "REMOVE_S", 0.05)
+    monkeypatch.setattr(source, "REMOVE_S", 0.05)
     record = by_pull(a_record(), scratch=str(tmp_path / "scratch"), socket=str(tmp_path / "socket"))
     claim = store.claim(record)
     with pytest.raises(

@@ -9,18 +9,19 @@ backup".
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
 
 from ...core import domainxml, names
-from ...errors import SnapmountError, StateError, UnreachableError
+from ...errors import StateError, UnreachableError
 from ...host.processes import is_stopped
 from ...hypervisor import Domain, connected
+from ...hypervisor.domain import BEGIN_S
+from ...records.documents import HasSource
+from ...records.kept import Kept
 from ...records.record import Record
-from ...records.store import Claim
 from . import state
 from .scratch import files
 
@@ -31,10 +32,6 @@ EXPLAIN_S = 90.0  # libvirt itself may wait 30 s for another of its jobs before 
 JOB_ENDS_S = 5.0  # after its export: QEMU takes part of a second, a busy host more
 LOST_CONNECTION = "QEMU has closed the connection"
 POLL_S = 0.1
-THAW_TRIES = 3
-THAW_S = 15.0  # at the end of a snapshot, which must end all the same
-FROZEN_S = 10.0  # for the start of the job while the guest is frozen; Windows itself thaws after that time
-AGENT_BACK_S = 600.0
 
 
 def socket_path(run_id: int, snapshot_id: str, scratch: Path) -> str:
@@ -45,110 +42,35 @@ def socket_path(run_id: int, snapshot_id: str, scratch: Path) -> str:
     scratch directory serves.  Raises StateError where the path would be too long for a unix socket.
     """
     private = sorted(QEMU_DIRECTORY.glob(f"domain-{run_id}-*")) if run_id >= 0 else []
-    candidates = [directory / f"snapmount-{snapshot_id}.sock" for directory in private] + [scratch / "nbd.sock"]
+    candidates = [directory / f"{names.directory(snapshot_id)}.sock" for directory in private] + [scratch / "nbd.sock"]
     for path in candidates:
         if len(bytes(path)) <= names.SOCKET_PATH_MAX:
             return str(path)
     raise StateError(f"the path of the socket {candidates[-1]} is too long", "a --scratch-dir with a shorter path")
 
 
-async def begin(domain: Domain, claim: Claim, *, left_out: Iterable[str], quiesce: bool) -> None:
-    """Start the job that the record describes, whose scratch files are there; with `quiesce` the guest's file
-    systems are frozen around its start.
-
-    A thaw always follows a freeze, and its failure is an error: UnreachableError.  A freeze that the guest refuses is
-    none: what is frozen then is so by others.  Raises StateError where it refuses or is paused, or where the job
-    cannot be started, MissingError where the guest has no agent.
-    """
-    record = claim.record
-    scratch_files = {disk.name: files.path(record, disk.name) for disk in record.snapshot.disks}
-    job = domainxml.backup_job(state.of(record).socket, scratch_files, left_out, dict(state.of(record).terms.devices))
-    if not quiesce:
-        await domain.begin_backup(job)
-        return
-    try:
-        await _freeze(domain, claim)
-        await domain.begin_backup(job, FROZEN_S)
-    except BaseException:
-        if claim.record.frozen:
-            with trio.CancelScope(shield=True):
-                await _thaw_quietly(domain, claim)
-        raise
-    with trio.CancelScope(shield=True):
-        await _thaw(domain)
-    claim.update(frozen=False)
+async def begin(domain: Domain, record: Record, deadline_s: float = BEGIN_S) -> None:
+    """Start the job that the record describes, whose scratch files are there.  Raises StateError."""
+    snapshot, kept = record.snapshot, state.of(record)
+    scratch_files = {disk.name: files.path(record, disk.name) for disk in snapshot.disks}
+    left_out = [each.name for each in snapshot.left_out]
+    job_xml = domainxml.backup_job(kept.socket, scratch_files, left_out, dict(kept.terms.devices))
+    await domain.begin_backup(job_xml, deadline_s)
 
 
-async def _freeze(domain: Domain, claim: Claim) -> None:
-    """Freeze the guest; before that is done, it is written down that it may be."""
-    why = await domain.why_paused()
-    if why:
-        resume = names.command("virsh", "resume", domain.name)
-        raise StateError(
-            f"{domain.name}: the guest's file systems cannot be frozen: {why}", f"{resume}   (or do without --quiesce)"
-        )
-    await domain.agent.check()
-    claim.update(frozen=True)
-    try:
-        await domain.agent.freeze()
-    except StateError:
-        claim.update(frozen=False)
-        raise
-
-
-async def _thaw(domain: Domain) -> None:
-    for tries_left in reversed(range(THAW_TRIES)):
-        try:
-            await domain.agent.thaw()
-            return
-        except UnreachableError:
-            if not tries_left:
-                raise
-
-
-async def _thaw_quietly(domain: Domain, claim: Claim) -> None:
-    """Thaw after something has failed already: a second error must not hide the first one; teardown tries again."""
-    try:
-        await domain.agent.thaw()
-        claim.update(frozen=False)
-    except SnapmountError as error:
-        log.warning("%s", error.message)
-
-
-async def thaw(record: Record) -> None:
-    """Thaw a guest that may be frozen still.  Idempotent.  Raises UnreachableError.
-
-    A guest that was reset need not be thawed, and where no agent runs any more nobody can; libvirt does not tell either
-    while a job runs.  So an agent has AGENT_BACK_S to answer, and no more is asked of it then.
-    """
-    if not record.frozen:
-        return
-    async with connected(record.connect) as hypervisor:
-        domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
-        if domain is None or not await domain.is_active():
-            return
-        try:
-            await domain.agent.thaw(THAW_S)
-        except UnreachableError as error:
-            since = datetime.now(UTC) - record.snapshot.created
-            if since.total_seconds() < AGENT_BACK_S:
-                raise
-            log.warning("%s; that is given up", error.message)
-
-
-async def end(record: Record) -> None:
+async def end(kept: Kept) -> None:
     """End the job, if it still runs, and let a guest go on that an error of a disk has paused.
 
     Idempotent.  Raises UnreachableError.
     """
-    async with connected(record.connect) as hypervisor:
-        domain = await hypervisor.domain_by_uuid(record.snapshot.vm_uuid)
+    async with connected(kept.connect) as hypervisor:
+        domain = await hypervisor.domain_by_uuid(kept.vm_uuid)
         if domain is None:
             return
         try:
-            await end_on(domain, record)
+            await end_on(domain, kept)
         except UnreachableError as error:
-            found = await domain.qemu(record.connect)
+            found = await domain.qemu(kept.connect)
             if found is None or not is_stopped(found.pid):
                 raise
             raise UnreachableError(
@@ -157,9 +79,9 @@ async def end(record: Record) -> None:
             ) from error
 
 
-async def end_on(domain: Domain, record: Record) -> None:
+async def end_on(domain: Domain, kept: HasSource) -> None:
     """End the job, and let a guest go on that an error of a disk has paused.  Raises UnreachableError."""
-    await domain.end_backup(state.of(record).socket)
+    await domain.end_backup(state.of(kept).socket)
     await resume_stopped(domain)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...core.space import DEFAULT_TERMS, Terms
@@ -30,6 +31,11 @@ class PullState:
         if document["kind"] != KIND:
             raise ValueError(f"its source is {document['kind']!r}, not {KIND!r}")
         return cls(document["socket"], document["scratch"], Terms.from_json(document["terms"]))
+
+    @property
+    def directory(self) -> Path:
+        """The scratch directory."""
+        return Path(self.scratch)
 
     def export_uri(self, disk: str) -> str:
         """The NBD URI of a disk's export (NBD URI specification, "nbd+unix")."""

@@ -12,8 +12,9 @@ import pytest
 
 from snapmount.core.units import MIB
 from snapmount.errors import SpaceError
+from snapmount.sources.pull.figures import CURRENT_S, Figures
 from snapmount.sources.pull.scratch import writeback
-from snapmount.sources.pull.scratch.measuring import CURRENT_S, Figures, Gauge
+from snapmount.sources.pull.scratch.measuring import Gauge
 
 from ...rig.records import a_record, by_pull
 

@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
@@ -22,9 +21,11 @@ from ....core.user import User
 from ....errors import SpaceError
 from ....host import execution
 from ....hypervisor import directories
+from ....images import qcow2
+from ....records.kept import Kept
 from ....records.record import Record
 from .. import state
-from . import devices, qcow2, writeback
+from . import devices, writeback
 
 HOST_S = 30.0
 
@@ -146,8 +147,8 @@ def is_any_nearly_full(record: Record, paths: Iterable[str]) -> bool:
     return False
 
 
-def remove(record: Record) -> None:
+def remove(kept: Kept) -> None:
     """Remove the scratch directory, and what is ours on the block devices.  Idempotent.  Raises OSError."""
-    for _, device in state.of(record).terms.devices:
-        devices.wipe(device, record.id)
-    directories.remove(Path(state.of(record).scratch))
+    for _, device in state.of(kept).terms.devices:
+        devices.wipe(device, kept.id)
+    directories.remove(state.of(kept).directory)

@@ -1,29 +1,22 @@
-"""Measures the scratch space of a snapshot and how fast it goes, and keeps the figures beside its record for `list` and
-`show`.
-"""
+"""Measures the scratch space of a snapshot and how fast it goes."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import trio
 
 from ....core.space import Fill, Pot, Rate
-from ....errors import SpaceError, StateError, UnreachableError
+from ....errors import SpaceError, UnreachableError
 from ....host import blocking
 from ....hypervisor import Domain, directories
-from ....records import documents
 from ....records.record import Record
 from .. import state
 from . import devices
 from .files import Opened, Used
 
 LOOK_S = 10.0
-CURRENT_S = 5.0  # figures that are older are of the past
 
 
 class Gauge:
@@ -127,37 +120,3 @@ class Gauge:
         ]
         is_reserved = terms.is_reserved and pot not in on_devices.values()
         return 0 if is_reserved else terms.remaining_bytes(disks)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What the server of a snapshot has measured."""
-
-    at_s: float  # time.monotonic(), which all processes of a host share, and which no one steps
-    used_bytes: int
-    bytes_per_s: float
-    left_s: float | None
-
-    def write(self, directory: Path) -> None:
-        """Keep them in the snapshot's runtime directory.  Raises OSError."""
-        documents.write(directory / "space.json", asdict(self))
-
-    @classmethod
-    def from_json(cls, document: Any) -> Figures:
-        """Raises KeyError, TypeError or ValueError for another shape."""
-        left = document["left_s"]
-        return cls(
-            float(document["at_s"]),
-            int(document["used_bytes"]),
-            float(document["bytes_per_s"]),
-            None if left is None else float(left),
-        )
-
-    @classmethod
-    def load(cls, directory: Path) -> Figures | None:
-        """Those of now; None where there are none."""
-        try:
-            found = documents.read(directory / "space.json", cls.from_json)
-        except StateError:
-            return None
-        return found if found and 0 <= time.monotonic() - found.at_s <= CURRENT_S else None

@@ -1,4 +1,4 @@
-"""Watches the scratch space of a snapshot, and gives the snapshot up before the guest suffers.
+"""Watches a backup job: its export, and its scratch space, so that the snapshot is given up before the guest suffers.
 
 libvirt tells when a scratch file has grown to a length of our choice, and when a read or write of the guest has failed.
 As a net we look at files and file system too, the more often the less room there is: other programs use that space as
@@ -11,66 +11,62 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import trio
 
-from .. import hypervisor
-from ..core import space
-from ..core.lifecycle import State
-from ..core.space import Fill
-from ..errors import NotFoundError, SnapmountError, SpaceError, UnreachableError
-from ..host import blocking
-from ..host.logs import Problems
-from ..hypervisor import DiskError, directories
-from ..records.store import Claim
-from ..sources.pull import job, state
-from ..sources.pull.scratch import files
-from ..sources.pull.scratch.measuring import Figures, Gauge
-from .teardown import withdraw
+from ... import hypervisor
+from ...core import space
+from ...core.lifecycle import State
+from ...core.space import Fill
+from ...errors import NotFoundError, SpaceError, UnreachableError
+from ...host import blocking
+from ...host.logs import Problems
+from ...hypervisor import DiskError, directories
+from ...images import nbd
+from ...records.record import Record
+from ...records.store import Store
+from ..source import Loss
+from . import job, state
+from .figures import Figures
+from .scratch import files
+from .scratch.measuring import Gauge
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
-REMOVE_S = 60.0
 OWN_DISKS_S = 3.0
 RESUME_AGAIN_S = 10.0
 TRY_AGAIN_S = 1.0
 TELL_S = 1.0
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What ends reads, and lets the kernel forget what it has read."""
-
-    stop_reads: Callable[[], None]
-    forget_cached: Callable[[], Awaitable[None]]
+MORE_SPACE = "a --scratch-dir with more space, or a higher --scratch-limit"
 
 
 @contextlib.asynccontextmanager
-async def watched(watch: Watch) -> AsyncIterator[None]:
-    """Watch over a snapshot, whose job runs, while the block lasts; it has been looked at when that begins.
+async def watched(record: Record, store: Store) -> AsyncIterator[JobWatch]:
+    """See Source: watch over a snapshot whose job runs."""
+    watch = JobWatch(record, store)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(watch.run)
+            yield watch
+            nursery.cancel_scope.cancel()
+    finally:
+        watch.close()
 
-    Where it has to be given up before it is shown, its job is ended and SpaceError raised, maybe in a group.
-    """
-    async with trio.open_nursery() as nursery:
-        await nursery.start(watch.run)
-        yield
-        nursery.cancel_scope.cancel()
 
+class JobWatch:
+    """The watch over one snapshot (a Watch, see source.py)."""
 
-class Watch:
-    """The watch over one snapshot."""
-
-    def __init__(self, claim: Claim) -> None:
-        self._claim = claim
-        self._record = claim.record
-        self._shown: Shown | None = None
+    def __init__(self, record: Record, store: Store) -> None:
+        self._record = record
+        self._store = store
+        self._loss: Loss | None = None
+        self._is_lost = trio.Event()
+        self._has_ended = trio.Event()  # the job
         self._heard: hypervisor.Heard | None = None
-        self._gauge = Gauge(claim.record)
+        self._gauge = Gauge(record)
         self._armed: dict[str, int] = {}  # disk: the length that libvirt will tell of
         self._room: int | None = None
         self._bell = trio.Event()  # look now
@@ -81,31 +77,46 @@ class Watch:
         self._resumed_s = -math.inf
         self._told_s = -TELL_S
 
-    def shown(self, stop_reads: Callable[[], None], forget_cached: Callable[[], Awaitable[None]]) -> None:
-        """The view is readable from now on: where the snapshot is given up, it stays, and its reads fail."""
-        self._shown = Shown(stop_reads, forget_cached)
-
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Return when the snapshot was given up, or is lost; it starts with a first look.
-
-        Raises SpaceError where it has to be given up before it is shown; its job is ended then.
+        """Watch, until the snapshot is lost; it starts with a first look at the scratch space.  Where the job must be
+        ended in haste, the connection to libvirt is kept until it has.
         """
-        with contextlib.closing(self._gauge):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._listen)
-                nursery.start_soon(self._try_scratch)
-                fill = await self._wait_short(task_status.started)
-                if fill:
-                    await self._give_up(fill)
-                nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            nursery.start_soon(self._try_scratch)
+            nursery.start_soon(self._wait_export_gone)
+            await self._wait_short(task_status.started)
+            if self._loss and self._loss.state is State.GAVE_UP:
+                await self._has_ended.wait()
+            nursery.cancel_scope.cancel()
+
+    async def wait_lost(self) -> Loss:
+        """See Watch."""
+        await self._is_lost.wait()
+        assert self._loss
+        return self._loss
+
+    def _lose(self, loss: Loss) -> None:
+        """The first reason is the one."""
+        self._loss = self._loss or loss
+        self._is_lost.set()
+        self._bell.set()
+
+    async def _wait_export_gone(self) -> None:
+        await nbd.wait_until_gone(state.of(self._record).socket, self._record.snapshot.disks[0].name)
+        self._lose(Loss(State.LOST, job.LOST_CONNECTION))
+
+    def close(self) -> None:
+        """Let go of the scratch files: their space is free only then."""
+        self._gauge.close()
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    async def _wait_short(self, started: Callable[[], None]) -> Fill | None:
-        """What there was when it was too little; None where the snapshot has ended otherwise."""
+    async def _wait_short(self, started: Callable[[], None]) -> None:
+        """Look again and again, until there is too little."""
         problems = Problems(log, "the scratch space cannot be watched: %s")
         has_started = False
-        while self._claim.record.state.may_cost_the_guest:
+        while not self._is_lost.is_set():
             self._bell = trio.Event()
             wait_s = space.LONGEST_WAIT_S
             try:
@@ -114,16 +125,16 @@ class Watch:
                 problems.met(error.message)
             else:
                 if fill.is_short:
-                    return fill
+                    self._lose(Loss(State.GAVE_UP, fill.why_give_up(datetime.now(UTC)), MORE_SPACE))
                 self._tell(fill)
                 self._wish_thresholds(fill)
                 wait_s = fill.wait_s
             if not has_started:
                 has_started = True
                 started()
-            with trio.move_on_after(wait_s):
-                await self._bell.wait()
-        return None
+            if not self._is_lost.is_set():
+                with trio.move_on_after(wait_s):
+                    await self._bell.wait()
 
     async def _look(self) -> Fill:
         domain = self._heard.domain if self._heard else None
@@ -177,8 +188,8 @@ class Watch:
         """When a read or write of the guest has failed, find out whether that is for the scratch: not every such error
         pauses the guest, or is told by the files.
         """
-        user = hypervisor.qemu_user(self._claim.store.definition(self._record.id))
-        directory = Path(state.of(self._record).scratch)
+        user = hypervisor.qemu_user(self._store.definition(self._record.id))
+        directory = state.of(self._record).directory
         while not self._gauge.is_on_devices and not self._gauge.failure:
             await self._has_io_error.wait()
             self._has_io_error = trio.Event()
@@ -195,7 +206,7 @@ class Watch:
             return
         self._told_s = now
         try:
-            Figures(now, fill.used, fill.bytes_per_s, fill.left_s).write(self._claim.directory)
+            Figures(now, fill.used, fill.bytes_per_s, fill.left_s).write(self._store.path(self._record.id))
         except OSError as error:
             log.warning("the scratch space's figures cannot be written: %s", error)
 
@@ -269,27 +280,28 @@ class Watch:
             await heard.lost.wait()
             nursery.cancel_scope.cancel()
 
-    # -- giving up -----------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
 
-    async def _give_up(self, fill: Fill) -> None:
-        """End reads, then the job, at once: the guest waits.  Then all else that can go before `delete`."""
-        reason = fill.why_give_up(datetime.now(UTC))
-        log.error("the snapshot is given up: %s", reason)
-        shown = self._shown if self._claim.record.state is State.ACTIVE else None
-        if shown:
-            self._claim.note(State.GAVE_UP, reason)
-            shown.stop_reads()
-        await self.end_job()
-        if self._shown is None:
-            raise SpaceError(
-                f"{self._record.snapshot.vm_name}: the snapshot was given up before it was readable: {reason}",
-                "a --scratch-dir with more space, or a higher --scratch-limit",
-            )
-        if shown:
-            await shown.forget_cached()
-            await clear(self._claim)
+    async def release(self, loss: Loss, tell: Callable[[str], None]) -> None:
+        """See Watch.  A job that ends by itself soon after its export was ended by somebody else, or with the VM, which
+        is found out before we end it ourselves.
+        """
+        if loss.state is State.GAVE_UP:
+            await self._end_job()
+            return
+        is_explained = trio.Event()
 
-    async def end_job(self) -> None:
+        async def explain() -> None:
+            await job.explain_loss(self._record, tell)
+            is_explained.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(explain)
+            with trio.move_on_after(job.JOB_ENDS_S):
+                await is_explained.wait()
+            await self._end_job()
+
+    async def _end_job(self) -> None:
         """By the open connection, if there is one; where libvirtd is down, as soon as it is back."""
         began, problems = trio.current_time(), Problems(log, "the backup job cannot be ended yet: %s")
         while True:
@@ -298,18 +310,11 @@ class Watch:
                     if self._heard and not self._heard.lost.is_set():
                         await job.end_on(self._heard.domain, self._record)
                     else:
-                        await job.end(self._record)
+                        await job.end(self._record.kept)
                 log.info("the backup job has ended %.0f ms after that", 1000 * (trio.current_time() - began))
+                self.close()
+                self._has_ended.set()
                 return
             except UnreachableError as error:
                 problems.met(error.message)
             await trio.sleep(RETRY_S)
-
-
-async def clear(claim: Claim) -> None:
-    """Withdraw the LUNs and remove the scratch files; what fails is tried again when the snapshot is deleted."""
-    try:
-        await withdraw(claim)
-        await blocking.call(REMOVE_S, files.remove, claim.record)
-    except (SnapmountError, OSError, trio.TooSlowError) as error:
-        log.error("the scratch files of the snapshot remain till it is deleted: %s", error)

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ....errors import SpaceError
-from ....hypervisor import directories
+from ..errors import SpaceError
+from . import directories
 
 GLANCE_S = 2.0
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ....core.user import User
-from ....errors import SpaceError
-from ....host import execution
-from ....hypervisor import directories
+from ..core.user import User
+from ..errors import SpaceError
+from ..host import execution
+from ..hypervisor import directories
 
 DEADLINE_S = 30.0
 

@@ -1,0 +1,96 @@
+"""Sees to it that a snapshot whose point in time is lost shows no wrong data and costs the guest nothing more: the one
+path from the loss to what is left of the snapshot until it is deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from ..core.lifecycle import State
+from ..errors import SnapmountError, SpaceError, UnreachableError
+from ..records.store import Claim
+from ..sources import registry
+from ..sources.source import Loss, Watch
+from .withdrawal import withdraw
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What ends reads, and lets the kernel forget what it has read."""
+
+    stop_reads: Callable[[], None]
+    forget_cached: Callable[[], Awaitable[None]]
+
+
+class Guard:
+    """The guard over one snapshot, in its server."""
+
+    def __init__(self, claim: Claim, watch: Watch) -> None:
+        self._claim = claim
+        self._watch = watch
+        self._shown: Shown | None = None
+
+    def shown(self, stop_reads: Callable[[], None], forget_cached: Callable[[], Awaitable[None]]) -> None:
+        """The view is readable from now on: when the snapshot is lost, it stays, and its reads fail."""
+        self._shown = Shown(stop_reads, forget_cached)
+
+    async def run(self) -> None:
+        """Return when the snapshot was lost, and all has been done that is to be done then.
+
+        Raises SpaceError where it has to be given up before it is shown, UnreachableError where it is lost before.
+        """
+        loss = await self._watch.wait_lost()
+        if self._shown is None:
+            raise await self._ended_early(loss)
+        await self._lose(loss, self._shown)
+
+    async def _ended_early(self, loss: Loss) -> SnapmountError:
+        vm = self._claim.record.snapshot.vm_name
+        if loss.state is State.GAVE_UP:
+            log.error("the snapshot is given up: %s", loss.reason)
+            await self._watch.release(loss, lambda _: None)
+            return SpaceError(f"{vm}: the snapshot was given up before it was readable: {loss.reason}", loss.remedy)
+        return UnreachableError(f"{vm}: the snapshot was lost before it was readable: {loss.reason}")
+
+    async def _lose(self, loss: Loss, shown: Shown) -> None:
+        """Reads end first; what costs the guest then, at once: it waits."""
+
+        def note(reason: str) -> None:
+            log.error("the snapshot is %s: %s", "given up" if loss.state is State.GAVE_UP else "lost", reason)
+            self._claim.note(loss.state, reason)
+
+        note(loss.reason)
+        shown.stop_reads()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shown.forget_cached)
+            await self._watch.release(loss, note)
+        if loss.state is State.GAVE_UP:
+            await clear(self._claim)
+
+
+@contextlib.asynccontextmanager
+async def guarded(claim: Claim) -> AsyncIterator[Guard]:
+    """Guard a snapshot that has been made, while the block lasts.  Raises what Guard.run() does, maybe in a group."""
+    async with registry.of(claim.record).watched(claim.record, claim.store) as watch, trio.open_nursery() as nursery:
+        guard = Guard(claim, watch)
+        nursery.start_soon(guard.run)
+        yield guard
+        nursery.cancel_scope.cancel()
+
+
+async def clear(claim: Claim) -> None:
+    """Withdraw the LUNs of a snapshot that was given up and remove what its source has made; what fails is tried again
+    when the snapshot is deleted.
+    """
+    try:
+        await withdraw(claim)
+        await registry.of(claim.record).destroy(claim.record.kept)
+    except SnapmountError as error:
+        log.error("what is left of the snapshot remains till it is deleted: %s", error)

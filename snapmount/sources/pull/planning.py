@@ -1,0 +1,91 @@
+"""Looks at a running VM, and decides what a snapshot by a backup job will be; makes nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...core import domainxml, names
+from ...core.snapshot import Disk
+from ...core.space import DEFAULT_TERMS, Terms
+from ...errors import StateError
+from ..source import Plan, Subject
+from . import job, refusals, state
+from .scratch import room
+from .state import KIND, PullState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScratchWish:
+    """What the user asks for scratch space."""
+
+    directory: str | None = None  # None: the best there is
+    terms: Terms = DEFAULT_TERMS
+
+
+async def plan(subject: Subject) -> Plan:
+    """See Source."""
+    domain, chosen = subject.domain, subject.selection.chosen
+    await _check_no_job(subject)
+    refusals.check_bypass(domain.name, chosen, subject.choice)
+    version = await domain.qemu_version(subject.connect)
+    refusals.check_iothreads(domain.name, chosen, subject.choice, version)
+    await domain.block_jobs.check_none(disk.name for disk in chosen)
+    disks = await _disks(subject)
+    wish = subject.options.get(KIND, ScratchWish())
+    in_use = await _devices_in_use(subject) if wish.terms.devices else {}
+    files = [str(disk.origin) for disk in chosen if disk.kind == "file"]
+    needs = room.Needs(domain.name, disks, files, subject.user, in_use)
+    parent, terms = await room.find(needs, wish.directory, wish.terms, subject.warn)
+    log.info("%s: scratch files below %s", domain.name, parent)
+    directory = parent / names.directory(subject.snapshot_id)
+    domainxml.check_scratch(subject.xml, str(directory))
+    socket = job.socket_path(await domain.run_id(), subject.snapshot_id, directory)
+    return Plan(disks, PullState(socket, str(directory), terms).document(), str(directory))
+
+
+async def _disks(subject: Subject) -> tuple[Disk, ...]:
+    sizes = await subject.domain.disk_sizes()
+    return tuple(
+        Disk(
+            name=disk.name,
+            size_bytes=sizes[disk.name].virtual,
+            format=disk.format,
+            origin=str(disk.origin),
+            allocated_bytes=sizes[disk.name].allocated,
+            logical_block_size_bytes=disk.logical_block_size,
+        )
+        for disk in subject.selection.chosen
+    )
+
+
+async def _devices_in_use(subject: Subject) -> Mapping[str, str]:
+    """The block devices of VMs and of other snapshots, with what each is."""
+    found = await subject.connection.block_disks()
+    for record in subject.others:
+        if record.source["kind"] == KIND:
+            for disk, device in state.of(record).terms.devices:
+                found[device] = f"the scratch of {disk} of snapshot {record.id}"
+    return found
+
+
+async def _check_no_job(subject: Subject) -> None:
+    """Raise StateError where the VM has a backup job: it can have one at a time."""
+    domain = subject.domain
+    running = await domain.backup_job()
+    if running is None:
+        return
+    socket = domainxml.backup_socket(running)
+    for record in subject.others:
+        if record.source["kind"] == KIND and state.of(record).socket == socket:
+            raise StateError(
+                f"{domain.name} has a snapshot already: {record.id}, {record.whereabouts}",
+                names.command("snapmount", "delete", record.id),
+            )
+    raise StateError(
+        f"{domain.name} has a backup job already, of another program; a VM can have one at a time",
+        f"{names.command('virsh', 'domjobinfo', domain.name)}   (and wait for its end)",
+    )

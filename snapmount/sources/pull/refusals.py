@@ -1,0 +1,58 @@
+"""Disks of which a backup job cannot keep the moment, or whose snapshot would harm the VM; no input or output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...core import names, plan
+from ...core.diskdefinition import DiskDefinition
+from ...core.plan import Choice
+from ...errors import StateError
+
+QEMU_NBD_IN_IOTHREADS = (8, 2, 3)  # the first version that can
+
+
+def check_iothreads(
+    vm: str, chosen: Sequence[DiskDefinition], choice: Choice, qemu_version: tuple[int, ...] | None
+) -> None:
+    """Raise StateError where a disk is served by an iothread, in a QEMU that would crash as soon as an NBD client of
+    its backup job goes away; a version that is not known is taken for such a one.
+
+    Before 8.2.3 the NBD server lets go of a client in the iothread, and since the mending of CVE-2024-7409, which
+    distributions have put into older versions, that fails an assertion (nbd_blockdev_client_closed).  QEMU's commit
+    f816310d0c32, "nbd/server: only traverse NBDExport->clients from main loop thread".
+    """
+    if qemu_version and qemu_version >= QEMU_NBD_IN_IOTHREADS:
+        return
+    threaded = [disk.name for disk in chosen if disk.has_iothread]
+    if threaded:
+        version = ".".join(map(str, qemu_version)) if qemu_version else "of an unknown version"
+        needed = ".".join(map(str, QEMU_NBD_IN_IOTHREADS))
+        use = "uses an iothread" if len(threaded) == 1 else "use iothreads"
+        edit = f"{names.command('virsh', 'edit', vm)}   (to take the iothread away; then shut {vm} down and start it)"
+        raise StateError(
+            f"{vm}: {names.listed(threaded)} {use}, and the VM's QEMU {version} would crash at the end of a "
+            f"snapshot of such a disk; QEMU {needed} and later do not",
+            choice.without(threaded, chosen) or edit,
+        )
+
+
+def check_bypass(vm: str, chosen: Sequence[DiskDefinition], choice: Choice) -> None:
+    """Raise StateError for disks that can be written past the VM's QEMU.  They must be excluded by name: silence would
+    pass for a whole snapshot.
+    """
+    faults = {disk.name: how for disk in chosen if (how := _bypass(disk))}
+    edit = f"{names.command('virsh', 'edit', vm)}   (where nobody else writes to it: to take <shareable/> away)"
+    is_shared = all(disk.is_shareable for disk in chosen if disk.name in faults)
+    plan.refuse_writers(vm, faults, chosen, choice, edit if is_shared else None)
+
+
+def _bypass(disk: DiskDefinition) -> str | None:
+    """How the disk can be written past the VM's QEMU; None where its definition tells of no way."""
+    if disk.device == "lun":
+        return "is passed through to the guest (device='lun')"
+    if disk.kind in ("vhostuser", "vhostvdpa"):
+        return f"is served by another process ({disk.kind})"
+    if disk.is_shareable and not disk.is_readonly:
+        return "may be shared with other VMs and hosts (<shareable/>)"
+    return None
