@@ -191,14 +191,28 @@ def test_all_modules_are_looked_at() -> None:
 # -- which way imports point -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if is_within(name, "snapmount.core")])
-def test_the_core_imports_nothing_that_could_do_input_or_output(name: str) -> None:
-    allowed = (*PURE, "snapmount.core", "snapmount.errors")
+# What does no input or output: all of the core, and what is pure of other packages.
+PURE_MODULES = (
+    "snapmount.core",
+    *("snapmount.boot.definition", "snapmount.boot.hardware", "snapmount.doctor.health", "snapmount.publish.tree"),
+    *("snapmount.publish.iscsi.initiators", "snapmount.sources.pull.refusals", "snapmount.sources.pull.scratch.place"),
+    *("snapmount.host.fuseconf", "snapmount.records.kept", "snapmount.records.shapes", "snapmount.sources.pull.space"),
+)
+PURE_NAMES = [name for name in MODULES if is_within(name, *PURE_MODULES)]
+
+
+def test_what_shall_be_pure_is_there() -> None:
+    assert {name for name in PURE_MODULES if name not in MODULES} == set()
+
+
+@pytest.mark.parametrize("name", PURE_NAMES)
+def test_what_is_pure_imports_nothing_that_could_do_input_or_output(name: str) -> None:
+    allowed = (*PURE, *PURE_MODULES, "snapmount.errors")
     assert {module for module in imports_of(name).all() if not is_within(module, *allowed)} == set()
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if is_within(name, "snapmount.core")])
-def test_the_core_opens_no_files(name: str) -> None:
+@pytest.mark.parametrize("name", PURE_NAMES)
+def test_what_is_pure_opens_no_files(name: str) -> None:
     assert called(name) & {"open", "input", "print", "exec", "eval", "__import__"} == set()
 
 
@@ -262,6 +276,22 @@ def test_sources_and_publishers_know_nothing_of_each_other() -> None:
         for ours, theirs in ((sources, publishers), (publishers, sources)):
             if is_within(name, ours):
                 assert not {module for module in imports_of(name).all() if is_within(module, theirs)}, name
+
+
+def test_only_what_lists_the_sources_and_what_parses_their_options_knows_one_by_name() -> None:
+    kinds = {path.name for path in (ROOT / PACKAGE / "sources").iterdir() if (path / "__init__.py").exists()}
+    assert kinds
+    known = {f"snapmount.sources.{kind}": importers(f"snapmount.sources.{kind}") for kind in kinds}
+    asking = {"snapmount.cli.requests"}
+    for kind, names in known.items():
+        strangers = {name for name in names if not is_within(name, kind, "snapmount.doctor")} - asking
+        assert strangers <= {"snapmount.sources.kinds", "snapmount.sources.registry"}
+
+
+def test_publishers_know_the_image_alone() -> None:
+    for name in MODULES:
+        if is_within(name, "snapmount.publish"):
+            assert not any(is_within(module, "snapmount.images") for module in imports_of(name).all()), name
 
 
 def test_nothing_rests_on_the_command_line() -> None:

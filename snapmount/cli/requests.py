@@ -10,11 +10,11 @@ from .. import hypervisor
 from ..boot.check import WAIT_TIMEOUT_S, WaitFor
 from ..boot.launch import BootRequest, check_name
 from ..core import iscsi, names
-from ..core.space import Terms
 from ..errors import UsageError
 from ..host.processes import Process
 from ..lifecycle.planning import LunRequest, Request
 from ..sources.pull.planning import ScratchWish
+from ..sources.pull.space import Terms
 from ..sources.pull.state import KIND as PULL
 
 if TYPE_CHECKING:

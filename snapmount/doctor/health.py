@@ -10,8 +10,8 @@ from enum import Enum
 from typing import Any
 
 from ..core import names, units
+from ..core.limits import FLOOR_BYTES
 from ..core.remedies import Remedies
-from ..core.space import FLOOR_BYTES
 from ..host.fuseconf import permits_allow_other
 from ..sources.pull.scratch.place import MEMORY, why_not
 

@@ -16,13 +16,14 @@ from typing import Any
 
 import trio
 
-from ..core import names, space, units
+from ..core import limits, names, units
 from ..core.user import User
 from ..errors import SpaceError
 from ..host import blocking, datadirectory, trees
 
 CHECK_S = 10.0
-PROBE_CLUSTERS = 16
+PROBE_BLOCK_BYTES = 64 * units.KIB
+PROBE_BLOCKS = 16
 
 # scratch files and overlays, NBD's socket, the probe; a scratch VM's firmware variables, and what virtlogd(8) keeps
 _OURS = re.compile(r"[A-Za-z0-9_]{1,64}\.qcow2|nbd\.sock|probe|nvram\.fd|console\.log(\.\d+)?")
@@ -133,20 +134,20 @@ async def _write_probe(directory: Path, user: User) -> str | None:
     """
     try:
         problem = await _probe(directory, user, "dd", "if=/dev/zero", "bs=4096", "count=1", "status=none", to="of=")
-        if problem or await blocking.call(CHECK_S, free_bytes, directory) < 2 * space.FLOOR_BYTES:
+        if problem or await blocking.call(CHECK_S, free_bytes, directory) < 2 * limits.FLOOR_BYTES:
             return problem  # so little is free that it may be had by others only
-        problem = await _probe(directory, user, "fallocate", "--length", str(space.FLOOR_BYTES), to="")
+        problem = await _probe(directory, user, "fallocate", "--length", str(limits.FLOOR_BYTES), to="")
     except trio.TooSlowError:
         return f"writing a file took more than {CHECK_S:g} s"
     is_of_space = problem in (os.strerror(errno.EDQUOT), os.strerror(errno.ENOSPC))  # else it cannot be told there
-    return f"it cannot have {units.size(space.FLOOR_BYTES)} there: {problem}" if is_of_space else None
+    return f"it cannot have {units.size(limits.FLOOR_BYTES)} there: {problem}" if is_of_space else None
 
 
 async def write_problem(directory: Path, user: User) -> str | None:
     """Write more to a file in the directory, as that user, than QEMU writes at once, and see to it that it is on the
     disk; return what went wrong, None where nothing did, or where it cannot be told.
     """
-    command = ["dd", "if=/dev/zero", f"bs={space.CLUSTER_BYTES}", f"count={PROBE_CLUSTERS}", "conv=fsync"]
+    command = ["dd", "if=/dev/zero", f"bs={PROBE_BLOCK_BYTES}", f"count={PROBE_BLOCKS}", "conv=fsync"]
     try:
         problem = await _probe(directory, user, *command, "status=none", to="of=")
     except (trio.TooSlowError, OSError):

@@ -15,11 +15,11 @@ from snapmount.boot.check import Came, WaitFor
 from snapmount.boot.scratchvm import ScratchVm
 from snapmount.cli import present
 from snapmount.core.lifecycle import State
-from snapmount.core.space import Terms
 from snapmount.host.processes import Process
 from snapmount.hypervisor import directories, glances
 from snapmount.records.store import Store
 from snapmount.sources.pull.figures import Figures
+from snapmount.sources.pull.space import Terms
 
 from ..rig.records import ID, OTHER_ID, UUID, a_record, a_snapshot, by_pull
 

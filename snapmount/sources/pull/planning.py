@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from ...core import domainxml, names
 from ...core.snapshot import Disk
-from ...core.space import DEFAULT_TERMS, Terms
 from ...errors import StateError
 from ..source import Plan, Subject
 from . import job, refusals, state
 from .scratch import room
+from .space import DEFAULT_TERMS, Terms
 from .state import KIND, PullState
 
 log = logging.getLogger(__name__)

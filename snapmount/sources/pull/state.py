@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...core.space import DEFAULT_TERMS, Terms
 from ...records.documents import HasSource
+from .space import DEFAULT_TERMS, Terms
 
 KIND = "pull"
 

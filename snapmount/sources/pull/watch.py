@@ -17,9 +17,7 @@ from datetime import UTC, datetime
 import trio
 
 from ... import hypervisor
-from ...core import space
 from ...core.lifecycle import State
-from ...core.space import Fill
 from ...errors import NotFoundError, SpaceError, UnreachableError
 from ...host import blocking
 from ...host.logs import Problems
@@ -28,10 +26,11 @@ from ...images import nbd
 from ...records.record import Record
 from ...records.store import Store
 from ..source import Loss
-from . import job, state
+from . import job, space, state
 from .figures import Figures
 from .scratch import files
 from .scratch.measuring import Gauge
+from .space import Fill
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount.core.space import Space
 from snapmount.core.units import GIB
 from snapmount.errors import SpaceError
 from snapmount.sources.pull.scratch import places
 from snapmount.sources.pull.scratch.place import Candidate, choose, warning
 from snapmount.sources.pull.scratch.places import FileSystem
+from snapmount.sources.pull.space import Space
 
 from ...strategies import PROPERTY
 

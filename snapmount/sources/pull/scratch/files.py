@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from ....core import space, units
+from ....core import units
 from ....core.snapshot import Disk
 from ....core.user import User
 from ....errors import SpaceError
@@ -24,7 +24,7 @@ from ....hypervisor import directories
 from ....images import qcow2
 from ....records.kept import Kept
 from ....records.record import Record
-from .. import state
+from .. import space, state
 from . import devices, writeback
 
 HOST_S = 30.0

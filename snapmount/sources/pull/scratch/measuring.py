@@ -7,12 +7,12 @@ from pathlib import Path
 
 import trio
 
-from ....core.space import Fill, Pot, Rate
 from ....errors import SpaceError, UnreachableError
 from ....host import blocking
 from ....hypervisor import Domain, directories
 from ....records.record import Record
 from .. import state
+from ..space import Fill, Pot, Rate
 from . import devices
 from .files import Opened, Used
 

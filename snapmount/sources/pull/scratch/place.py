@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ....core import names, units
-from ....core.space import Space
 from ....errors import SpaceError
+from ..space import Space
 
 MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})  # scratch files there would take the host's memory
 NETWORK = frozenset(

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import trio
 
-from ....core.space import Space
 from ....core.user import User
 from ....errors import SpaceError
 from ....host import blocking, datadirectory, execution
 from ....hypervisor import directories
+from ..space import Space
 from .place import Candidate, Place, choose, warning
 
 log = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ....core import space
 from ....core.snapshot import Disk
-from ....core.space import Space, Terms
 from ....core.user import User
 from ....errors import NotFoundError
+from .. import space
+from ..space import Space, Terms
 from . import devices, places
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from ..errors import SpaceError
-from . import names, units
+from ...core import limits, names, units
+from ...errors import SpaceError
 
 CLUSTER_BYTES = 64 * units.KIB  # QEMU's copy-before-write copies no less, and more of a scratch file with larger ones
-FLOOR_BYTES = 64 * units.MIB
+FLOOR_BYTES = limits.FLOOR_BYTES
 SMOOTHING_S = 2.0  # a fill rate is that of the last few of these
 REACTION_S = 3.0  # in which a snapshot is given up, also on a busy host: measured are 0.1 s
 BURST_BYTES_PER_S = units.GIB  # what a guest that has been idle may begin with

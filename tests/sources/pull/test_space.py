@@ -12,12 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount.core import space
-from snapmount.core.space import CLUSTER_BYTES, FLOOR_BYTES, LONGEST_WAIT_S, Fill, Pot, Rate, Space, Terms, qcow2_bytes
 from snapmount.core.units import GIB, KIB, MIB
 from snapmount.errors import SpaceError
+from snapmount.sources.pull import space
+from snapmount.sources.pull.space import (
+    CLUSTER_BYTES,
+    FLOOR_BYTES,
+    LONGEST_WAIT_S,
+    Fill,
+    Pot,
+    Rate,
+    Space,
+    Terms,
+    qcow2_bytes,
+)
 
-from ..strategies import PROPERTY, disk_names
+from ...strategies import PROPERTY, disk_names
 
 NOW = datetime(2026, 11, 23, 19, 20, 11, tzinfo=UTC)
 sizes = st.integers(min_value=0, max_value=1 << 50)
