@@ -6,23 +6,22 @@ import argparse
 import contextlib
 import os
 import signal
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 import trio
 
+from snapmount.core.image import Image
 from snapmount.images import nbd
 from snapmount.publish.fuse import filesystem
 from snapmount.publish.tree import File, MapText, RawImage, Tree
 
 
-async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s: float, connections: int) -> bool:
-    """Whether it was ended by an unmount."""
+async def serve(mountpoint: str, opened: Sequence[AbstractAsyncContextManager[Image]]) -> bool:
+    """Mount these images; whether that was ended by an unmount."""
     unmounted = False
     async with contextlib.AsyncExitStack() as stack:
-        budget = nbd.Budget(len(exports), connections)
-        images = [
-            await stack.enter_async_context(nbd.opened(export or "disk", socket, export, read_timeout_s, budget))
-            for export in exports
-        ]
+        images = [await stack.enter_async_context(each) for each in opened]
         files = [File(f"{image.name}.raw", RawImage(image)) for image in images]
         files += [File(f"{image.name}.map", MapText(image)) for image in images]
         tree = Tree(files, 0, os.geteuid(), os.getegid())
@@ -34,6 +33,13 @@ async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s:
                 unmounted = True
                 nursery.cancel_scope.cancel()
     return unmounted
+
+
+async def main(mountpoint: str, socket: str, exports: list[str], read_timeout_s: float, connections: int) -> bool:
+    """Whether it was ended by an unmount."""
+    budget = nbd.Budget(len(exports), connections)
+    images = [nbd.opened(export or "disk", socket, export, read_timeout_s, budget) for export in exports]
+    return await serve(mountpoint, images)
 
 
 async def end_on_signal(signals: object, scope: trio.CancelScope) -> None:

@@ -9,7 +9,7 @@ from .extents import ExtentMap
 
 
 @dataclass(frozen=True)
-class Direct:
+class NbdSockets:
     """A way to read an image past Python: connections to its NBD export on which nothing is under way.
 
     They are in the transmission phase, agreed on simple replies (NBD protocol, "Transmission"), and whoever gets them
@@ -18,6 +18,22 @@ class Direct:
 
     sockets: tuple[int, ...]  # file descriptors
     deadline_s: float  # for each read
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A way to read an image past Python: the file or block device that holds it, byte for byte.
+
+    Whoever gets the descriptor duplicates it, since the image closes its own.  What the image has beyond the file's end
+    is zero; a file that has become shorter than `size_bytes` holds no image any more.
+    """
+
+    descriptor: int
+    size_bytes: int  # of the file; the image may be larger
+    deadline_s: float  # for each read
+
+
+Direct = NbdSockets | LocalFile
 
 
 class Image(Protocol):

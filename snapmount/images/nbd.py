@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import trio
 
 from ..core.extents import ExtentMap
-from ..core.image import Direct
+from ..core.image import NbdSockets
 from ..core.survey import Survey
 from ..errors import MissingError, UnreachableError
 from ..host.blocking import Threads
+from .extents import Extents
 
 try:
     import nbd
@@ -38,7 +39,6 @@ DIRECT_CONNECTIONS = 4  # of each way past Python
 DIRECT_WAYS = 2  # of an image: its file, and its LUN
 MOST_CONNECTIONS = 80  # of all images: QEMU takes 100 and lets others wait (since 9.1, and in older ones as mended)
 CONNECT_S = 10.0
-GLANCE_S = 0.5  # how long the extents may take before a file's attributes are told without them
 
 
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:
@@ -139,24 +139,6 @@ class Budget:
         self.fetches = trio.CapacityLimiter(fetches)  # of extents, at once
 
 
-class _Fetch:
-    """One try to get the extents, for all who wait for them."""
-
-    def __init__(self) -> None:
-        self.started = trio.current_time()
-        self.ended = trio.Event()
-        self.extents: ExtentMap | None = None
-        self.error: OSError | None = None
-
-    async def result(self) -> ExtentMap:
-        """Raises OSError."""
-        await self.ended.wait()
-        if self.extents is None:
-            assert self.error
-            raise OSError(*self.error.args) from self.error
-        return self.extents
-
-
 class NbdImage:
     """An Image (core.image) that is read from an NBD export."""
 
@@ -170,7 +152,6 @@ class NbdImage:
         deadline_s: float,
         budget: Budget,
     ) -> None:
-        self._nursery = nursery
         self.name = name
         self.size_bytes = size_bytes
         self._socket_path = socket_path
@@ -182,39 +163,17 @@ class NbdImage:
         self._direct: list[Connection] = []
         self._direct_left = budget.direct
         self._closed = False
-        self._extents: ExtentMap | None = None
-        self._fetch: _Fetch | None = None
+        self._extents = Extents(nursery, self._find_extents)
 
     async def extents(self) -> ExtentMap:
         """See Image.  Each question to QEMU must be answered within the deadline given to opened()."""
-        if self._extents is None:
-            self._extents = await self._fetching().result()
-        return self._extents
+        return await self._extents.all()
 
     async def allocated_bytes(self) -> int | None:
-        """See Image.  Who asks waits for the first moments of the search only: a listing asks many times."""
-        if self._extents is None:
-            fetch = self._fetching()
-            with trio.move_on_at(fetch.started + GLANCE_S):
-                self._extents = await fetch.result()
-        return self._extents.data_bytes if self._extents else None
+        """See Image."""
+        return await self._extents.allocated_bytes()
 
-    def _fetching(self) -> _Fetch:
-        if self._fetch is None:
-            self._fetch = _Fetch()
-            self._nursery.start_soon(self._run, self._fetch)
-        return self._fetch
-
-    async def _run(self, fetch: _Fetch) -> None:
-        """It goes on where who asked first waits no longer."""
-        try:
-            fetch.extents = await self._fetch_extents()
-        except OSError as error:
-            fetch.error = error
-            self._fetch = None  # who asks next tries anew
-        fetch.ended.set()
-
-    async def _fetch_extents(self) -> ExtentMap:
+    async def _find_extents(self) -> ExtentMap:
         survey = Survey(self.size_bytes)
         try:
             async with self._budget.fetches:
@@ -232,7 +191,7 @@ class NbdImage:
         log.info("%s: %d extents, %d of %d bytes data", self.name, len(extents), extents.data_bytes, self.size_bytes)
         return extents
 
-    async def direct(self) -> Direct | None:
+    async def direct(self) -> NbdSockets | None:
         """See Image; None where no connections are left for it.  A read over it asks QEMU for less than read() does:
         with structured replies QEMU looks for holes in what it sends each time.
         """
@@ -253,16 +212,17 @@ class NbdImage:
                 raise OSError(errno.EIO, f"{self.name}: {error}") from error
             raise
         self._direct += opened
-        return Direct(tuple(connection.socket.fileno() for connection in opened), self._deadline_s)
+        return NbdSockets(tuple(connection.socket.fileno() for connection in opened), self._deadline_s)
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """See Image.  Ends within the deadline given to opened().  What is known to be zero is not asked of QEMU."""
         self._check_open()
-        if self._extents is None:
+        extents = self._extents.known
+        if extents is None:
             return await self._ask(offset, length)
-        first = self._extents.find(offset)
+        first = extents.find(offset)
         if first.length < length:
-            return await self._read_mixed(self._extents, offset, length)
+            return await self._read_mixed(extents, offset, length)
         if first.is_zero and length <= len(_ZEROS):
             return memoryview(_ZEROS)[:length]
         return await self._ask(offset, length)

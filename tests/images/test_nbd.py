@@ -24,7 +24,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from snapmount.errors import UnreachableError
-from snapmount.images import nbd
+from snapmount.images import extents, nbd
 from snapmount.images.nbd import NbdImage
 
 from ..rig.libvirtd import wait_for
@@ -467,7 +467,7 @@ async def test_nobody_who_only_glances_waits_for_extents_that_take_long(serving:
         nursery.start_soon(glance)
         await wait_all_tasks_blocked()
         assert found == []
-        mock_clock.jump(nbd.GLANCE_S)
+        mock_clock.jump(extents.GLANCE_S)
         await wait_all_tasks_blocked()
         assert found == [None]
         await glance()  # while the clock stands still: who comes later waits no more

@@ -35,8 +35,21 @@ class Extension(Protocol):
         self, inode: int, size: int, starts: array[int], flags: bytearray, sockets: tuple[int, ...], deadline_s: float
     ) -> None:
         """Answer reads of this file: `starts` and `flags` are all of its extents (ExtentMap.arrays()), `sockets`
-        connections to its export as core.image.Direct describes them.  Raises OSError where there are too many disks.
+        connections to its export as core.image.NbdSockets describes them.  Raises OSError where there are too many
+        disks.
         """
+
+    def add_file(
+        self,
+        inode: int,
+        size: int,
+        starts: array[int],
+        flags: bytearray,
+        descriptor: int,
+        file_bytes: int,
+        deadline_s: float,
+    ) -> None:
+        """The same for a disk that is a file of so many bytes, as core.image.LocalFile describes it."""
 
     def cut(self) -> None:
         """Let all reads under way fail with EIO, and leave further ones to read()."""

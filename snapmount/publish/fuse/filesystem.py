@@ -19,11 +19,12 @@ from typing import Any, TypeVar, cast
 import pyfuse3
 import trio
 
-from ...core.extents import seek_data, seek_hole
+from ...core.extents import ExtentMap, seek_data, seek_hole
+from ...core.image import Direct, LocalFile, NbdSockets
 from ...errors import StateError
 from ...host import blocking
 from ..tree import BLOCK_BYTES, ROOT_INODE, Tree, UnknownInodeError
-from .extension import extension
+from .extension import Extension, extension
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +156,8 @@ class Operations(pyfuse3.Operations):
         try:
             with self.stoppable():
                 extents, direct = await content.extents(), await content.direct()
-                if direct and extents.end:
-                    arrays = extents.arrays()
-                    extension.add_disk(inode, extents.end, *arrays, direct.sockets, direct.deadline_s)
+                if extents.end:
+                    _hasten(extension, inode, extents, direct)
         except OSError as error:
             log.warning("%s is read the slow way: %s", self._tree.file(inode).name, error)
 
@@ -195,6 +195,16 @@ class Operations(pyfuse3.Operations):
         status.f_bsize = status.f_frsize = PAGE_BYTES
         status.f_namemax = NAME_MAX
         return status
+
+
+def _hasten(extension: Extension, inode: int, extents: ExtentMap, direct: Direct | None) -> None:
+    """Raises OSError where there are too many disks."""
+    starts, flags = extents.arrays()
+    match direct:
+        case NbdSockets(sockets, deadline_s):
+            extension.add_disk(inode, extents.end, starts, flags, sockets, deadline_s)
+        case LocalFile(descriptor, file_bytes, deadline_s):
+            extension.add_file(inode, extents.end, starts, flags, descriptor, file_bytes, deadline_s)
 
 
 class View:

@@ -279,7 +279,7 @@ def test_of_too_many_disks_the_last_are_read_by_python() -> None:
     """An error other than OSError would end the mount."""
     code = """if True:
         from array import array
-        from snapmount.publish.extension import extension
+        from snapmount.publish.fuse.extension import extension
         for inode in range(2, 2 + 256):
             extension.add_disk(inode, 512, array("Q", [0]), bytearray(1), (0,), 1.0)
         try:

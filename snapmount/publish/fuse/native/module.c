@@ -6,6 +6,8 @@ static PyMethodDef methods[] = {
     {"set_seek_handler", lseek_set_handler, METH_O, "call f(request, inode, offset, whence) for each lseek"},
     {"reply_seek", lseek_reply, METH_VARARGS, "(request, offset, errno): answer with the offset, or errno where not 0"},
     {"add_disk", reads_add, METH_VARARGS, "(inode, size, starts, flags, sockets, deadline_s): answer its reads"},
+    {"add_file", reads_add_file, METH_VARARGS,
+     "(inode, size, starts, flags, descriptor, file_bytes, deadline_s): answer its reads"},
     {"cut", session_cut, METH_NOARGS, "let all reads under way fail with EIO, and leave further ones to pyfuse3"},
     {"stop", session_stop, METH_NOARGS, "end the thread, before the session is closed"},
     {NULL, NULL, 0, NULL},

@@ -1,7 +1,9 @@
-/* Answers reads of disks from NBD connections, and seeks from the extents.
+/* Answers reads of disks from NBD connections or from a file, and seeks from the extents.
  *
  * What meets anything out of the ordinary, an error, a connection that ends, no room, is handed over to Python, which
  * tries it again and says what is wrong.
+ *
+ * A file has one `connection`, its descriptor, which nothing waits for: preads.c reads it.
  *
  * Sources: fuse(4) and <linux/fuse.h> for requests; the NBD protocol, "Request message" and "Simple reply message",
  * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
@@ -60,7 +62,8 @@ struct file {
     int64_t deadline_ns; /* for each read, from its arrival on */
     Py_buffer starts, flags; /* of its extents (core/extents.py) */
     unsigned connection_count;
-    bool usable;
+    bool usable, is_local; /* a file of this host, with no NBD connections */
+    uint64_t local_bytes;  /* of that file: what the disk has beyond is zero */
     struct connection connections[MAX_CONNECTIONS];
 };
 
@@ -69,6 +72,7 @@ struct part {
     struct connection *connection; /* NULL once it is done */
     char *data;
     uint32_t length;
+    struct pread_job job; /* of a local file */
 };
 
 struct request {
@@ -97,14 +101,11 @@ static int64_t now_ns(void)
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-static void finish_part(struct part *part, bool failed)
+static void answer(struct request *request)
 {
-    struct request *request = part->request;
-    part->connection->parts--;
-    part->connection = NULL;
-    request->failed |= failed;
-    if (--request->parts_left || request->answered)
+    if (request->answered)
         return;
+    request->answered = true;
     if (!request->failed)
         session_answer(request->unique, 0, request->buffer, request->length);
     else if (cut_off)
@@ -113,16 +114,67 @@ static void finish_part(struct part *part, bool failed)
         session_hand_over(request->raw, request->raw_size);
 }
 
+static void finish_part(struct part *part, bool failed)
+{
+    struct request *request = part->request;
+    part->connection->parts--;
+    part->connection = NULL;
+    request->failed |= failed;
+    if (!--request->parts_left)
+        answer(request);
+}
+
+static void close_connection(struct connection *connection)
+{
+    close(connection->fd);
+    connection->fd = -1;
+}
+
+/* What no thread has begun will not be; who waits for what one has begun is told now, and its place stays taken. */
+static void give_up_local(struct file *file)
+{
+    for (unsigned i = 0; i < MAX_REQUESTS; i++) {
+        struct request *request = &requests[i];
+        bool is_concerned = false;
+        for (unsigned j = 0; request->parts_left && j < MAX_PARTS; j++) {
+            struct part *part = &request->parts[j];
+            if (!part->connection || part->connection->file != file)
+                continue;
+            request->failed = is_concerned = true;
+            preads_drop(&part->job);
+            if (!part->job.is_running)
+                finish_part(part, true);
+        }
+        if (is_concerned)
+            answer(request);
+    }
+    if (!file->connections[0].parts)
+        close_connection(&file->connections[0]);
+}
+
+/* A thread has ended a read. */
+void reads_end_job(struct pread_job *job, bool failed)
+{
+    struct part *part = (struct part *)((char *)job - offsetof(struct part, job));
+    struct connection *connection = part->connection;
+    finish_part(part, failed);
+    if (!connection->file->usable && !connection->parts)
+        close_connection(connection);
+}
+
 /* From now on Python reads this file: also its holes, which are known to be zeros only while the snapshot lives. */
 static void give_up(struct file *file)
 {
     if (!file->usable)
         return;
     file->usable = false;
+    if (file->is_local) {
+        give_up_local(file);
+        return;
+    }
     for (unsigned i = 0; i < file->connection_count; i++) {
         session_unwatch(file->connections[i].fd); /* closing it does not, since Python has it too */
-        close(file->connections[i].fd);
-        file->connections[i].fd = -1;
+        close_connection(&file->connections[i]);
     }
     for (unsigned i = 0; i < MAX_REQUESTS; i++)
         for (unsigned j = 0; requests[i].parts_left && j < MAX_PARTS; j++)
@@ -304,6 +356,23 @@ static unsigned divide(struct request *request, const struct file *file, uint64_
     return count;
 }
 
+/* Read a part of a local file; what lies beyond its end is zero.  False if it cannot be begun. */
+static bool read_local(struct part *part, uint64_t offset)
+{
+    const struct file *file = part->connection->file;
+    uint64_t left = offset < file->local_bytes ? file->local_bytes - offset : 0;
+    uint32_t length = part->length < left ? part->length : left;
+    memset(part->data + length, 0, part->length - length);
+    part->job = (struct pread_job){
+        .fd = part->connection->fd, .offset = offset, .into = part->data, .length = length,
+    };
+    if (preads_at_once(&part->job)) {
+        finish_part(part, false);
+        return true;
+    }
+    return preads_begin(&part->job);
+}
+
 /* Begin to answer a read.  False where Python shall. */
 bool reads_begin(const char *raw, size_t size)
 {
@@ -337,7 +406,11 @@ bool reads_begin(const char *raw, size_t size)
         struct part *part = &request->parts[i];
         part->connection = least_busy(file);
         part->connection->parts++;
-        asked = asked && ask(part, read.offset + (part->data - request->buffer));
+    }
+    for (unsigned i = 0; i < count && asked; i++) {
+        struct part *part = &request->parts[i];
+        uint64_t offset = read.offset + (part->data - request->buffer);
+        asked = file->is_local ? read_local(part, offset) : ask(part, offset);
     }
     if (!asked)
         give_up(file);
@@ -360,6 +433,18 @@ bool reads_has(uint64_t unique)
     return false;
 }
 
+/* A local file that does not answer must not take up all threads: from now on Python reads it. */
+static void give_up_stalled(const struct request *request)
+{
+    for (unsigned i = 0; request->parts_left && i < MAX_PARTS; i++) {
+        const struct connection *connection = request->parts[i].connection;
+        if (connection && connection->file->is_local) {
+            give_up(connection->file);
+            return;
+        }
+    }
+}
+
 /* Reads whose time is over get EIO.  Their places stay taken until the data comes or the connection ends.  True where
  * others still wait. */
 bool reads_check_deadlines(void)
@@ -376,7 +461,8 @@ bool reads_check_deadlines(void)
         }
         request->answered = true;
         session_answer(request->unique, EIO, NULL, 0);
-        dprintf(STDERR_FILENO, "no answer from QEMU to a read of %u bytes by its deadline\n", request->length);
+        dprintf(STDERR_FILENO, "no answer to a read of %u bytes by its deadline\n", request->length);
+        give_up_stalled(request);
     }
     return waiting;
 }
@@ -396,44 +482,42 @@ static void discard(struct file *file)
     free(file);
 }
 
-PyObject *reads_add(PyObject *self, PyObject *args)
+/* A file of which all but the connections is known; NULL, with a Python exception, where it makes no sense. */
+static struct file *new_file(unsigned long long inode, unsigned long long size, Py_buffer starts, Py_buffer flags,
+                             Py_ssize_t connections, double deadline_s)
 {
-    (void)self;
-    PyObject *sockets;
-    double deadline_s;
-    unsigned long long inode, size;
     struct file *file = calloc(1, sizeof *file);
-    if (!file)
-        return PyErr_NoMemory();
-    if (!PyArg_ParseTuple(args, "KKy*y*O!d", &inode, &size, &file->starts, &file->flags, &PyTuple_Type, &sockets,
-                          &deadline_s)) {
-        free(file);
+    if (!file) {
+        PyBuffer_Release(&starts);
+        PyBuffer_Release(&flags);
+        PyErr_NoMemory();
         return NULL;
     }
-    Py_ssize_t count = PyTuple_GET_SIZE(sockets);
-    if (file->starts.len != file->flags.len * (Py_ssize_t)sizeof(uint64_t) || !file->flags.len || !count ||
-        count > MAX_CONNECTIONS) {
-        discard(file);
+    *file = (struct file){.inode = inode, .size = size, .starts = starts, .flags = flags, .usable = true,
+                          .connection_count = connections, .deadline_ns = deadline_s * 1e9};
+    if (starts.len != flags.len * (Py_ssize_t)sizeof(uint64_t) || !flags.len || !connections ||
+        connections > MAX_CONNECTIONS) {
         PyErr_SetString(PyExc_ValueError, "the extents or the sockets make no sense");
-        return NULL;
-    }
-    if (file_count == MAX_FILES) {
-        discard(file);
+    } else if (file_count == MAX_FILES) {
         PyErr_SetString(PyExc_OSError, "there are too many disks");
-        return NULL;
+    } else {
+        return file;
     }
-    file->inode = inode;
-    file->size = size;
-    file->deadline_ns = deadline_s * 1e9;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        int fd = fcntl(PyLong_AsLong(PyTuple_GET_ITEM(sockets, i)), F_DUPFD_CLOEXEC, 0);
-        file->connections[file->connection_count++] = (struct connection){.fd = fd, .file = file};
-    }
-    file->usable = true;
+    discard(file);
+    return NULL;
+}
+
+static void add_connection(struct file *file, unsigned number, long fd)
+{
+    file->connections[number] = (struct connection){.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0), .file = file};
+}
+
+static PyObject *add(struct file *file)
+{
     Py_BEGIN_ALLOW_THREADS;
     session_lock();
     files[file_count++] = file;
-    for (unsigned i = 0; i < file->connection_count && file->usable; i++)
+    for (unsigned i = 0; !file->is_local && i < file->connection_count && file->usable; i++)
         if (!session_watch(file->connections[i].fd, &file->connections[i]))
             give_up(file);
     session_unlock();
@@ -441,10 +525,50 @@ PyObject *reads_add(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* Forget all files; the thread has ended. */
+PyObject *reads_add(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *sockets;
+    double deadline_s;
+    unsigned long long inode, size;
+    Py_buffer starts, flags;
+    if (!PyArg_ParseTuple(args, "KKy*y*O!d", &inode, &size, &starts, &flags, &PyTuple_Type, &sockets, &deadline_s))
+        return NULL;
+    struct file *file = new_file(inode, size, starts, flags, PyTuple_GET_SIZE(sockets), deadline_s);
+    if (!file)
+        return NULL;
+    for (unsigned i = 0; i < file->connection_count; i++)
+        add_connection(file, i, PyLong_AsLong(PyTuple_GET_ITEM(sockets, i)));
+    return add(file);
+}
+
+PyObject *reads_add_file(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int fd;
+    double deadline_s;
+    unsigned long long inode, size, local_bytes;
+    Py_buffer starts, flags;
+    if (!PyArg_ParseTuple(args, "KKy*y*iKd", &inode, &size, &starts, &flags, &fd, &local_bytes, &deadline_s))
+        return NULL;
+    struct file *file = new_file(inode, size, starts, flags, 1, deadline_s);
+    if (!file)
+        return NULL;
+    file->is_local = true;
+    file->local_bytes = local_bytes;
+    add_connection(file, 0, fd);
+    return add(file);
+}
+
+/* Forget all files; the thread has ended.  One that a thread still reads stays in memory. */
 void reads_discard(void)
 {
-    while (file_count)
-        discard(files[--file_count]);
+    session_lock();
+    for (; file_count; file_count--) {
+        struct file *file = files[file_count - 1];
+        if (!file->is_local || !file->connections[0].parts)
+            discard(file);
+    }
     cut_off = false;
+    session_unlock();
 }

@@ -87,6 +87,22 @@ void session_unlock(void)
     pthread_mutex_unlock(&lock);
 }
 
+void session_wait(pthread_cond_t *condition)
+{
+    pthread_cond_wait(condition, &lock);
+}
+
+/* Signals are for Python's thread. */
+bool session_start_thread(pthread_t *started, const pthread_attr_t *attributes, void *(*run)(void *))
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    bool is_started = pthread_create(started, attributes, run, NULL) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return is_started;
+}
+
 bool session_watch(int fd, void *source)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = source};
@@ -194,12 +210,7 @@ static bool start(void)
     if (queue_fd < 0 || wake_fd < 0 || poll_fd < 0 || !session_watch(fuse_fd, &fuse_fd) ||
         !session_watch(wake_fd, &wake_fd))
         return false;
-    sigset_t all, before; /* signals are for Python's thread */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    bool started_thread = pthread_create(&thread, NULL, serve, NULL) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return started_thread;
+    return session_start_thread(&thread, NULL, serve);
 }
 
 int our_fd(struct fuse_session *) STANDS_BEFORE("fuse_session_fd");
