@@ -14,9 +14,10 @@ from . import blocking
 PACKAGES = {
     **dict.fromkeys(("dd",), "coreutils"),
     **dict.fromkeys(("mount", "umount"), "mount"),
-    **dict.fromkeys(("fallocate", "findmnt", "wipefs"), "util-linux"),
+    **dict.fromkeys(("fallocate", "findmnt", "setpriv", "wipefs"), "util-linux"),
     "fusermount3": "fuse3",
     "qemu-img": "qemu-utils",
+    "qemu-storage-daemon": "qemu-system-common",
 }
 
 
