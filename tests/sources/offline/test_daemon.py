@@ -73,6 +73,11 @@ def write(layer: Layer, command: str) -> None:
     )
 
 
+def open_to_all(*paths: Path) -> None:
+    for path in paths:
+        path.chmod(0o777)
+
+
 @contextlib.contextmanager
 def written_by_another(layer: Layer) -> Iterator[None]:
     with subprocess.Popen(
@@ -147,8 +152,7 @@ async def test_a_qcow2_image_on_a_block_device_is_read(directory: Path) -> None:
 async def test_an_image_in_a_network_is_read(directory: Path) -> None:
     layer = make(directory / "vda", "qcow2")
     async with daemon.serving({"x/y": [Layer("raw", layer.origin)]}, directory / "far", USER):
-        directory.chmod(0o711)
-        (directory / "far").chmod(0o666)
+        open_to_all(directory, directory / "far")
         far = NetworkOrigin("nbd", "x/y", (Host(socket=str(directory / "far")),), "unix")
         assert await served(directory, Layer("qcow2", far)) == CONTENT
 
