@@ -187,7 +187,7 @@ def test_a_user_is_told_that_vms_of_root_s_libvirt_need_root(account: Account) -
 
 @pytest.mark.parametrize("module", ["libvirt", "nbd", "pyfuse3"])
 def test_a_python_module_that_is_missing_is_a_problem_and_no_traceback(libvirt: None, module: str) -> None:
-    without = f"import sys; sys.modules[{module!r}] = None; from snapmount.cli import main; sys.exit(main())"
+    without = f"import sys; sys.modules[{module!r}] = None; from snapmount.cli.commands import main; sys.exit(main())"
     command = [sys.executable, "-c", without, "doctor", *SYSTEM]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (7, "")
@@ -199,7 +199,7 @@ def test_a_python_module_that_is_missing_is_a_problem_and_no_traceback(libvirt: 
 
 @pytest.mark.parametrize("module", ["libvirt", "nbd", "pyfuse3", "rich"])
 def test_other_verbs_say_which_python_module_is_missing(libvirt: None, mountpoint: Path, module: str) -> None:
-    without = f"import sys; sys.modules[{module!r}] = None; from snapmount.cli import main; sys.exit(main())"
+    without = f"import sys; sys.modules[{module!r}] = None; from snapmount.cli.commands import main; sys.exit(main())"
     words = ["list"] if module == "rich" else ["vm1", str(mountpoint)]
     done = subprocess.run([sys.executable, "-c", without, *words], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (7, "")
