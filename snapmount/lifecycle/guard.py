@@ -49,7 +49,7 @@ class Guard:
         loss = await self._watch.wait_lost()
         if self._shown is None:
             raise await self._ended_early(loss)
-        await self._lose(loss, self._shown)
+        await lose(self._claim, self._watch, loss, self._shown)
 
     async def _ended_early(self, loss: Loss) -> SnapmountError:
         vm = self._claim.record.snapshot.vm_name
@@ -59,20 +59,22 @@ class Guard:
             return SpaceError(f"{vm}: the snapshot was given up before it was readable: {loss.reason}", loss.remedy)
         return UnreachableError(f"{vm}: the snapshot was lost before it was readable: {loss.reason}")
 
-    async def _lose(self, loss: Loss, shown: Shown) -> None:
-        """Reads end first; what costs the guest then, at once: it waits."""
 
-        def note(reason: str) -> None:
-            log.error("the snapshot is %s: %s", "given up" if loss.state is State.GAVE_UP else "lost", reason)
-            self._claim.note(loss.state, reason)
+async def lose(claim: Claim, watch: Watch, loss: Loss, shown: Shown | None = None) -> None:
+    """The path of every loss.  Reads end first, if there are any; what costs the guest then, at once: it waits."""
 
-        note(loss.reason)
-        shown.stop_reads()
-        async with trio.open_nursery() as nursery:
+    def note(reason: str) -> None:
+        log.error("the snapshot is %s: %s", "given up" if loss.state is State.GAVE_UP else "lost", reason)
+        claim.note(loss.state, reason)
+
+    note(loss.reason)
+    async with trio.open_nursery() as nursery:
+        if shown:
+            shown.stop_reads()
             nursery.start_soon(shown.forget_cached)
-            await self._watch.release(loss, note)
-        if loss.state is State.GAVE_UP:
-            await clear(self._claim)
+        await watch.release(loss, note)
+    if loss.state is State.GAVE_UP:
+        await clear(claim)
 
 
 @contextlib.asynccontextmanager

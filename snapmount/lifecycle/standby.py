@@ -29,14 +29,14 @@ from ..host.processes import Process
 from ..records.record import Record
 from ..records.store import Claim, Store
 from ..sources import registry
-from ..sources.source import Loss
-from .guard import clear
+from .guard import clear, lose
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 3.0
 COMM = "snapmount-stby"
+RELEASE_S = 20.0
 LOOK_AGAIN_S = 1.0  # whether it is in other hands
 LOOK_S = 0.2  # for the record, which the server is about to write
 
@@ -121,19 +121,20 @@ async def _stand_by(server: Process, store: Store) -> None:
 
 
 async def _mind(record: Record, store: Store) -> None:
-    """Return when the snapshot is lost or was given up, which is noted then; has expired; or is in other hands."""
+    """Return when the snapshot has expired or is in other hands; or is lost, when what is to be done then is done, as
+    far as it can be in RELEASE_S: who wants to delete the snapshot waits for that.
+    """
     async with registry.of(record).watched(record, store) as watch:
         while (left := _left(record, store)) and not is_done_with(left):
-            with trio.move_on_after(min(LOOK_AGAIN_S, math.inf if left.left_s is None else left.left_s)):
-                _note(await watch.wait_lost(), record, store)
-                return
-
-
-def _note(loss: Loss, record: Record, store: Store) -> None:
-    with _taken_over(store, record) as claim:
-        if claim:
-            log.error("the snapshot is %s: %s", "given up" if loss.state is State.GAVE_UP else "lost", loss.reason)
-            claim.note(loss.state, loss.reason)
+            with trio.move_on_after(min(LOOK_AGAIN_S, math.inf if left.left_s is None else left.left_s)) as look:
+                loss = await watch.wait_lost()
+            if look.cancelled_caught:
+                continue
+            with _taken_over(store, record) as claim, trio.move_on_after(RELEASE_S):
+                if claim:
+                    await lose(claim, watch, loss)
+                    return
+            await trio.sleep(LOOK_AGAIN_S)
 
 
 def _left(record: Record, store: Store) -> Record | None:
