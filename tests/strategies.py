@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from snapmount.core.document import to_document
 from snapmount.core.domainxml import UNCONFINABLE
 from snapmount.core.lifecycle import State
 from snapmount.core.plan import LeftOut
@@ -25,15 +26,17 @@ xml_text = st.text(
     )
 )
 confinable_text = xml_text.filter(lambda text: not UNCONFINABLE.intersection(text))  # what AppArmor's profiles can name
+# What records may hold: the operating system and XML know no zero character
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 # What os.fsdecode() makes of the bytes of a file name (PEP 383)
-file_names = st.text() | st.binary().map(lambda name: name.decode("utf-8", "surrogateescape"))
+file_names = text | st.binary().map(lambda name: name.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
 disk_names = st.from_regex(r"[A-Za-z0-9_]{1,64}", fullmatch=True)
 
 # created is what a clock may say; strftime(3) does not pad a year before 1000
 snapshots = st.builds(
     Snapshot,
     id=st.from_regex(r"[0-9a-f]{8}", fullmatch=True),
-    vm_name=st.text(),
+    vm_name=text,
     vm_uuid=st.uuids().map(str),
     created=st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(9000, 1, 1), timezones=st.just(UTC)),
     source=st.sampled_from(["pull", "offline"]),
@@ -49,7 +52,7 @@ snapshots = st.builds(
             logical_block_size_bytes=st.sampled_from([512, 4096]),
         )
     ).map(tuple),
-    left_out=st.lists(st.builds(LeftOut, name=st.text(), why=st.text())).map(tuple),
+    left_out=st.lists(st.builds(LeftOut, name=text, why=text)).map(tuple),
     nvram=st.none()
     | st.builds(
         Nvram,
@@ -58,16 +61,17 @@ snapshots = st.builds(
         origin=file_names,
     ),
 )
+processes = st.builds(Process, pid=st.integers(min_value=1), start_ticks=st.integers(min_value=0), boot_id=text)
 records = st.builds(
     Record,
     snapshot=snapshots,
-    connect=st.text(),
+    connect=text,
     mountpoint=file_names,
-    mount_source=st.text(),
-    source=st.builds(PullState, socket=file_names, scratch=file_names).map(PullState.document),
-    server=st.builds(Process, pid=st.integers(min_value=1), start_ticks=st.integers(min_value=0), boot_id=st.text()),
+    mount_source=text,
+    source=st.builds(PullState, socket=file_names, scratch=file_names).map(to_document),
+    server=processes,
     state=st.sampled_from(State),
-    reason=st.none() | st.text(),
+    reason=st.none() | text,
     frozen=st.booleans(),
     is_hidden=st.booleans(),
     is_for_boot=st.booleans(),

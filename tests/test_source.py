@@ -196,7 +196,7 @@ PURE_MODULES = (
     "snapmount.core",
     *("snapmount.boot.definition", "snapmount.boot.hardware", "snapmount.doctor.health", "snapmount.publish.tree"),
     *("snapmount.publish.iscsi.initiators", "snapmount.sources.pull.refusals", "snapmount.sources.pull.scratch.place"),
-    *("snapmount.host.fuseconf", "snapmount.records.kept", "snapmount.records.shapes", "snapmount.sources.pull.space"),
+    *("snapmount.host.fuseconf", "snapmount.records.kept", "snapmount.sources.pull.space"),
 )
 PURE_NAMES = [name for name in MODULES if is_within(name, *PURE_MODULES)]
 

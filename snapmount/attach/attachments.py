@@ -6,7 +6,7 @@ the disk is plugged in.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +69,8 @@ class Attachment:
             "device": self.device,
         }
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, document: Any) -> Attachment:
-        """Raises KeyError, TypeError or ValueError for another shape."""
-        return cls(**{**document, "qemu": Process(**document["qemu"])})
-
-
-SHELF = documents.Shelf("attached", Attachment.from_json)
+SHELF = documents.Shelf("attached", Attachment)
 
 
 def unreadable(directory: Path) -> dict[str, StateError]:

@@ -6,11 +6,12 @@ part of it is made.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core import names
+from ..core.document import to_document
 from ..core.plan import LeftOut
 from ..errors import StateError
 from ..host.processes import Process
@@ -63,7 +64,7 @@ class ScratchVm:
             "overlay_directory": self.overlays,
             "overlay_bytes": glances.used_bytes(Path(self.overlays)),
             "console_log": self.console_log if self.has_console else None,
-            "left_out": [asdict(each) for each in self.left_out],
+            "left_out": [to_document(each) for each in self.left_out],
             "notes": list(self.notes),
         }
 
@@ -80,20 +81,8 @@ class ScratchVm:
         """Whether one that is kept has been started again, by others, who may have renamed it before."""
         return self.pid_file is not None and qemu.find(self.uuid, Path(self.pid_file).parent) is not None
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, document: Any) -> ScratchVm:
-        """Raises KeyError, TypeError or ValueError for another shape."""
-        fields = dict(document)
-        fields["process"] = Process(**fields["process"])
-        fields["left_out"] = tuple(LeftOut(**each) for each in fields["left_out"])
-        fields["notes"] = tuple(fields["notes"])
-        return cls(**fields)
-
-
-_SHELF = documents.Shelf("scratch-vm", ScratchVm.from_json)
+_SHELF = documents.Shelf("scratch-vm", ScratchVm)
 load, write, forget, forget_unreadable = _SHELF.load, _SHELF.write, _SHELF.forget, _SHELF.forget_key
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from ..attach.attachments import Attachment
 from ..core import names
+from ..core.document import to_document
 from ..lifecycle.deletion import Ended, Hidden
 from ..lifecycle.readers import listed
 from ..lifecycle.recovery import Recovery
@@ -31,7 +31,7 @@ def ended_document(ended: Ended | Hidden | Record) -> dict[str, Any]:
         "scratch_vms": list(ended.scratch_vms) if isinstance(ended, Ended) else [],
         "attachments": [each.document() for each in ended.unplugged] if isinstance(ended, Ended) else [],
         "luns": ended.luns if isinstance(ended, Ended) else 0,
-        "readers": [asdict(reader) for reader in ended.readers] if isinstance(ended, Hidden) else [],
+        "readers": [to_document(reader) for reader in ended.readers] if isinstance(ended, Hidden) else [],
     }
 
 

@@ -21,10 +21,11 @@ from ..boot.scratchvm import ScratchVm
 from ..core import names, units
 from ..core.description import Description, Growth
 from ..core.diskdefinition import DEFAULT_BLOCK_SIZE
+from ..core.document import format_time, to_document
 from ..core.iscsi import Credentials, Session
 from ..core.lifecycle import State
 from ..core.plan import LeftOut
-from ..core.snapshot import Disk, Nvram, format_time
+from ..core.snapshot import Disk, Nvram
 from ..errors import StateError
 from ..hypervisor import glances
 from ..publish.iscsi import luns
@@ -90,7 +91,7 @@ class Shown:
     def document(self) -> dict[str, Any]:
         """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
         record = self.record
-        shown = record.snapshot.document()
+        shown = to_document(record.snapshot)
         for disk in shown["disks"]:
             disk["nbd_uri"] = self._description.nbd_uris.get(disk["name"])
         log = self.store.log(record.id)

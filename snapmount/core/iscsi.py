@@ -9,9 +9,8 @@ import ipaddress
 import itertools
 import re
 import uuid
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 
 from ..errors import StateError, UsageError
 from .diskdefinition import DEFAULT_BLOCK_SIZE
@@ -183,22 +182,6 @@ class Target:
     portals: tuple[Portal, ...]
     luns: tuple[Lun, ...]
     initiators: tuple[str, ...]  # who is admitted, by name; empty: everyone who has the secret
-
-    def document(self) -> dict[str, Any]:
-        """As JSON: {"iqn", "portals": [{"address", "port"}], "luns": [{"number", "disk", "size_bytes", "serial",
-        "product", "vendor", "logical_block_size_bytes"}], "initiators": [IQN]}.
-        """
-        return asdict(self)
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> Target:
-        """The target that document() describes.  Raises KeyError, TypeError or ValueError for any other shape."""
-        return cls(
-            iqn=document["iqn"],
-            portals=tuple(Portal(**portal) for portal in document["portals"]),
-            luns=tuple(Lun(**lun) for lun in document["luns"]),
-            initiators=tuple(document["initiators"]),
-        )
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from ..core import names, units
+from ..core.document import to_document
 from ..core.limits import FLOOR_BYTES
 from ..core.remedies import Remedies
 from ..host.fuseconf import permits_allow_other
@@ -69,7 +70,7 @@ def document(findings: Sequence[Finding], connect: str | None) -> dict[str, Any]
     return {
         "verdict": verdict(findings).value,
         "connect": connect,
-        "findings": [asdict(finding) | {"status": finding.status.value} for finding in findings],
+        "findings": [to_document(finding) for finding in findings],
     }
 
 

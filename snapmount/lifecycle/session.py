@@ -22,9 +22,9 @@ import trio
 from .. import hypervisor
 from ..boot import tending
 from ..core import names
+from ..core.document import dump, to_document
 from ..core.image import Image, OpenImage
 from ..core.lifecycle import State
-from ..core.snapshot import dump
 from ..errors import InterruptedByUserError, SnapmountError, StateError, first_cause
 from ..host import mounts, processes
 from ..host.interruptible import received
@@ -181,7 +181,7 @@ def _tree(claim: Claim, images: Sequence[Image], variables: bytes | None) -> Tre
     files.append(File("domain.xml", Constant(xml.encode("utf-8", "surrogateescape"))))
     if snapshot.nvram and variables is not None:
         files.append(File(snapshot.nvram.file, Constant(variables)))
-    files.append(File("snapshot.json", Constant(dump(snapshot.document()))))
+    files.append(File("snapshot.json", Constant(dump(to_document(snapshot)))))
     if claim.record.publication:
         shown = zip(snapshot.disks, images, strict=True)
         files += [File(disk.lun_file, RawImage(image, LUN_EXTENTS), is_listed=False) for disk, image in shown]

@@ -10,11 +10,13 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-from ..core.snapshot import dump
+from ..core.document import dump, from_document, to_document
 from ..errors import StateError
-from . import shapes
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -27,24 +29,24 @@ class HasSource(Protocol):
         """{"kind": ..., ...}, which only that source reads."""
 
 
-Check = Callable[[HasSource], object]  # raises KeyError, TypeError or ValueError if no source can read what is kept
+Check = Callable[[HasSource], object]  # raises ValueError if no source can read what is kept
 
 MAX_BYTES = 4 << 20  # a record has some kilobytes
 
 
-def read(path: Path, parse: Callable[[Any], T]) -> T | None:
-    """What `parse`, which makes a dataclass, makes of the document; None where there is no such file.
+def read(path: Path, kind: type[T], check: Callable[[T], object] = lambda _: None) -> T | None:
+    """The dataclass that the file holds; None if there is no such file.
 
-    Raises StateError for a file that cannot be read, that another user may have written, or of which `parse` makes
-    nothing, or something with fields of other types.
+    Raises StateError for a file that cannot be read, that another user may have written, that holds anything else, or
+    for which `check` raises ValueError.
     """
     try:
-        made = parse(json.loads(_bytes_of(path)))
-        shapes.check(made)
-        return made
+        value = from_document(kind, json.loads(_bytes_of(path)))
+        check(value)
+        return value
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StateError(f"the record {path} cannot be read: {error}") from error
 
 
@@ -63,9 +65,9 @@ def _bytes_of(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def write(path: Path, document: Mapping[str, Any], *, lasts: bool = False) -> None:
-    """Write the document, mode 0600, atomically; with `lasts` it is on the disk then.  Raises OSError."""
-    write_bytes(path, dump(document), lasts=lasts)
+def write(path: Path, value: DataclassInstance, *, lasts: bool = False) -> None:
+    """Write the dataclass, mode 0600, atomically; with `lasts` it is on the disk then.  Raises OSError."""
+    write_bytes(path, dump(to_document(value)), lasts=lasts)
 
 
 def write_bytes(path: Path, content: bytes, *, lasts: bool = False) -> None:
@@ -105,7 +107,9 @@ def _sync(directory: Path) -> None:
 
 
 class Kept(Protocol):
-    """What can be kept on a shelf."""
+    """A dataclass that can be kept on a shelf."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def key(self) -> str:
@@ -114,9 +118,6 @@ class Kept(Protocol):
     @property
     def name(self) -> str:
         """By which it is listed."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The shape of its record."""
 
 
 K = TypeVar("K", bound=Kept)
@@ -130,11 +131,11 @@ class Shelf(Generic[K]):
     """
 
     kind: str
-    parse: Callable[[Any], K]
+    of: type[K]
 
     def load(self, directory: Path, key: str) -> K | None:
         """The one of that key, None where it is gone.  Raises StateError for a record that cannot be read."""
-        return read(self._path(directory, key), self.parse)
+        return read(self._path(directory, key), self.of)
 
     def load_all(self, directory: Path) -> list[K]:
         """All of the snapshot, by name.  Raises StateError."""
@@ -165,7 +166,7 @@ class Shelf(Generic[K]):
         """Write a record, atomically.  Raises OSError, where the snapshot is gone for instance."""
         path = self._path(directory, kept.key)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        write(path, kept.to_json())
+        write(path, kept)
 
     def forget(self, directory: Path, kept: K) -> None:
         """Remove a record: nothing is left of what it describes."""

@@ -13,13 +13,14 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from ..core import names
+from ..core.document import Reshaped, from_document
 from ..errors import LeftoverError, SpaceError, StateError
 from ..host import blocking, datadirectory, mounts
 from ..host.identity import Host
@@ -37,7 +38,7 @@ NAME = re.compile(r"snapmount-([0-9a-f]{8})(-vm-[0-9a-f]{8})?")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Reshaped):
     """A directory, and the snapshot it belongs to."""
 
     directory: str  # its name is NAME
@@ -54,24 +55,26 @@ class Entry:
     host: Host  # that made it
     scratch_vm: str | None = None  # uuid of the scratch VM whose overlays are there
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a directory that is not named as one of that snapshot."""
+        match = NAME.fullmatch(Path(self.directory).name)
+        is_plain = os.path.isabs(self.directory) and os.path.normpath(self.directory) == self.directory
+        if not match or match[1] != self.snapshot or not is_plain:
+            raise ValueError(f"{self.directory!r} is no directory of snapshot {self.snapshot!r}")
+        if self.scratch_vm is not None and not names.is_uuid(self.scratch_vm):
+            raise ValueError(f"{self.scratch_vm!r} is no uuid")
+
     @property
     def kept(self) -> Kept:
         """The snapshot, as far as undoing it needs."""
         return Kept(self.snapshot, self.vm_name, self.vm_uuid, self.connect, self.source)
 
+    def document_of(self, written: dict[str, Any]) -> dict[str, Any]:
+        return {"version": VERSION, **written}
+
     @classmethod
-    def from_json(cls, document: Any) -> Entry:
-        """The entry of that shape.  Raises KeyError, TypeError or ValueError for any other."""
-        fields = upgraded(document)
-        fields["host"] = Host(**fields["host"])
-        entry = cls(**fields)
-        match = NAME.fullmatch(Path(entry.directory).name)
-        is_plain = os.path.isabs(entry.directory) and os.path.normpath(entry.directory) == entry.directory
-        if not match or match[1] != entry.snapshot or not is_plain:
-            raise ValueError(f"{entry.directory!r} is no directory of snapshot {entry.snapshot!r}")
-        if entry.scratch_vm is not None and not names.is_uuid(entry.scratch_vm):
-            raise ValueError(f"{entry.scratch_vm!r} is no uuid")
-        return entry
+    def fields_of(cls, document: dict[str, Any]) -> dict[str, Any]:
+        return upgraded(document)
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(document)
     version = fields.pop("version")
     if version == 2:  # the fields of the one source that there was, of which some were left out
-        devices = [["", device] for device in fields.pop("devices")]
+        devices = [["", device] for device in from_document(tuple[str, ...], fields.pop("devices"), "devices")]
         terms = {"limit_bytes": None, "is_reserved": False, "devices": devices, "place": None}
         socket, scratch = fields.pop("socket"), fields["directory"]
         fields["source"] = {"kind": "pull", "socket": socket, "scratch": scratch, "terms": terms}
@@ -129,7 +132,7 @@ def _write(record: Record, store: Store, directory: str, owner_uid: int, scratch
             host=Host.this(),
             scratch_vm=scratch_vm,
         )
-        documents.write(file, {"version": VERSION, **asdict(entry)}, lasts=True)
+        documents.write(file, entry, lasts=True)
     except OSError:
         datadirectory.remove_if_empty()
         raise
@@ -147,17 +150,11 @@ def load_all(check: Check = lambda _: None) -> tuple[list[Entry], dict[Path, Sta
     """All entries, by the directories' names, and an error for each file that cannot be read, or whose source `check`
     does not know.
     """
-
-    def parsed(document: Any) -> Entry:
-        entry = Entry.from_json(document)
-        check(entry)
-        return entry
-
     entries: list[Entry] = []
     broken: dict[Path, StateError] = {}
     for file in sorted(datadirectory.path().glob("snapmount-*.json")):
         try:
-            entry = documents.read(file, parsed)
+            entry = documents.read(file, Entry, check)
             if entry and path(entry.directory) != file:
                 raise StateError(f"the record {file} is of another directory, {entry.directory}")
         except StateError as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ..core.document import Reshaped
 from ..core.iscsi import Target
 from ..core.lifecycle import State
 from ..core.snapshot import Snapshot
@@ -38,17 +39,9 @@ class Publication:
     backend: str  # of publish.iscsi: 'lio' or 'tgt'
     target: Target
 
-    def to_json(self) -> dict[str, Any]:
-        return {"backend": self.backend, "target": self.target.document()}
-
-    @classmethod
-    def from_json(cls, document: Any) -> Publication:
-        """Raises KeyError, TypeError or ValueError for another shape."""
-        return cls(document["backend"], Target.from_document(document["target"]))
-
 
 @dataclass(frozen=True)
-class Record:
+class Record(Reshaped):
     """All that must be known to show a snapshot, and to undo it without the process that made it."""
 
     snapshot: Snapshot
@@ -112,8 +105,11 @@ class Record:
 
     @property
     def expires(self) -> datetime | None:
-        """When that will be, as the clock goes now."""
-        return None if self.left_s is None else datetime.now(UTC) + timedelta(seconds=self.left_s)
+        """When that will be, as the clock goes now; None if it never expires, or not before the year 10000."""
+        try:
+            return None if self.left_s is None else datetime.now(UTC) + timedelta(seconds=self.left_s)
+        except OverflowError:
+            return None
 
     @property
     def whereabouts(self) -> str:
@@ -123,36 +119,10 @@ class Record:
         where += ["shown to scratch VMs"] if self.is_for_boot else []
         return " and ".join(where) or "not shown yet"
 
-    def to_json(self) -> dict[str, Any]:
+    def document_of(self, written: dict[str, Any]) -> dict[str, Any]:
         """The shape of record.json."""
-        return {
-            "version": VERSION,
-            "snapshot": self.snapshot.document(),
-            "connect": self.connect,
-            "mountpoint": self.mountpoint,
-            "mount_source": self.mount_source,
-            "source": dict(self.source),
-            "server": asdict(self.server),
-            "standby": self.standby and asdict(self.standby),
-            "state": self.state.value,
-            "reason": self.reason,
-            "problem": self.problem,
-            "frozen": self.frozen,
-            "is_hidden": self.is_hidden,
-            "is_for_boot": self.is_for_boot,
-            "is_open": self.is_open,
-            "publication": self.publication and self.publication.to_json(),
-            "read_timeout_s": self.read_timeout_s,
-            "expires_s": self.expires_s,
-        }
+        return {"version": VERSION, **written}
 
     @classmethod
-    def from_json(cls, document: Any) -> Record:
-        """The record of that shape.  Raises KeyError, TypeError or ValueError for any other."""
-        fields = upgraded(document)
-        fields["snapshot"] = Snapshot.from_document(fields["snapshot"])
-        fields["server"] = Process(**fields["server"])
-        fields["standby"] = fields["standby"] and Process(**fields["standby"])
-        fields["state"] = State(fields["state"])
-        fields["publication"] = fields["publication"] and Publication.from_json(fields["publication"])
-        return cls(**fields)
+    def fields_of(cls, document: dict[str, Any]) -> dict[str, Any]:
+        return upgraded(document)

@@ -15,14 +15,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..core import names
+from ..core.document import dump, to_document
 from ..core.iscsi import Credentials
 from ..core.lifecycle import State
-from ..core.snapshot import dump
 from ..errors import LeftoverError, NotFoundError, SnapmountError, StateError
 from ..host import locks, trees
 from ..host.identity import Host
@@ -70,7 +70,7 @@ class Store:
 
     def credentials(self, snapshot_id: str) -> Credentials | None:
         """Who may log in to the snapshot's iSCSI target; None where that was never written."""
-        return documents.read(self.path(snapshot_id) / "credentials.json", lambda fields: Credentials(**fields))
+        return documents.read(self.path(snapshot_id) / "credentials.json", Credentials)
 
     def definition(self, snapshot_id: str) -> str:
         """The VM's definition at the snapshot's moment.  Raises StateError."""
@@ -97,12 +97,7 @@ class Store:
 
     def load(self, snapshot_id: str) -> Record | None:
         """The record, None where there is none (any more).  Raises StateError for one that cannot be read."""
-        return documents.read(self.path(snapshot_id) / "record.json", self._parsed)
-
-    def _parsed(self, document: Any) -> Record:
-        record = Record.from_json(document)
-        self.check(record)
-        return record
+        return documents.read(self.path(snapshot_id) / "record.json", Record, self.check)
 
     def load_all(self) -> tuple[list[Record], list[SnapmountError]]:
         """All records, oldest first, and an error for each that cannot be read."""
@@ -208,7 +203,7 @@ class Store:
             raise locks.cannot_write(directory, error) from error
         try:
             claim = Claim(self, record, locks.lock(directory, os.O_CREAT))
-            documents.write(directory / "record.json", record.to_json())
+            documents.write(directory / "record.json", record)
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             self.remove_if_empty()
@@ -272,7 +267,7 @@ class Claim:
         if "state" in changes:
             self.record.state.check_next(changes["state"])
         self.record = replace(self.record, **changes)
-        self._write("record.json", dump(self.record.to_json()))
+        self._write("record.json", dump(to_document(self.record)))
 
     def note(self, state: State, why: str | None = None) -> None:
         """Note the state, and why, for list and show: what cannot be written must not keep anything from being done,
@@ -287,7 +282,7 @@ class Claim:
 
     def write_credentials(self, credentials: Credentials) -> None:
         """Write down who may log in, in a file apart: a record can be shown.  Raises StateError."""
-        self._write("credentials.json", dump(asdict(credentials)))
+        self._write("credentials.json", dump(to_document(credentials)))
 
     def write_definition(self, domain_xml: str) -> None:
         """Write down the VM's definition, for whoever shows the snapshot.  Raises StateError."""

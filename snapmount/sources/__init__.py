@@ -2,8 +2,8 @@
 
 To write another one, say `tape`, make a folder here, `sources/tape/`, with
 
-- `state.py`: a frozen dataclass of what the record must keep for it, with KIND = "tape", `document()` and
-  `from_document()`; it imports nothing heavy, since `list` loads it;
+- `state.py`: a frozen dataclass of what the record must keep for it, which core/document.py reads and writes, and
+  KIND = "tape"; it imports nothing heavy, since `list` loads it;
 - `description.py`: `describe(record, directory)`, a core.description.Description: what `list`, `show` and JSON tell of
   it; light too;
 - `source.py`: the functions of the protocol Source (source.py), as functions of that module: `plan` only looks,

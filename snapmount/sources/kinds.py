@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..core.description import Description
+from ..core.document import from_document
 from ..core.lifecycle import State
-from ..records import shapes
 from ..records.documents import HasSource
 from ..records.record import Record
 from ..records.store import Store
@@ -22,11 +22,11 @@ DESCRIPTIONS: Mapping[str, Describe] = {PULL: pull.describe}
 
 
 def check(kept: HasSource) -> None:
-    """Raise KeyError, TypeError or ValueError if no source knows what a record, or an entry of the journal, keeps."""
-    kind = kept.source["kind"]
-    if kind not in STATES:
+    """Raise ValueError if no source knows what a record, or an entry of the journal, keeps."""
+    kind = kept.source.get("kind")
+    if not isinstance(kind, str) or kind not in STATES:
         raise ValueError(f"it is of a source that this version of snapmount does not know: {kind!r}")
-    shapes.check(STATES[kind].from_document(kept.source))
+    from_document(STATES[kind], kept.source, "source")
 
 
 def describe(record: Record, store: Store) -> Description:

@@ -19,18 +19,18 @@ from hypothesis import strategies as st
 from snapmount.boot import launch, scratchvm
 from snapmount.boot.launch import check_name, default_name
 from snapmount.boot.scratchvm import ScratchVm
+from snapmount.core.document import from_document, to_document
 from snapmount.core.plan import LeftOut
 from snapmount.core.user import User
 from snapmount.errors import StateError, UsageError
 from snapmount.host.processes import Process
 
 from ..rig.libvirtd import wait_for
-from ..strategies import PROPERTY, file_names
+from ..strategies import PROPERTY, file_names, processes, text
 
-processes = st.builds(Process, pid=st.integers(min_value=1), start_ticks=st.integers(min_value=0))
 scratch_vms = st.builds(
     ScratchVm,
-    name=st.text(),
+    name=text,
     uuid=st.uuids().map(str),
     accelerator=st.sampled_from(["kvm", "qemu"]),
     overlays=file_names,
@@ -38,8 +38,8 @@ scratch_vms = st.builds(
     process=processes,
     is_started=st.booleans(),
     pid_file=st.none() | file_names,
-    left_out=st.lists(st.builds(LeftOut, name=st.text(), why=st.text())).map(tuple),
-    notes=st.lists(st.text()).map(tuple),
+    left_out=st.lists(st.builds(LeftOut, name=text, why=text)).map(tuple),
+    notes=st.lists(text).map(tuple),
     has_console=st.booleans(),
 )
 DEAD = Process(1, 1, "")  # not the first process, which was started before that
@@ -56,7 +56,7 @@ def a_vm(**changes: object) -> ScratchVm:
 @PROPERTY
 @given(scratch_vms)
 def test_a_record_is_read_as_it_was_written(vm: ScratchVm) -> None:
-    assert ScratchVm.from_json(vm.to_json()) == vm
+    assert from_document(ScratchVm, to_document(vm)) == vm
 
 
 def test_records_are_kept_by_uuid_and_listed_by_name(tmp_path: Path) -> None:

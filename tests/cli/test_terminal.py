@@ -72,7 +72,7 @@ def test_what_is_shown_of_a_snapshot(
     disks = (Disk("vda", 1 << 30, "raw", origin),)
     snapshot = replace(a_snapshot(vm=vm), disks=disks, left_out=(LeftOut(why, why),), nvram=Nvram(1, why, origin))
     record = replace(a_record(snapshot, f"/mnt/{path}"), state=State.LEFTOVER, reason=reason)
-    record = by_pull(record, scratch="/x", socket=f"/x/{origin}")
+    record = by_pull(record, scratch="/x", socket=f"/x/{why}")
     record = replace(record, connect=f"qemu:///system?{reason}", publication=_published(snapshot))
     vm_of = ScratchVm(scratch_name, UUID, "kvm", "/y", True, Process(1, 1, "boot"), left_out=snapshot.left_out)
     vm_of = replace(vm_of, notes=(why,))

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from snapmount.attach import attachments
 from snapmount.attach.attachments import Attachment
 from snapmount.core import attachment, domainxml
+from snapmount.core.document import from_document, to_document
 from snapmount.errors import SnapmountError, StateError
 from snapmount.host.processes import Process
 
-from ..strategies import PROPERTY, confinable_text, disk_names
+from ..strategies import PROPERTY, confinable_text, disk_names, processes, text
 
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 DEAD = Process(1, 1, "")  # not the first process, which was started before that
@@ -34,9 +35,9 @@ attached = st.builds(
     Attachment,
     snapshot=snapshot_ids,
     disk=disk_names,
-    vm_name=st.text(),
+    vm_name=text,
     vm_uuid=st.uuids().map(str),
-    qemu=st.builds(Process, pid=st.integers(min_value=1), start_ticks=st.integers(min_value=0)),
+    qemu=processes,
     bus=st.sampled_from(BUSES),
     target=targets,
     is_made=st.booleans(),
@@ -221,7 +222,7 @@ def test_a_definition_that_is_no_xml_is_an_error() -> None:
 @PROPERTY
 @given(attached)
 def test_a_record_is_read_as_it_was_written(each: Attachment) -> None:
-    assert Attachment.from_json(each.to_json()) == each
+    assert from_document(Attachment, to_document(each)) == each
 
 
 def test_records_are_kept_by_vm_and_disk_and_shown_while_the_vm_runs(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from snapmount.core.document import to_document
 from snapmount.host.identity import Host
 from snapmount.records.journal import UNFINISHED_S, VERSION, mount_of
 from snapmount.sources.pull.state import PullState
@@ -49,7 +49,7 @@ def journal(directory: Path) -> Path:
 
 
 def pull_state(directory: Path, socket_path: str) -> dict[str, Any]:
-    return PullState(socket_path, str(directory)).document()
+    return to_document(PullState(socket_path, str(directory)))
 
 
 def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None = None) -> None:
@@ -67,7 +67,7 @@ def write_journal(directory: Path, guest: vm.VM, changes: dict[str, Any] | None 
         "mount_source": f"snapmount:{guest.name}:{ID}",
         "source": pull_state(directory, f"/var/lib/libvirt/qemu/domain-0-{guest.name}/snapmount-{ID}.sock"),
         "boot_id": "of another boot",
-        "host": asdict(Host.this()),
+        "host": to_document(Host.this()),
         "scratch_vm": None,
     }
     journal(directory).write_text(json.dumps(document | (changes or {})))

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from snapmount.core.document import to_document
 from snapmount.core.snapshot import Disk, Snapshot
 from snapmount.host.processes import Process
 from snapmount.records.record import Record
@@ -32,14 +33,14 @@ def a_record(snapshot: Snapshot | None = None, mountpoint: str = "/mnt/snap") ->
         connect="qemu:///system",
         mountpoint=mountpoint,
         mount_source=f"snapmount:vm1:{snapshot.id}",
-        source=PullState("/run/vm1.sock", f"/scratch/snapmount-{snapshot.id}").document(),
+        source=to_document(PullState("/run/vm1.sock", f"/scratch/snapmount-{snapshot.id}")),
         server=Process.of_pid(os.getpid()),
     )
 
 
 def by_pull(record: Record, **changes: Any) -> Record:
     """The record with other things in what it keeps for that source."""
-    return replace(record, source=replace(state.of(record), **changes).document())
+    return replace(record, source=to_document(replace(state.of(record), **changes)))
 
 
 class OwnStore(Store):

@@ -13,13 +13,13 @@ import string
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from ... import errors
+from ...core.document import from_document, to_document
 from ...core.iscsi import SECRET_MAX, Credentials, PortalRequest, Session, Target
 from ...core.names import command
 from ...errors import LeftoverError, MissingError, SnapmountError, StateError, UnreachableError
@@ -65,7 +65,7 @@ async def choose(backend: str) -> str:
 async def missing(backend: str) -> tuple[str, str] | None:
     """Why the backend cannot be used on this host, and the command that mends it; None where it can be."""
     fault = await _ask(backend, "missing")
-    return tuple(fault) if fault else None
+    return fault and from_document(tuple[str, str], fault)
 
 
 async def free_ports(backend: str, requests: Iterable[PortalRequest]) -> list[int]:
@@ -74,8 +74,8 @@ async def free_ports(backend: str, requests: Iterable[PortalRequest]) -> list[in
     Raises PortalInUseError for a port that is asked for and is not free, UsageError for an address that this host does
     not have, UnreachableError.
     """
-    free: list[int] = await _ask(backend, "free_ports", requests=[asdict(request) for request in requests])
-    return free
+    answer = await _ask(backend, "free_ports", requests=[to_document(request) for request in requests])
+    return list(from_document(tuple[int, ...], answer))
 
 
 async def publish(backend: str, directory: Path, target: Target, files: list[str], credentials: Credentials) -> None:
@@ -88,17 +88,17 @@ async def publish(backend: str, directory: Path, target: Target, files: list[str
         backend,
         "publish",
         directory=str(directory),
-        target=target.document(),
+        target=to_document(target),
         files=files,
-        credentials=asdict(credentials),
+        credentials=to_document(credentials),
     )
 
 
 async def sessions(backend: str, directory: Path, target: Target) -> list[Session]:
     """Who is logged in.  Raises UnreachableError or StateError where the target software does not tell."""
     with trio.move_on_after(ANSWER_S):
-        answer = await _ask(backend, "sessions", directory=str(directory), target=target.document())
-        return [Session(**session) for session in answer]
+        answer = await _ask(backend, "sessions", directory=str(directory), target=to_document(target))
+        return list(from_document(tuple[Session, ...], answer))
     raise UnreachableError(f"{backend} has not told the sessions within {ANSWER_S:g} s")
 
 
@@ -108,7 +108,7 @@ async def withdraw(backend: str, directory: Path, target: Target) -> None:
     Raises LeftoverError.
     """
     try:
-        await _ask(backend, "withdraw", directory=str(directory), target=target.document())
+        await _ask(backend, "withdraw", directory=str(directory), target=to_document(target))
     except UnreachableError as error:
         raise LeftoverError(error.message, error.remedy) from error
 
@@ -119,8 +119,8 @@ async def by_hand(backend: str, directory: Path, target: Target) -> list[str]:
     It waits for neither an initiator nor the mount.
     """
     with trio.move_on_after(ANSWER_S):
-        answer = await _ask(backend, "by_hand", directory=str(directory), target=target.document())
-        return [command(*words) for words in answer]
+        answer = await _ask(backend, "by_hand", directory=str(directory), target=to_document(target))
+        return [command(*words) for words in from_document(tuple[tuple[str, ...], ...], answer)]
     raise UnreachableError(f"{backend} has not told what is left within {ANSWER_S:g} s")
 
 

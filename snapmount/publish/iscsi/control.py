@@ -1,8 +1,8 @@
 """The helper process that controls the target software: one JSON request on stdin, one JSON answer on stdout.
 
 Request: {"do": "missing"|"free_ports"|"publish"|"sessions"|"withdraw"|"by_hand", "backend": NAME} and, for
-"free_ports", {"requests": [the fields of PortalRequest]}, for those after it {"directory": PATH, "target":
-Target.document()}, for "publish" also {"files": [PATH], "credentials": the fields of Credentials}.
+"free_ports", {"requests": [PortalRequest]}, for those after it {"directory": PATH, "target": Target}, for "publish"
+also {"files": [PATH], "credentials": Credentials}; the values are documents of core/document.py.
 Answer: {"ok": RESULT} or {"error": MESSAGE, "remedy": COMMAND or null, "kind": name of the SnapmountError's class}.
 Secrets come in through the pipe, since argv and the environment can be seen by others.
 """
@@ -14,10 +14,10 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from ...core.document import from_document, to_document
 from ...core.iscsi import Credentials, Portal, PortalRequest, Session, Target
 from ...errors import SnapmountError
 from . import portals
@@ -64,14 +64,15 @@ def answer(request: Mapping[str, Any]) -> Any:
     if request["do"] == "missing":
         return chosen.missing()
     if request["do"] == "free_ports":
-        requests = [PortalRequest(**fields) for fields in request["requests"]]
+        requests = from_document(tuple[PortalRequest, ...], request["requests"], "requests")
         return portals.free_ports(requests, chosen.shares, chosen.check_free)
-    directory, target = Path(request["directory"]), Target.from_document(request["target"])
+    directory, target = Path(request["directory"]), from_document(Target, request["target"], "target")
     match request["do"]:
         case "publish":
-            return chosen.publish(directory, target, request["files"], Credentials(**request["credentials"]))
+            credentials = from_document(Credentials, request["credentials"], "credentials")
+            return chosen.publish(directory, target, request["files"], credentials)
         case "sessions":
-            return [asdict(session) for session in chosen.sessions(directory, target)]
+            return [to_document(session) for session in chosen.sessions(directory, target)]
         case "withdraw":
             return chosen.withdraw(directory, target)
         case "by_hand":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import trio
 
 from ...core import names, units
+from ...core.document import to_document
 from ...core.iscsi import Credentials, Session
 from ...errors import SnapmountError
 from ...records.record import Publication, Record
@@ -51,13 +51,13 @@ def document(
         "iqn": target.iqn,
         "portals": [str(portal) for portal in target.portals],
         "initiators": list(target.initiators),
-        "luns": [asdict(lun) for lun in target.luns],
+        "luns": [to_document(lun) for lun in target.luns],
         "user": credentials and credentials.user,
         "secret": shown and shown.secret,
         "mutual_user": credentials and credentials.mutual_user,
         "mutual_secret": shown and shown.mutual_secret,
         "commands": initiators.commands(_login(publication, credentials, with_secret)) if credentials else None,
-        "sessions": who if who is None else [asdict(session) for session in who],
+        "sessions": who if who is None else [to_document(session) for session in who],
     }
 
 

@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -184,14 +183,14 @@ def _answers(tgtd: Tgtd) -> bool:
 def _record(directory: Path, daemon: Process) -> None:
     """Note our tgtd: of one that was killed, but hangs, the environment can no longer be read.  Raises StateError."""
     try:
-        documents.write(_record_path(directory), asdict(daemon))
+        documents.write(_record_path(directory), daemon)
     except OSError as error:
         raise cannot_write(directory, error) from error
 
 
 def _recorded(directory: Path) -> Process | None:
     try:
-        return documents.read(_record_path(directory), lambda fields: Process(**fields))
+        return documents.read(_record_path(directory), Process)
     except StateError:  # it is found by its environment then
         return None
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...errors import StateError
 from ...records import documents
@@ -24,24 +23,13 @@ class Figures:
 
     def write(self, directory: Path) -> None:
         """Keep them in the snapshot's runtime directory.  Raises OSError."""
-        documents.write(directory / "space.json", asdict(self))
-
-    @classmethod
-    def from_json(cls, document: Any) -> Figures:
-        """Raises KeyError, TypeError or ValueError for another shape."""
-        left = document["left_s"]
-        return cls(
-            float(document["at_s"]),
-            int(document["used_bytes"]),
-            float(document["bytes_per_s"]),
-            None if left is None else float(left),
-        )
+        documents.write(directory / "space.json", self)
 
     @classmethod
     def load(cls, directory: Path) -> Figures | None:
         """Those of now; None where there are none."""
         try:
-            found = documents.read(directory / "space.json", cls.from_json)
+            found = documents.read(directory / "space.json", cls)
         except StateError:
             return None
         return found if found and 0 <= time.monotonic() - found.at_s <= CURRENT_S else None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...core import domainxml, names
+from ...core.document import to_document
 from ...core.snapshot import Disk
 from ...errors import StateError
 from ..source import Plan, Subject
@@ -44,7 +45,7 @@ async def plan(subject: Subject) -> Plan:
     directory = parent / names.directory(subject.snapshot_id)
     domainxml.check_scratch(subject.xml, str(directory))
     socket = job.socket_path(await domain.run_id(), subject.snapshot_id, directory)
-    return Plan(disks, PullState(socket, str(directory), terms).document(), str(directory))
+    return Plan(disks, to_document(PullState(socket, str(directory), terms)), str(directory))
 
 
 async def _disks(subject: Subject) -> tuple[Disk, ...]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from ...core import limits, names, units
 from ...errors import SpaceError
@@ -56,15 +55,6 @@ class Terms:
         most = sum(qcow2_bytes(size) for size, _ in disks)
         used = sum(used for _, used in disks)
         return max(0, (most if self.limit_bytes is None else min(most, self.limit_bytes)) - used)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"devices": [list(each) for each in self.devices]}
-
-    @classmethod
-    def from_json(cls, document: Any) -> Terms:
-        """Raises KeyError, TypeError or ValueError for another shape."""
-        devices = tuple((str(disk), str(path)) for disk, path in document["devices"])
-        return cls(**(document | {"devices": devices}))
 
 
 DEFAULT_TERMS = Terms()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...core.document import Reshaped, from_document
 from ...records.documents import HasSource
 from .space import DEFAULT_TERMS, Terms
 
@@ -14,23 +14,23 @@ KIND = "pull"
 
 
 @dataclass(frozen=True)
-class PullState:
+class PullState(Reshaped):
     """What libvirt's backup job needs, and what is made for it."""
 
     socket: str  # of QEMU's NBD server: the proof that a backup job is ours
     scratch: str  # directory of the scratch files, ours alone
     terms: Terms = DEFAULT_TERMS  # how it uses scratch space
 
-    def document(self) -> dict[str, Any]:
+    def document_of(self, written: dict[str, Any]) -> dict[str, Any]:
         """Its shape in the record: {"kind": "pull", "socket", "scratch", "terms"}."""
-        return {"kind": KIND, "socket": self.socket, "scratch": self.scratch, "terms": self.terms.to_json()}
+        return {"kind": KIND, **written}
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> PullState:
-        """Raises KeyError, TypeError or ValueError for another shape."""
-        if document["kind"] != KIND:
-            raise ValueError(f"its source is {document['kind']!r}, not {KIND!r}")
-        return cls(document["socket"], document["scratch"], Terms.from_json(document["terms"]))
+    def fields_of(cls, document: dict[str, Any]) -> dict[str, Any]:
+        kind = document.pop("kind")
+        if kind != KIND:
+            raise ValueError(f"its source is {kind!r}, not {KIND!r}")
+        return document
 
     @property
     def directory(self) -> Path:
@@ -44,4 +44,4 @@ class PullState:
 
 def of(kept: HasSource) -> PullState:
     """What a record, or an entry of the journal, keeps for this source."""
-    return PullState.from_document(kept.source)
+    return from_document(PullState, kept.source, "source")

@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import trio
 
+from snapmount.core.document import to_document
 from snapmount.core.iscsi import AUTHORITY, VENDOR, Credentials, Lun, Portal, Session, Target
 from snapmount.errors import StateError, UsageError
 from snapmount.publish import iscsi
@@ -114,12 +115,12 @@ def directory_of(target: Target) -> Path:
 
 
 def request(do: str, target: Target, **more: Any) -> dict[str, Any]:
-    return {"do": do, "backend": "lio", "directory": str(directory_of(target)), "target": target.document(), **more}
+    return {"do": do, "backend": "lio", "directory": str(directory_of(target)), "target": to_document(target), **more}
 
 
 def publish(target: Target, view: View, credentials: Credentials = CREDENTIALS) -> None:
     """Within this process, as are all but a few calls: without KVM a new one takes seconds to start."""
-    control.answer(request("publish", target, files=view.files, credentials=asdict(credentials)))
+    control.answer(request("publish", target, files=view.files, credentials=to_document(credentials)))
 
 
 def sessions(target: Target) -> list[Session]:

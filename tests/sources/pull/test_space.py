@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snapmount.core.document import from_document, to_document
 from snapmount.core.units import GIB, KIB, MIB
 from snapmount.errors import SpaceError
 from snapmount.sources.pull import space
@@ -27,7 +28,7 @@ from snapmount.sources.pull.space import (
     qcow2_bytes,
 )
 
-from ...strategies import PROPERTY, disk_names
+from ...strategies import PROPERTY, disk_names, text
 
 NOW = datetime(2026, 11, 23, 19, 20, 11, tzinfo=UTC)
 sizes = st.integers(min_value=0, max_value=1 << 50)
@@ -85,12 +86,12 @@ def test_no_more_than_the_limit_is_needed_and_what_is_reserved_reaches_beyond_it
         Terms,
         limits,
         st.booleans(),
-        st.dictionaries(disk_names, st.text()).map(lambda devices: tuple(devices.items())),
-        st.none() | st.text(),
+        st.dictionaries(disk_names, text).map(lambda devices: tuple(devices.items())),
+        st.none() | text,
     )
 )
 def test_terms_come_back_from_the_record(terms: Terms) -> None:
-    assert Terms.from_json(json.loads(json.dumps(terms.to_json()))) == terms
+    assert from_document(Terms, json.loads(json.dumps(to_document(terms)))) == terms
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import trio
 
+from snapmount.core.document import to_document
 from snapmount.core.iscsi import Portal, Target
 from snapmount.errors import MissingError, StateError, UnreachableError
 from snapmount.publish import iscsi
@@ -93,12 +93,12 @@ POINTS: dict[str, Callable[[Path, Target], bool]] = {
 def test_a_helper_that_is_killed_leaves_nothing_that_withdrawing_does_not_find(
     directory: Path, target: Target, files: list[str], point: str
 ) -> None:
-    request = {"do": "publish", "backend": "tgt", "directory": str(directory), "target": target.document()}
+    request = {"do": "publish", "backend": "tgt", "directory": str(directory), "target": to_document(target)}
     helper = subprocess.Popen(
         [sys.executable, "-P", "-m", "snapmount.publish.iscsi.control"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert helper.stdin
-    helper.stdin.write(json.dumps(request | {"files": files, "credentials": asdict(CREDENTIALS)}).encode())
+    helper.stdin.write(json.dumps(request | {"files": files, "credentials": to_document(CREDENTIALS)}).encode())
     helper.stdin.close()
     wait_for(lambda: POINTS[point](directory, target), point)
     helper.kill()
