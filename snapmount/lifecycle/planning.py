@@ -15,14 +15,14 @@ from ..core.diskdefinition import DiskDefinition
 from ..core.iscsi import PortalRequest
 from ..core.plan import Choice
 from ..core.snapshot import Snapshot
-from ..errors import NotFoundError, StateError
+from ..errors import NotFoundError
 from ..host import blocking, datadirectory, mounts
 from ..host.processes import Process
 from ..hypervisor import writers
 from ..records.record import Record
 from ..records.store import Store
 from ..sources import registry
-from ..sources.source import Source, Subject
+from ..sources.source import Subject
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     domain = await _domain(request, connection)
     if request.mountpoint:
         await blocking.on_path(request.mountpoint, CHECK_S, mounts.check_mountpoint, request.mountpoint)
-    source = await _source(domain)
+    source = await registry.serving(domain)
     subject = await _subject(request, store, connection, domain, warn)
     planned = await source.plan(subject)
     await _check_writers(domain, subject.selection.chosen, connection, request.choice)
@@ -114,16 +114,6 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         is_open=request.allow_other,
     )
     return Plan(subject, record, planned.directory)
-
-
-async def _source(domain: hypervisor.Domain) -> Source:
-    """Which one serves the VM as it is.  Raises StateError."""
-    if not await domain.is_active():
-        raise StateError(
-            f"{domain.name} is shut off; snapshots of VMs that are shut off (offline) are not there yet",
-            names.command("virsh", "start", domain.name),
-        )
-    return registry.SOURCES["pull"]
 
 
 async def _subject(

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..hypervisor import Domain
 from ..records.documents import HasSource
 from .pull import source as pull
 from .pull.state import KIND as PULL
 from .source import Source
 
 SOURCES: Mapping[str, Source] = {PULL: pull}
+
+
+async def serving(domain: Domain) -> Source:
+    """The first one that can take a snapshot of the VM in the state that this is in.  Raises StateError."""
+    refusals = []
+    for source in SOURCES.values():
+        why = await source.why_not(domain)
+        if why is None:
+            return source
+        refusals.append(why)
+    raise refusals[0]
 
 
 def of(kept: HasSource) -> Source:

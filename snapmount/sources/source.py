@@ -13,6 +13,7 @@ from ..core.lifecycle import State
 from ..core.plan import Choice, Selection
 from ..core.snapshot import Disk
 from ..core.user import User
+from ..errors import StateError
 from ..hypervisor import Domain, Hypervisor
 from ..records.kept import Kept
 from ..records.record import Record
@@ -80,6 +81,9 @@ class Source(Protocol):
     """Makes snapshots of one kind and keeps them.  What is its own of a snapshot, `record.source` keeps; a function
     that has a Kept needs no more than the journal tells, and can be called in any process.
     """
+
+    async def why_not(self, domain: Domain) -> StateError | None:
+        """Why it cannot take a snapshot of the VM in the state that this is in; None if it can."""
 
     async def plan(self, subject: Subject) -> Plan:
         """Only looks.  Raises SnapmountError where no snapshot can be taken."""

@@ -40,12 +40,23 @@ __all__ = [
     "release",
     "watched",
     "why_lost",
+    "why_not",
 ]
 
 log = logging.getLogger(__name__)
 
 FROZEN_S = 10.0  # for the start of the job while the guest is frozen; Windows itself thaws after that time
 REMOVE_S = 20.0  # on a file server that does not answer
+
+
+async def why_not(domain: hypervisor.Domain) -> StateError | None:
+    """QEMU keeps the point in time: it has to run."""
+    if await domain.is_active():
+        return None
+    return StateError(
+        f"{domain.name} is shut off; snapshots of VMs that are shut off (offline) are not there yet",
+        names.command("virsh", "start", domain.name),
+    )
 
 
 async def create(subject: Subject, claim: Claim) -> datetime:
