@@ -73,7 +73,7 @@ async def lose(claim: Claim, watch: Watch, loss: Loss, shown: Shown | None = Non
             shown.stop_reads()
             nursery.start_soon(shown.forget_cached)
         await watch.release(loss, note)
-    if loss.state is State.GAVE_UP:
+    if claim.record.state is State.GAVE_UP:  # and is not being ended already
         await clear(claim)
 
 
