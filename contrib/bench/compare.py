@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import platform
-import random
 import statistics
 import subprocess
 import threading
@@ -24,7 +23,7 @@ import fragmented
 import guest
 import luns
 from peers import PEERS, Shown, nbd_server, resident_bytes
-from reading import MIB, drop, sequential
+from reading import MIB, drop, make_image, sequential
 
 FIO_S = 3
 SPARSE_SIZE = 100 << 30
@@ -125,13 +124,6 @@ def ceilings(socket: Path, image: Path, repeat: int) -> dict[str, float]:
         copies.append(image.stat().st_size / (time.perf_counter() - begin))
         reads.append(sequential(image))
     return {"nbdcopy": statistics.median(copies), "pread of the origin": statistics.median(reads)}
-
-
-def make_image(path: Path, size: int) -> None:
-    generator = random.Random(1)
-    with path.open("wb") as f:
-        for _ in range(size // MIB):
-            f.write(generator.randbytes(MIB))
 
 
 def make_sparse(path: Path) -> None:

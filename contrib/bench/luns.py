@@ -20,7 +20,7 @@ from pathlib import Path
 
 import trio
 from peers import nbd_server, snapmount
-from reading import MIB
+from reading import MIB, make_image
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from snapmount.core.iscsi import LOOPBACK, Lun, Portal, Target
@@ -128,8 +128,6 @@ def report(figures: dict[str, dict[str, dict[str, list[float]]]]) -> str:
 
 
 def main() -> None:
-    from compare import make_image
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backend", choices=BACKENDS)
     parser.add_argument("--repeat", type=int, default=5)

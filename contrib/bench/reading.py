@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import time
 from pathlib import Path
 
@@ -31,3 +32,11 @@ def drop(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
+
+
+def make_image(path: Path, size: int) -> None:
+    """A file of that many bytes, the same each time, none of them a hole."""
+    generator = random.Random(1)
+    with path.open("wb") as f:
+        for _ in range(size // MIB):
+            f.write(generator.randbytes(MIB))
