@@ -97,7 +97,7 @@ def _not_ours(snapshot_id: str, store: Store) -> StateError | NotFoundError:
 
 async def _why_lost(record: Record) -> str | None:
     """Why there is nothing to be taken over.  Raises UnreachableError."""
-    if record.server.boot_id != boot_id():
+    if record.server.boot_id != boot_id() and not registry.of(record).OUTLIVES_REBOOT:
         return "the host has been restarted"
     if record.state is not State.ACTIVE:
         return record.why or f"its server has died while it was {record.state.value}"

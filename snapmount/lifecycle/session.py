@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -133,9 +134,10 @@ async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
 
 def _serve_from_now_on(claim: Claim, reporter: Reporter) -> None:
     """Write down that this process is the server, in the place of one that has died perhaps."""
-    before = claim.record.standby
+    before, left_s = claim.record.standby, claim.record.left_s
     server = Process.of_pid(os.getpid())
-    claim.update(state=State.ACTIVE, server=server, standby=reporter.standby)
+    expires_s = None if left_s is None else time.monotonic() + left_s  # of this boot
+    claim.update(state=State.ACTIVE, server=server, standby=reporter.standby, expires_s=expires_s)
     if before and before != reporter.standby:
         before.send(signal.SIGKILL)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trio
@@ -43,7 +44,8 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             planned = await planning.make(request, store, connection, reporter.warn)
             async with exclusive(store):
                 _check_alone(planned.record, store)
-                claim = store.claim(replace(planned.record, standby=reporter.standby))
+                record = replace(planned.record, standby=reporter.standby)
+                claim = store.claim(record, lasts=registry.of(record).OUTLIVES_REBOOT)
             stack.callback(claim.release)
             stack.push_async_callback(_undo, claim)
             reporter.claimed(claim.record)
@@ -56,7 +58,8 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             async with exclusive(store):
                 _plan_publication(request.luns, backend, free, claim)
         if request.expire_s:
-            claim.update(expires_s=time.monotonic() + request.expire_s)
+            expires_at = datetime.now(UTC) + timedelta(seconds=request.expire_s)
+            claim.update(expires_s=time.monotonic() + request.expire_s, expires_at=expires_at)
         yield Held(claim, guard, images, request.booting)
 
 

@@ -44,7 +44,7 @@ class Entry(Reshaped):
     directory: str  # its name is NAME
     mount: str  # the mountpoint of its file system, which may not be mounted yet after a restart
     owner_uid: int  # QEMU's user, whose it is
-    runtime: str  # directory of the runtime records
+    runtime: str  # directory of the records, where the snapshot's is
     snapshot: str  # id
     vm_name: str
     vm_uuid: str
@@ -121,7 +121,7 @@ def _write(record: Record, store: Store, directory: str, owner_uid: int, scratch
             directory=directory,
             mount=mount_of(directory),
             owner_uid=owner_uid,
-            runtime=str(store.directory),
+            runtime=str(store.path(snapshot.id).parent),
             snapshot=snapshot.id,
             vm_name=snapshot.vm_name,
             vm_uuid=snapshot.vm_uuid,

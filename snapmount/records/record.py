@@ -13,7 +13,7 @@ from ..core.document import Reshaped
 from ..core.iscsi import Target
 from ..core.lifecycle import State
 from ..core.snapshot import Snapshot
-from ..host.processes import Process
+from ..host.processes import Process, boot_id
 from .kept import Kept
 
 VERSION = 7
@@ -60,7 +60,8 @@ class Record(Reshaped):
     is_open: bool = False  # every user may read the files
     publication: Publication | None = None
     read_timeout_s: float = 30.0
-    expires_s: float | None = None  # by CLOCK_MONOTONIC, which nobody sets and which lasts as long as the record
+    expires_s: float | None = None  # by CLOCK_MONOTONIC, which nobody sets
+    expires_at: datetime | None = None  # the same by the clock, for who finds it after a reboot
 
     @property
     def id(self) -> str:
@@ -96,7 +97,11 @@ class Record(Reshaped):
     @property
     def left_s(self) -> float | None:
         """How long it has until it expires."""
-        return None if self.expires_s is None else max(0.0, self.expires_s - time.monotonic())
+        if self.expires_s is None:
+            return None
+        if self.expires_at and self.server.boot_id != boot_id():
+            return max(0.0, (self.expires_at - datetime.now(UTC)).total_seconds())
+        return max(0.0, self.expires_s - time.monotonic())
 
     @property
     def has_expired(self) -> bool:

@@ -4,6 +4,7 @@ One directory a snapshot, `RUNTIME/ID/`, with `record.json`, `domain.xml`, `nvra
 `lock`.  Whoever serves or undoes
 a snapshot holds an exclusive flock(2) on `lock`, and has written its pid there; the kernel drops it with the process,
 so a held lock is the proof of life.  The runtime directory is on a file system that a reboot empties; its mode is 0700.
+Snapshots whose point in time survives a reboot have theirs in a directory that does so too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..core.document import dump, to_document
 from ..core.iscsi import Credentials
 from ..core.lifecycle import State
 from ..errors import LeftoverError, NotFoundError, SnapmountError, StateError
-from ..host import locks, trees
+from ..host import datadirectory, locks, trees
 from ..host.identity import Host
 from . import documents
 from .documents import Check
@@ -36,9 +37,12 @@ log = logging.getLogger(__name__)
 class Store:
     """The runtime directory."""
 
-    def __init__(self, directory: Path, check: Check = lambda _: None) -> None:
-        """Each record that is read is handed to `check`, see sources/kinds.py."""
+    def __init__(self, directory: Path, check: Check = lambda _: None, lasting: Path | None = None) -> None:
+        """Each record that is read is handed to `check`, see sources/kinds.py.  `lasting` is the directory of those
+        that survive a reboot; None: there are none.
+        """
         self.directory = directory
+        self.lasting = lasting
         self.check = check
 
     @classmethod
@@ -46,15 +50,19 @@ class Store:
         """The calling user's: /run/snapmount for root, for others $XDG_RUNTIME_DIR/snapmount or, since homes may be
         shared, ~/.cache/snapmount-HOST.
         """
+        host = Host.this().id
+        lasting = datadirectory.path() / f"records-{host}"
         if os.geteuid() == 0:
-            return cls(Path("/run/snapmount"), check)
+            return cls(Path("/run/snapmount"), check, lasting)
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         if runtime:
-            return cls(Path(runtime) / "snapmount", check)
-        return cls(Path.home() / ".cache" / f"snapmount-{Host.this().id}", check)
+            return cls(Path(runtime) / "snapmount", check, lasting)
+        return cls(Path.home() / ".cache" / f"snapmount-{host}", check, lasting)
 
     def path(self, snapshot_id: str) -> Path:
         """The directory of a snapshot's record."""
+        if self.lasting and (self.lasting / snapshot_id).exists():
+            return self.lasting / snapshot_id
         return self.directory / snapshot_id
 
     def log(self, snapshot_id: str) -> Path:
@@ -115,10 +123,11 @@ class Store:
 
     def ids(self) -> list[str]:
         """The ids of all snapshots, and of those that are about to be or have just been one."""
-        try:
-            return [entry.name for entry in os.scandir(self.directory) if names.is_snapshot_id(entry.name)]
-        except FileNotFoundError:
-            return []
+        found = []
+        for directory in (self.directory, self.lasting):
+            with contextlib.suppress(FileNotFoundError):
+                found += os.listdir(directory) if directory else []
+        return list(filter(names.is_snapshot_id, found))
 
     def find(self, word: str, connect: str | None = None) -> Record:
         """The snapshot that meant() tells, of a VM at that connection where one is given.
@@ -192,11 +201,19 @@ class Store:
                 names.command("snapmount", "delete", record.id),
             )
 
-    def claim(self, record: Record) -> Claim:
-        """Write a new snapshot's record and hold its lock.  Raises StateError where that cannot be written."""
-        directory = self.path(record.id)
+    def claim(self, record: Record, *, lasts: bool = False) -> Claim:
+        """Write a new snapshot's record and hold its lock; one that lasts, where a reboot leaves it.  Raises StateError
+        where that cannot be written.
+        """
+        parent = self.directory
+        if lasts and self.lasting:
+            parent = self.lasting
+        directory = parent / record.id
         try:
             locks.make_private(self.directory)
+            if parent != self.directory:
+                datadirectory.make()
+                locks.make_private(parent)
             directory.mkdir(mode=0o700)
         except OSError as error:
             self.remove_if_empty()
@@ -227,7 +244,13 @@ class Store:
             os.close(lock)
 
     def remove_if_empty(self) -> None:
-        """Remove the runtime directory where no snapshot is left in it, and nobody is about to make one."""
+        """Remove the runtime directory where no snapshot is left in it, and nobody is about to make one; and the other
+        one, if it is empty.
+        """
+        if self.lasting:
+            with contextlib.suppress(OSError):
+                self.lasting.rmdir()
+                datadirectory.remove_if_empty()
         with contextlib.suppress(OSError):
             descriptor = locks.locked(self.directory, os.O_RDONLY | os.O_DIRECTORY)
             try:

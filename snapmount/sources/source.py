@@ -82,6 +82,10 @@ class Source(Protocol):
     that has a Kept needs no more than the journal tells, and can be called in any process.
     """
 
+    @property
+    def OUTLIVES_REBOOT(self) -> bool:  # noqa: N802
+        """Whether its point in time is there still when the host has been restarted."""
+
     async def why_not(self, domain: Domain) -> StateError | None:
         """Why it cannot take a snapshot of the VM in the state that this is in; None if it can."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from snapmount.records.store import Store
 from snapmount.sources import kinds
 from snapmount.sources.pull import state
 
-from ..rig.records import CREATED, ID, OTHER_ID, OTHER_UUID, UUID, a_record, a_snapshot
+from ..rig.records import CREATED, ID, OTHER_ID, OTHER_UUID, UUID, OwnStore, a_record, a_snapshot
 from ..strategies import PROPERTY, json_values, records
 
 # Serves a snapshot as a server does: its record is on standard input; it says so, and waits.
@@ -564,3 +565,26 @@ def test_root_s_records_are_in_run_and_a_user_s_in_the_user_s_runtime_directory(
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = Path("/run/snapmount") if os.geteuid() == 0 else tmp_path / ".cache" / f"snapmount-{Host.this().id}"
     assert Store.of_user(kinds.check).directory == expected, "homes may be shared by hosts"
+
+
+def test_a_record_that_lasts_is_found_without_the_runtime_directory_and_leaves_nothing(tmp_path: Path) -> None:
+    directory, lasting = tmp_path / "run", tmp_path / "lasting"
+    store = OwnStore(directory, lasting)
+    short, long = store.claim(a_record(a_snapshot(OTHER_ID))), store.claim(a_record(), lasts=True)
+    assert (short.directory, long.directory) == (directory / OTHER_ID, lasting / ID)
+    assert sorted(store.ids()) == sorted([ID, OTHER_ID])
+    shutil.rmtree(directory)
+    after_reboot = OwnStore(directory, lasting)
+    assert [record.id for record in after_reboot.load_all()[0]] == [ID]
+    assert after_reboot.find(ID[:4]).id == ID
+    long.forget()
+    assert not lasting.exists()
+
+
+def test_after_a_reboot_the_clock_tells_when_a_snapshot_expires() -> None:
+    record = a_record()
+    moment = datetime.now(UTC) + timedelta(hours=1)
+    left = replace(record, expires_s=1.0, expires_at=moment, server=replace(record.server, boot_id="another"))
+    assert left.left_s is not None
+    assert 3500 < left.left_s <= 3600
+    assert replace(left, server=record.server).has_expired, "in the same boot the clock that nobody sets does"

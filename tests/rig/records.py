@@ -46,10 +46,10 @@ def by_pull(record: Record, **changes: Any) -> Record:
 class OwnStore(Store):
     """A store that knows its claims: a process holds each of them to its end, a test must let go of them."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, kinds.check)
+    def __init__(self, directory: Path, lasting: Path | None = None) -> None:
+        super().__init__(directory, kinds.check, lasting)
         self.claims: list[Claim] = []
 
-    def claim(self, record: Record) -> Claim:
-        self.claims.append(super().claim(record))
+    def claim(self, record: Record, *, lasts: bool = False) -> Claim:
+        self.claims.append(super().claim(record, lasts=lasts))
         return self.claims[-1]

@@ -31,6 +31,7 @@ from .scratch import devices, files
 from .watch import watched
 
 __all__ = [
+    "OUTLIVES_REBOOT",
     "by_hand",
     "check_unused",
     "create",
@@ -45,6 +46,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+OUTLIVES_REBOOT = False
 FROZEN_S = 10.0  # for the start of the job while the guest is frozen; Windows itself thaws after that time
 REMOVE_S = 20.0  # on a file server that does not answer
 
