@@ -121,20 +121,34 @@ async def _stand_by(server: Process, store: Store) -> None:
 
 
 async def _mind(record: Record, store: Store) -> None:
-    """Return when the snapshot has expired or is in other hands; or is lost, when what is to be done then is done, as
-    far as it can be in RELEASE_S: who wants to delete the snapshot waits for that.
+    """Return when the snapshot has expired, is in other hands, or has been given up, when all is done that can be.
+
+    One that is lost stays as it is, and costs the guest nothing any more: whoever recovers it finds out why, and is not
+    kept waiting for its lock.
     """
-    async with registry.of(record).watched(record, store) as watch:
-        while (left := _left(record, store)) and not is_done_with(left):
-            with trio.move_on_after(min(LOOK_AGAIN_S, math.inf if left.left_s is None else left.left_s)) as look:
+    source = registry.of(record)
+    async with source.watched(record, store) as watch:
+        while (wait_s := _wait_s(record, store)) > 0:
+            with trio.move_on_after(wait_s):
                 loss = await watch.wait_lost()
-            if look.cancelled_caught:
-                continue
+                break
+        else:
+            return
+        if loss.state is State.GAVE_UP:
             with _taken_over(store, record) as claim, trio.move_on_after(RELEASE_S):
-                if claim:
-                    await lose(claim, watch, loss)
-                    return
-            await trio.sleep(LOOK_AGAIN_S)
+                await (lose(claim, watch, loss) if claim else trio.sleep(LOOK_AGAIN_S))
+            return
+    await source.release(record.kept)
+    while (wait_s := _wait_s(record, store)) > 0:
+        await trio.sleep(wait_s)
+
+
+def _wait_s(record: Record, store: Store) -> float:
+    """When to look again; 0 if the snapshot is in other hands, or nobody needs it any more."""
+    left = _left(record, store)
+    if left is None or is_done_with(left):
+        return 0
+    return min(LOOK_AGAIN_S, math.inf if left.left_s is None else left.left_s)
 
 
 def _left(record: Record, store: Store) -> Record | None:
