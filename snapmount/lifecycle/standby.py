@@ -136,7 +136,10 @@ async def _mind(record: Record, store: Store) -> None:
             return
         if loss.state is State.GAVE_UP:
             with _taken_over(store, record) as claim, trio.move_on_after(RELEASE_S):
-                await (lose(claim, watch, loss) if claim else trio.sleep(LOOK_AGAIN_S))
+                if claim:
+                    await lose(claim, watch, loss)
+                else:
+                    await trio.sleep(LOOK_AGAIN_S)
             return
     await source.release(record.kept)
     while (wait_s := _wait_s(record, store)) > 0:
