@@ -70,16 +70,16 @@ class Attachment:
         }
 
 
-SHELF = documents.Shelf("attached", Attachment)
+RECORDS = documents.Records("attached", Attachment)
 
 
 def unreadable(directory: Path) -> dict[str, StateError]:
     """What is wrong with the records that cannot be read, by their keys."""
-    return SHELF.sorted_out(directory)[1]
+    return RECORDS.sorted_out(directory)[1]
 
 
 def current(directory: Path) -> list[Attachment]:
     """Those of the snapshot with that runtime directory whose helper has not ended, where their records can
     be read.
     """
-    return [each for each in SHELF.sorted_out(directory)[0] if each.qemu.runs()]
+    return [each for each in RECORDS.sorted_out(directory)[0] if each.qemu.runs()]

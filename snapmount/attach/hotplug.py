@@ -27,7 +27,7 @@ from ..hypervisor import directories
 from ..publish import views
 from ..records.record import Record
 from ..records.store import Store
-from .attachments import SHELF, Attachment
+from .attachments import RECORDS, Attachment
 
 log = logging.getLogger(__name__)
 
@@ -94,18 +94,18 @@ async def detach(
     directory = store.path(record.id)
     chosen = _chosen(record, disks)
     async with hypervisor.connected(record.connect) as connection:
-        if helper is not None and not any(_is_of(each, helper) for each in SHELF.load_all(directory)):
+        if helper is not None and not any(_is_of(each, helper) for each in RECORDS.load_all(directory)):
             await connection.domain(helper)  # only to tell a name that is none
         async with _alone(record, directory):
             attached = [
                 each
-                for each in SHELF.load_all(directory)
+                for each in RECORDS.load_all(directory)
                 if each.disk in chosen and (helper is None or _is_of(each, helper))
             ]
             try:
                 unplugged, errors = await _unplug_all(connection, directory, attached, patience_s)
             except trio.Cancelled:
-                if not {each.key for each in attached}.isdisjoint(each.key for each in SHELF.load_all(directory)):
+                if not {each.key for each in attached}.isdisjoint(each.key for each in RECORDS.load_all(directory)):
                     raise
                 unplugged, errors = attached, []  # the guests have let go of all of them by then
     for error in errors[1:]:
@@ -121,19 +121,19 @@ async def end_all(record: Record, directory: Path) -> list[Attachment]:
 
     Raises StateError where disks are still being attached, UnreachableError where libvirt does not answer.
     """
-    if not any(SHELF.sorted_out(directory)):
+    if not any(RECORDS.sorted_out(directory)):
         return []
     async with _alone(record, directory), hypervisor.connected(record.connect) as connection:
-        attached, broken = SHELF.sorted_out(directory)
+        attached, broken = RECORDS.sorted_out(directory)
         unplugged, errors = await _unplug_all(connection, directory, attached, LET_GO_S)
         for error in errors:
             log.warning("%s; its reads will fail from now on", error.message)
         for each in attached:
-            SHELF.forget(directory, each)
+            RECORDS.forget(directory, each)
         for key, error in broken.items():
             log.warning("%s", error.message)
             await _unplug_unknown(connection, record, key)
-            SHELF.forget_key(directory, key)
+            RECORDS.forget_key(directory, key)
     return unplugged
 
 
@@ -148,7 +148,7 @@ async def _unplug_unknown(connection: hypervisor.Hypervisor, record: Record, key
 
 async def used_by(record: Record, directory: Path) -> list[Attachment]:
     """The attachments that there truly are: the VM runs, and has the disk.  Raises StateError, UnreachableError."""
-    recorded = SHELF.load_all(directory)
+    recorded = RECORDS.load_all(directory)
     if not recorded:
         return []
     async with hypervisor.connected(record.connect) as connection:
@@ -176,7 +176,7 @@ def _chosen(record: Record, wanted: Sequence[str]) -> list[str]:
 @contextlib.asynccontextmanager
 async def _alone(record: Record, directory: Path) -> AsyncIterator[None]:
     """Hold the lock of the snapshot's attachments: one command at a time plugs or unplugs.  Raises StateError."""
-    path = directory / SHELF.kind
+    path = directory / RECORDS.kind
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         descriptor = await _lock(path)
@@ -242,7 +242,7 @@ async def _check_visible(record: Record, name: str, qemu: Process) -> None:
 async def _check_not_attached(directory: Path, planned: Sequence[Attachment], helper: hypervisor.Domain) -> None:
     for each in planned:
         if await helper.has_device(each.alias):
-            there = SHELF.load(directory, each.key)
+            there = RECORDS.load(directory, each.key)
             raise StateError(
                 f"{each.disk} of snapshot {each.snapshot} is attached to {helper.name} already"
                 + (f", as {there.target}" if there else ""),
@@ -308,7 +308,7 @@ async def _plug(
 
 def _write(directory: Path, planned: Attachment) -> None:
     try:
-        SHELF.write(directory, planned)
+        RECORDS.write(directory, planned)
     except OSError as error:
         raise StateError(f"the record of {planned.name} cannot be written to {directory}: {error.strerror}") from error
 
@@ -362,4 +362,4 @@ async def _unplug(directory: Path, helper: hypervisor.Domain | None, attached: A
             f"{attached.snapshot}: {why}",
             f"{again}   (again, when the guest reacts; at worst: {reset})",
         )
-    SHELF.forget(directory, attached)
+    RECORDS.forget(directory, attached)

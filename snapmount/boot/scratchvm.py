@@ -82,18 +82,18 @@ class ScratchVm:
         return self.pid_file is not None and qemu.find(self.uuid, Path(self.pid_file).parent) is not None
 
 
-_SHELF = documents.Shelf("scratch-vm", ScratchVm)
-load, write, forget, forget_unreadable = _SHELF.load, _SHELF.write, _SHELF.forget, _SHELF.forget_key
+_RECORDS = documents.Records("scratch-vm", ScratchVm)
+load, write, forget, forget_unreadable = _RECORDS.load, _RECORDS.write, _RECORDS.forget, _RECORDS.forget_key
 
 
 def load_all(directory: Path) -> list[ScratchVm]:
     """All scratch VMs of the snapshot whose records can be read, by name."""
-    return _SHELF.sorted_out(directory)[0]
+    return _RECORDS.sorted_out(directory)[0]
 
 
 def unreadable(directory: Path) -> dict[str, StateError]:
     """What is wrong with the records that cannot be read, by the uuid of each scratch VM."""
-    return {uuid: error for uuid, error in _SHELF.sorted_out(directory)[1].items() if names.is_uuid(uuid)}
+    return {uuid: error for uuid, error in _RECORDS.sorted_out(directory)[1].items() if names.is_uuid(uuid)}
 
 
 def overlays_name(snapshot_id: str, uuid: str) -> str:

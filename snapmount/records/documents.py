@@ -1,4 +1,4 @@
-"""JSON documents in files: how records are read and written, and how those of one kind are kept beside a snapshot's."""
+"""JSON documents in files: how records are read and written, and the records of what is made on a snapshot."""
 
 from __future__ import annotations
 
@@ -106,26 +106,26 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-class Kept(Protocol):
-    """A dataclass that can be kept on a shelf."""
+class Keyed(Protocol):
+    """A dataclass that is one of several records of its kind."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def key(self) -> str:
-        """What tells it from others of its kind: part of a file name."""
+        """What tells it from the others: part of a file name."""
 
     @property
     def name(self) -> str:
-        """By which it is listed."""
+        """What it is listed by."""
 
 
-K = TypeVar("K", bound=Kept)
+K = TypeVar("K", bound=Keyed)
 
 
 @dataclass(frozen=True)
-class Shelf(Generic[K]):
-    """Records of one kind that belong to a snapshot, in its runtime directory: `RUNTIME/ID/KIND/KEY.json`.
+class Records(Generic[K]):
+    """The records of one kind of what is made on a snapshot, in its runtime directory: `RUNTIME/ID/KIND/KEY.json`.
 
     Each is written before what it describes is made.
     """
@@ -134,7 +134,7 @@ class Shelf(Generic[K]):
     of: type[K]
 
     def load(self, directory: Path, key: str) -> K | None:
-        """The one of that key, None where it is gone.  Raises StateError for a record that cannot be read."""
+        """The one of that key, None if it is gone.  Raises StateError for a record that cannot be read."""
         return read(self._path(directory, key), self.of)
 
     def load_all(self, directory: Path) -> list[K]:
@@ -149,11 +149,11 @@ class Shelf(Generic[K]):
         found, broken = list[K](), dict[str, StateError]()
         for key in self._keys(directory):
             try:
-                kept = self.load(directory, key)
+                record = self.load(directory, key)
             except StateError as error:
                 broken[key] = error
             else:
-                found += [kept] if kept else []
+                found += [record] if record else []
         return sorted(found, key=lambda each: each.name), broken
 
     def _keys(self, directory: Path) -> list[str]:
@@ -162,15 +162,15 @@ class Shelf(Generic[K]):
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def write(self, directory: Path, kept: K) -> None:
-        """Write a record, atomically.  Raises OSError, where the snapshot is gone for instance."""
-        path = self._path(directory, kept.key)
+    def write(self, directory: Path, record: K) -> None:
+        """Write a record, atomically.  Raises OSError, if the snapshot is gone for instance."""
+        path = self._path(directory, record.key)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        write(path, kept)
+        write(path, record)
 
-    def forget(self, directory: Path, kept: K) -> None:
+    def forget(self, directory: Path, record: K) -> None:
         """Remove a record: nothing is left of what it describes."""
-        self.forget_key(directory, kept.key)
+        self.forget_key(directory, record.key)
 
     def forget_key(self, directory: Path, key: str) -> None:
         """The same for one that cannot be read."""

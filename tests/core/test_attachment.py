@@ -229,19 +229,19 @@ def test_records_are_kept_by_vm_and_disk_and_shown_while_the_vm_runs(tmp_path: P
     own = Process.of_pid(os.getpid())
     first, second, gone = an_attachment(qemu=own), an_attachment(disk="vdb", target="vdb", qemu=own), an_attachment()
     for each in (first, second, replace(gone, vm_uuid="6695eb01-f6a4-8304-79aa-97f2502e193f")):
-        attachments.SHELF.write(tmp_path, each)
+        attachments.RECORDS.write(tmp_path, each)
     assert attachments.current(tmp_path) == [second, first]
-    attachments.SHELF.write(tmp_path, replace(first, is_made=True))
+    attachments.RECORDS.write(tmp_path, replace(first, is_made=True))
     assert [each.state for each in attachments.current(tmp_path)] == ["attaching", "attached"]
-    assert len(attachments.SHELF.load_all(tmp_path)) == 3
+    assert len(attachments.RECORDS.load_all(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"qemu": 1}', "null"])
 def test_a_record_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
-    attachments.SHELF.write(tmp_path, an_attachment())
+    attachments.RECORDS.write(tmp_path, an_attachment())
     [path] = (tmp_path / "attached").iterdir()
     path.write_text(content)
     with pytest.raises(StateError, match=str(path)):
-        attachments.SHELF.load_all(tmp_path)
+        attachments.RECORDS.load_all(tmp_path)
     assert attachments.current(tmp_path) == []
     assert str(path) in attachments.unreadable(tmp_path)[path.stem].message
