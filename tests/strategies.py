@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from snapmount.core.document import to_document
 from snapmount.core.domainxml import UNCONFINABLE
+from snapmount.core.leftout import LeftOut
 from snapmount.core.lifecycle import State
-from snapmount.core.plan import LeftOut
 from snapmount.core.snapshot import Disk, Nvram, Snapshot
 from snapmount.host.processes import Process
 from snapmount.records.record import Record

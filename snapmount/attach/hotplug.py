@@ -17,8 +17,8 @@ from pathlib import Path
 import trio
 
 from .. import hypervisor
-from ..core import attachment, names
-from ..core.diskdefinition import DEFAULT_BLOCK_SIZE
+from ..core import attachment, names, slots
+from ..core.blocksize import DEFAULT_BLOCK_SIZE
 from ..core.snapshot import Disk
 from ..errors import NotFoundError, SnapmountError, StateError
 from ..host import blocking, locks
@@ -61,11 +61,11 @@ async def attach(request: AttachRequest, record: Record, store: Store) -> list[A
         await views.check(record, hypervisor.qemu_user(xml), f"QEMU of {helper.name}")
         await _check_visible(record, helper.name, qemu)
         await _check_block_sizes(record, disks, helper, request.bus)
-        if not attachment.has_controller(xml, request.bus):
+        if not slots.has_controller(xml, request.bus):
             raise StateError(
                 f"{helper.name} has no {request.bus} controller", "--bus virtio, or add a controller to it"
             )
-        targets = attachment.free_targets(xml, request.bus, len(disks))
+        targets = slots.free_targets(xml, request.bus, len(disks))
         planned = [
             Attachment(record.id, disk, helper.name, helper.uuid, qemu, request.bus, target)
             for disk, target in zip(disks, targets, strict=True)
@@ -254,9 +254,9 @@ async def _check_block_sizes(record: Record, disks: Sequence[str], helper: hyper
     """Raise StateError where QEMU would show a disk on that bus with smaller blocks than the guest's."""
     for disk in _disks(record, disks):
         size = disk.logical_block_size_bytes
-        fit = attachment.buses_for([size], None)
-        if bus not in fit and bus not in attachment.buses_for([size], await helper.qemu_version(record.connect)):
-            needed = ".".join(map(str, attachment.QEMU_USB_BLOCK_SIZES))
+        fit = slots.buses_for([size], None)
+        if bus not in fit and bus not in slots.buses_for([size], await helper.qemu_version(record.connect)):
+            needed = ".".join(map(str, slots.QEMU_USB_BLOCK_SIZES))
             raise StateError(
                 f"{disk.name} has logical blocks of {size} bytes, in which partition tables count; on {bus}, QEMU "
                 f"before {needed}, as {helper.name} runs in, shows every disk with blocks of {DEFAULT_BLOCK_SIZE}",
@@ -276,13 +276,13 @@ def _explained(
     try:
         yield
     except StateError as error:
-        if not attachment.lacks_slot(error.message):
+        if not slots.lacks_slot(error.message):
             raise
         sizes = [disk.logical_block_size_bytes for disk in _disks(record, disks)]
-        bus = attachment.bus_with_room(helper_xml, attachment.buses_for(sizes, None), len(disks))
+        bus = slots.bus_with_room(helper_xml, slots.buses_for(sizes, None), len(disks))
         chosen = [word for disk in request.disks for word in ("--disk", disk)]
         again = names.command("snapmount", "attach", record.id, helper.name, *chosen, "--bus", bus or "")
-        raise StateError(error.message, again if bus else attachment.more_slots(helper_xml)) from error
+        raise StateError(error.message, again if bus else slots.more_slots(helper_xml)) from error
 
 
 async def _plug(
@@ -291,7 +291,7 @@ async def _plug(
     log.info("plugging %s into %s as %s", planned.disk, helper.name, planned.target)
     [disk] = _disks(record, [planned.disk])
     await helper.plug(
-        attachment.disk_xml(
+        slots.disk_xml(
             helper_xml,
             f"{record.mountpoint}/{disk.file}",
             alias=planned.alias,

@@ -13,7 +13,7 @@ import trio
 from .. import hypervisor
 from ..core import names, units
 from ..errors import NotBootedError, UnreachableError, UsageError
-from ..host import blocking
+from ..host import blocking, endings
 from .scratchvm import ScratchVm
 
 WAIT_TIMEOUT_S = 300.0  # unless the user says otherwise
@@ -88,7 +88,7 @@ async def wait(wait_for: WaitFor, timeout_s: float, vm: ScratchVm, uri: str) -> 
 
             nursery.start_soon(come)
             nursery.start_soon(console.follow)
-            await vm.process.wait_gone()
+            await endings.wait(vm.process)
             nursery.cancel_scope.cancel()
         if problem:
             await trio.sleep(SETTLE_S)

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from ..core import mark
 from ..core.domainxml import parse
-from ..core.plan import LeftOut
+from ..core.leftout import LeftOut
 from . import hardware
 from .hardware import Left, Source
 

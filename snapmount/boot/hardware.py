@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element, SubElement
 
 from ..core.domainxml import add_unlabelled_source, check_confinable
-from ..core.plan import LeftOut
+from ..core.leftout import LeftOut
 
 NONE, ISOLATED = "none", "isolated"  # the networks that are not libvirt's
 AGENT_PORT = "org.qemu.guest_agent.0"

@@ -18,7 +18,7 @@ from .. import hypervisor
 from ..core import names
 from ..core.user import User
 from ..errors import LeftoverError, NotBootedError, NotFoundError, SnapmountError, StateError, UsageError
-from ..host import blocking, datadirectory, execution
+from ..host import blocking, datadirectory, execution, usage
 from ..host.processes import Process
 from ..hypervisor import directories, kvm
 from ..images import qcow2
@@ -203,8 +203,8 @@ async def _make_files(record: Record, vm: ScratchVm, user: User) -> None:
     """The directory, the overlays in it, and the copy of the firmware's variables.  Raises SpaceError, StateError."""
     directory = Path(vm.overlays)
     parent = directory.parent
-    await blocking.on_path(parent, HOST_S, directories.free_bytes, parent, directories.OVERLAY)
-    await directories.create(directory, user, None, directories.OVERLAY)
+    await blocking.on_path(parent, HOST_S, usage.free_bytes, parent, usage.OVERLAY)
+    await directories.create(directory, user, None, usage.OVERLAY)
     for disk in record.snapshot.disks:
         overlay, backing = vm.overlay(disk.name), f"{record.mountpoint}/{disk.file}"
         await qcow2.create(overlay, disk.size_bytes, user, backing=backing, what="the overlay")

@@ -12,10 +12,10 @@ from typing import Any
 
 from ..core import names
 from ..core.document import to_document
-from ..core.plan import LeftOut
+from ..core.leftout import LeftOut
 from ..errors import StateError
+from ..host import glances, qemu
 from ..host.processes import Process
-from ..hypervisor import glances, qemu
 from ..records import documents
 
 

@@ -17,7 +17,7 @@ import trio
 
 from .. import hypervisor
 from ..errors import LeftoverError, SnapmountError, UnreachableError
-from ..host import blocking
+from ..host import blocking, endings
 from ..host.processes import Process
 from ..hypervisor import directories
 from ..records import journal
@@ -44,7 +44,7 @@ async def exists(record: Record, vm: ScratchVm) -> bool:
 async def end(record: Record, directory: Path, vm: ScratchVm) -> None:
     """Destroy it, and remove all that is its.  Idempotent.  Raises LeftoverError or UnreachableError."""
     if not vm.is_started and vm.process != Process.of_pid(os.getpid()):
-        await vm.process.end(f"which makes the scratch VM {vm.name}", MAKER_S)
+        await endings.end(vm.process, f"which makes the scratch VM {vm.name}", MAKER_S)
         vm = load(directory, vm.uuid) or vm
     if vm.is_kept or not vm.is_started or vm.process.runs():
         log.info("destroying the scratch VM %s", vm.name)
@@ -154,7 +154,7 @@ async def _ring_when_told(
 
 
 async def _ring_when_gone(process: Process, bell: trio.MemorySendChannel[None]) -> None:
-    await process.wait_gone()
+    await endings.wait(process)
     bell.send_nowait(None)
 
 
@@ -163,7 +163,7 @@ async def _tend(claim: Claim, vm: ScratchVm, bell: trio.MemorySendChannel[None])
     when it is undefined.
     """
     try:
-        await vm.process.wait_gone()
+        await endings.wait(vm.process)
         last = load(claim.directory, vm.uuid)
         while last and last.process == vm.process and last.is_started and await _is_still_there(claim.record, last):
             await trio.sleep(KEPT_S)

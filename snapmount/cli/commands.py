@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..core import names
-from ..errors import MissingError, SnapmountError
+from ..errors import SnapmountError
 from ..host import logs
-from . import output
+from . import missing, output
 from .arguments import doing, parse
 
 if TYPE_CHECKING:
@@ -27,12 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             output.complain(error)
         return error.exit_code
     except ModuleNotFoundError as error:
-        name = error.name or ""
-        if name.startswith("snapmount"):
-            raise
-        remedy = names.command(sys.executable, "-m", "pip", "install", name)
-        output.complain(MissingError(f"the Python module {name} is missing", remedy))
-        return MissingError.exit_code
+        explained = missing.explained(error)
+        output.complain(explained)
+        return explained.exit_code
 
 
 def _run(argv: list[str]) -> int:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..attach.attachments import Attachment
 from ..core import names
 from ..core.document import to_document
-from ..lifecycle.deletion import Ended, Hidden
-from ..lifecycle.readers import listed
-from ..lifecycle.recovery import Recovery
+from ..lifecycle.ends import Ended, Hidden, listed
 from ..records.record import Record
 from ..records.store import Store
 from .present import Shown
+
+if TYPE_CHECKING:
+    from ..lifecycle.recovery import Recovery
 
 _NAMED = 3  # more are counted
 

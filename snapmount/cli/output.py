@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..core import names
 from ..errors import SnapmountError, UnreadError, UnwritableError
-from ..host import notify
+from ..host import priorities
 from .progress import Progress
 
 progress = Progress()
@@ -32,7 +32,7 @@ def tell(text: str) -> None:
 
 def _say(level: int, line: str) -> None:
     with contextlib.suppress(OSError):  # a standard error that cannot be written changes nothing
-        progress.write((notify.prioritised(level, line) if notify.has_journal() else line) + "\n")
+        progress.write((priorities.prioritised(level, line) if priorities.has_journal() else line) + "\n")
 
 
 def print_text(text: str, there: str = "", remedy: str | None = None) -> None:

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from ..attach import attachments
 from ..attach.attachments import Attachment
 from ..boot import scratchvm
-from ..boot.check import Came
 from ..boot.scratchvm import ScratchVm
 from ..core import names, units
+from ..core.blocksize import DEFAULT_BLOCK_SIZE
 from ..core.description import Description, Growth
-from ..core.diskdefinition import DEFAULT_BLOCK_SIZE
 from ..core.document import format_time, to_document
 from ..core.iscsi import Credentials, Session
+from ..core.leftout import LeftOut
 from ..core.lifecycle import State
-from ..core.plan import LeftOut
 from ..core.snapshot import Disk, Nvram
 from ..errors import StateError
-from ..hypervisor import glances
-from ..publish.iscsi import luns
+from ..host import glances
+from ..publish import luns
 from ..records.record import Record
 from ..records.store import Store
 from ..sources import kinds
+from .tables import table
 
-_PIPED_WIDTH = 10_000  # no wrapping for programs
+if TYPE_CHECKING:
+    from ..boot.check import Came
+
 NEW_S = 5.0
 
 
@@ -88,6 +86,15 @@ class Shown:
     def _is_active(self) -> bool:
         return self.store.state(self.record) is State.ACTIVE
 
+    @property
+    def _iscsi(self) -> dict[str, Any] | None:
+        """The JSON shape of its publication: few snapshots have one, and all would wait for what that loads."""
+        if not self.record.publication:
+            return None
+        from ..publish import recipes
+
+        return recipes.document(self.record.publication, self.sessions, self._credentials, self.with_secret)
+
     def document(self) -> dict[str, Any]:
         """The JSON shape of a snapshot in `take`, `show` and (a list of them) `list`; see JSON in the man page."""
         record = self.record
@@ -101,8 +108,7 @@ class Shown:
             "reason": record.why,
             "expires": record.expires and format_time(record.expires),
             "mountpoint": None if record.is_hidden else record.mountpoint,
-            "iscsi": record.publication
-            and luns.document(record.publication, self.sessions, self._credentials, self.with_secret),
+            "iscsi": self._iscsi,
             "scratch_vms": [vm.document() for vm in self.scratch_vms],
             "attachments": [each.document() for each in self.attachments],
             "scratch": self._description.scratch,
@@ -220,10 +226,12 @@ class Shown:
         return lines
 
     def _recipes(self) -> list[str]:
-        publication, credentials = self.record.publication, self._credentials
-        if not publication or not credentials:
+        credentials = self._credentials  # none without a publication
+        if not credentials:
             return []
-        return luns.recipes(self.record, credentials, self.with_secret, self.initiator_kind)
+        from ..publish import recipes
+
+        return recipes.of(self.record, credentials, self.with_secret, self.initiator_kind)
 
 
 def _nvram_facts(nvram: Nvram | None) -> list[tuple[str, str]]:
@@ -331,13 +339,3 @@ def _left_out(devices: Iterable[LeftOut]) -> list[str]:
 
 def _text(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligned columns.  They keep their width: a terminal that is too narrow wraps lines, nothing is cut off."""
-    aligned = Table(*header, box=None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for row in rows:
-        aligned.add_row(*(names.printable(cell) for cell in row))
-    printed = io.StringIO()
-    Console(file=printed, width=_PIPED_WIDTH, markup=False, emoji=False, highlight=False).print(aligned)
-    return "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())

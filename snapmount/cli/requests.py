@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import hypervisor
 from ..boot.check import WAIT_TIMEOUT_S, WaitFor
 from ..boot.launch import BootRequest, check_name
-from ..core import iscsi, names
+from ..core import names, publishing, uris
 from ..errors import UsageError
 from ..host.processes import Process
 from ..lifecycle.planning import LunRequest, Request
@@ -66,7 +66,7 @@ def boot(arguments: argparse.Namespace) -> BootRequest:
 
 def _uri(arguments: argparse.Namespace) -> str:
     uri: str = arguments.connect or hypervisor.default_uri()
-    hypervisor.check_uri(uri)
+    uris.check(uri)
     return uri
 
 
@@ -88,15 +88,15 @@ def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:
 def _luns(arguments: argparse.Namespace, uri: str) -> LunRequest:
     """How to publish.  Raises UsageError."""
     if os.geteuid() != 0:
-        if hypervisor.is_unprivileged(uri):  # those that root finds there are root's own
+        if uris.is_unprivileged(uri):  # those that root finds there are root's own
             remedy = f"{names.command('snapmount', arguments.vm, 'MOUNTPOINT')}   (its files instead)"
             raise UsageError(f"only root can publish over iSCSI, and no VM at {uri}, which are a user's own", remedy)
         remedy = names.command("sudo", "snapmount", "--iscsi", "--connect", uri, arguments.vm)
         raise UsageError("only root can publish over iSCSI", remedy)
     return LunRequest(
         backend=arguments.target,
-        portals=iscsi.parse_portals(arguments.portal),
-        initiators=tuple(dict.fromkeys(map(iscsi.check_initiator, arguments.initiator))),
+        portals=publishing.parse_portals(arguments.portal),
+        initiators=tuple(dict.fromkeys(map(publishing.check_initiator, arguments.initiator))),
         mutual=arguments.mutual,
         secret=_secret(arguments.secret_file) if arguments.secret_file else None,
     )
@@ -105,7 +105,7 @@ def _luns(arguments: argparse.Namespace, uri: str) -> LunRequest:
 def _secret(path: str) -> str:
     try:
         with sys.stdin if path == "-" else open(path, encoding="utf-8", errors="replace") as f:  # noqa: PTH123
-            return iscsi.check_secret(f.readline().rstrip("\n"))
+            return publishing.check_secret(f.readline().rstrip("\n"))
     except OSError as error:
         raise UsageError(f"the secret cannot be read from {path}: {error.strerror}") from None
     except UsageError as error:

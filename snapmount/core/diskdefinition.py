@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from ..errors import SnapmountError
+from .blocksize import DEFAULT_BLOCK_SIZE
 from .origin import Origin, of_source
-
-# In bytes; QEMU's, whatever the image lies on: only DASDs, zoned devices and its own NVMe driver are asked for theirs
-# (blkconf_blocksizes() in hw/block/block.c, hdev_probe_blocksizes() in block/file-posix.c), and no definition tells.
-DEFAULT_BLOCK_SIZE = 512
 
 
 @dataclass(frozen=True)

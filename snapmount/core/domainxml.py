@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 
 from ..errors import SnapmountError, StateError
 from . import diskdefinition, names
-from .diskdefinition import DEFAULT_BLOCK_SIZE, DiskDefinition
+from .blocksize import DEFAULT_BLOCK_SIZE
+from .diskdefinition import DiskDefinition
 from .origin import of_source
 
 XML_MAX = 4 << 20

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from ..errors import NotFoundError, StateError
 from . import attachment, names
 from .diskdefinition import DiskDefinition
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A disk, or something else of the VM, that is not part of the snapshot, and why."""
-
-    name: str
-    why: str
+from .leftout import LeftOut
 
 
 @dataclass(frozen=True)

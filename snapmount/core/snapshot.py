@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from .diskdefinition import DEFAULT_BLOCK_SIZE
+from .blocksize import DEFAULT_BLOCK_SIZE
 from .document import Reshaped, from_document
-from .plan import LeftOut
+from .leftout import LeftOut
 
 
 @dataclass(frozen=True)

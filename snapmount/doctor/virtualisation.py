@@ -9,10 +9,10 @@ from pathlib import Path
 
 import trio
 
-from ..core import names
+from ..core import names, uris
 from ..core.user import User
 from ..errors import MissingError, SnapmountError, UnreachableError
-from ..host import blocking, datadirectory, mounts
+from ..host import blocking, datadirectory, mounts, usage
 from ..hypervisor import directories, kvm
 from ..sources.pull.scratch.places import FileSystem, is_rotational
 from . import health
@@ -37,7 +37,7 @@ def uri(subject: Subject) -> str | None:
     if hypervisor is None:
         return None
     connect = subject.connect or hypervisor.default_uri()
-    hypervisor.check_uri(connect)
+    uris.check(connect)
     return connect
 
 
@@ -46,7 +46,7 @@ async def check(subject: Subject) -> list[Finding]:
     connect = uri(subject)
     if hypervisor is None or connect is None:
         return _without_libvirt(health.skipped("libvirt", "its Python module is missing"))
-    if not (subject.remedies.is_root or hypervisor.is_unprivileged(connect)):
+    if not (subject.remedies.is_root or uris.is_unprivileged(connect)):
         text = f"only root can take snapshots of VMs at {connect}: scratch files must belong to QEMU's user"
         remedy = f"sudo {names.command('snapmount', 'doctor', '--connect', connect)}"
         return _without_libvirt(health.problem("libvirt", text, remedy))
@@ -71,7 +71,7 @@ async def check(subject: Subject) -> list[Finding]:
     except UnreachableError as error:
         return _without_libvirt(health.problem("libvirt", error.message, _reach(subject, connect)))
     findings.append(health.qemu(qemu.version, qemu.supports_backup, subject.remedies))
-    if not hypervisor.is_unprivileged(connect):
+    if not uris.is_unprivileged(connect):
         findings.append(_console_log(subject))
         if kvm.is_there() and not await kvm.is_open_to(qemu.user, kvm.DEVICE):
             findings.append(health.kvm_of_qemu(qemu.user.uid, subject.remedies))
@@ -94,7 +94,7 @@ def _skipped(*checks: str) -> list[Finding]:
 
 def _restart(subject: Subject, connect: str) -> str:
     daemon = hypervisor.daemon(subject.remedies, subject.has)
-    if daemon and subject.remedies.has_systemd and not hypervisor.is_unprivileged(connect):
+    if daemon and subject.remedies.has_systemd and not uris.is_unprivileged(connect):
         return subject.remedies.as_root("systemctl", "restart", daemon[1])
     kill = names.command("pkill", "-KILL", "-u", str(os.geteuid()), "-x", daemon[1] if daemon else "libvirtd")
     return f"{kill}; {_reach(subject, connect)}"
@@ -150,7 +150,7 @@ async def _place(subject: Subject, parent: Path, user: User) -> Finding:
 
 def _look_at(parent: Path) -> Place:
     """Raises SpaceError, OSError."""
-    free = directories.free_bytes(parent)
+    free = usage.free_bytes(parent)
     real = next(each for each in (parent.resolve(), *parent.resolve().parents) if each.exists())
     mount = mounts.holding(str(real), mounts.current())
     file_system = FileSystem(mount.fstype if mount else "unknown", mount.source if mount else "", real.stat().st_dev)

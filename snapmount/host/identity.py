@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
-import socket
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +25,10 @@ class Host:
         machine-id.  Where there is none (machine-id(5): empty, or "uninitialized") the name must do.  The machine-id
         itself goes nowhere, as that page asks.
         """
-        name = socket.gethostname()
+        import hashlib
+        import hmac
+
+        name = os.uname().nodename
         what = f"snapmount {name}".encode("utf-8", "surrogateescape")
         return cls(hmac.new(_machine_id().encode(), what, hashlib.sha256).hexdigest()[:16], name)
 

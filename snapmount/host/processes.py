@@ -1,23 +1,18 @@
-"""Processes that are not ours to wait for: told apart from later ones with the same pid, watched and ended by pidfd."""
+"""Processes that are not ours to wait for: told apart from later ones with the same pid, and signalled by pidfd.
+
+endings.py waits for their end, which needs trio.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import select
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import trio
-from setproctitle import setproctitle
-
-from ..core import names
-
-log = logging.getLogger(__name__)
 
 KILLED_S = 10.0
 OOM_SCORE_ADJ = -900
@@ -43,14 +38,6 @@ def be_spared_when_memory_runs_out() -> None:
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
-
-
-def show_as(title: str, comm: str) -> None:
-    """Let ps(1) show this process by that title in place of its command line, and `ps -o comm` by a shorter one, of 15
-    characters at most (PR_SET_NAME(2const)).  Both are escaped where a terminal could not show them as they are.
-    """
-    setproctitle(names.printable(title))
-    Path("/proc/self/comm").write_text(names.printable(comm))
 
 
 def is_stopped(pid: int) -> bool:
@@ -81,44 +68,31 @@ class Process:
 
     def runs(self) -> bool:
         """Whether it has not ended."""
-        with self._opened() as descriptor:
+        with self.opened() as descriptor:
             return descriptor is not None
-
-    async def wait_gone(self) -> None:
-        """Return when it has ended."""
-        with self._opened() as descriptor:
-            if descriptor is not None:
-                await trio.lowlevel.wait_readable(descriptor)
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal; one that has ended gets none."""
-        with self._opened() as descriptor, contextlib.suppress(ProcessLookupError):
+        with self.opened() as descriptor, contextlib.suppress(ProcessLookupError):
             if descriptor is not None:
                 signal.pidfd_send_signal(descriptor, number)
 
-    async def end(self, what: str, patience_s: float) -> None:
-        """Ask it to end (SIGTERM), kill it where it has not done so in time, and return when it is gone or refuses to
-        die too; `what` it is, for the log.
-        """
-        for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, KILLED_S)):
-            self.send(number)
-            self.send(signal.SIGCONT)  # one that is stopped would not notice
-            with trio.move_on_after(wait_s):
-                await self.wait_gone()
-                return
-            log.warning("process %d, %s, has not ended within %g s", self.pid, what, wait_s)
-
     def kill(self, patience_s: float) -> bool:
         """Kill it, and wait so long; whether it has ended.  Blocks."""
-        with self._opened() as descriptor:
+        with self.opened() as descriptor:
             if descriptor is None:
                 return True
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            return self._ends_within(descriptor, patience_s)
+            return _is_readable(descriptor, patience_s)
+
+    def ends_within(self, patience_s: float, unless: int) -> bool:
+        """Wait so long for its end, or until the descriptor `unless` is readable; whether it has ended.  Blocks."""
+        with self.opened() as descriptor:
+            return descriptor is None or _is_readable(descriptor, patience_s, unless)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[int | None]:
+    def opened(self) -> Iterator[int | None]:
         """Its pidfd_open(2), which becomes readable when it ends; None where it has ended."""
         descriptor = _descriptor_of(self.pid)
         if descriptor is None:
@@ -135,13 +109,15 @@ class Process:
                 return True
         except OSError:
             return True
-        return self._ends_within(descriptor, 0)
+        return _is_readable(descriptor, 0)
 
-    @staticmethod
-    def _ends_within(descriptor: int, patience_s: float) -> bool:
-        poll = select.poll()  # and not select(2), which takes low numbers only
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(patience_s * 1000))
+
+def _is_readable(descriptor: int, patience_s: float, *others: int) -> bool:
+    """Whether it is, as soon as it or one of the others is, or after that time."""
+    poll = select.poll()  # and not select(2), which takes low numbers only
+    for each in (descriptor, *others):
+        poll.register(each, select.POLLIN)
+    return any(ready == descriptor for ready, _ in poll.poll(patience_s * 1000))
 
 
 def _descriptor_of(pid: int) -> int | None:

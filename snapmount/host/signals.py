@@ -7,9 +7,14 @@ finalises, when all is done and told.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
+
+from ..errors import InterruptedByUserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -33,6 +38,23 @@ def note(then: Callable[[], None] | None = None) -> None:
 
     for number in SIGNALS:
         signal.signal(number, noted)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[int]:
+    """A descriptor that is readable when one is noted while the block lasts: for who waits without trio.  Raises
+    InterruptedByUserError if one has been noted already.
+    """
+    descriptor = os.eventfd(0)
+    tell = partial(os.eventfd_write, descriptor, 1)
+    note(tell)
+    try:
+        if take_noted():
+            raise InterruptedByUserError("interrupted")
+        yield descriptor
+    finally:
+        note()
+        os.close(descriptor)
 
 
 def have_come() -> bool:

@@ -15,7 +15,7 @@ from .daemon import daemon, to_reach
 from .domain import DiskError, Domain
 from .events import Heard, heard
 from .identity import qemu_user
-from .uri import check_uri, default_uri, is_unprivileged, tpm_directory
+from .uri import default_uri, tpm_directory
 
 __all__ = [
     "DiskError",
@@ -23,12 +23,10 @@ __all__ = [
     "Heard",
     "Hypervisor",
     "QemuFacts",
-    "check_uri",
     "connected",
     "daemon",
     "default_uri",
     "heard",
-    "is_unprivileged",
     "qemu_user",
     "to_reach",
     "tpm_directory",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..core import names
 from ..core.remedies import Remedies
-from .uri import is_unprivileged
+from ..core.uris import is_unprivileged
 
 
 def daemon(remedies: Remedies, has: Callable[[str], bool]) -> tuple[str, str] | None:

@@ -10,16 +10,16 @@ import contextlib
 import errno
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from ..core import limits, names, units
+from ..core import limits, units
 from ..core.user import User
 from ..errors import SpaceError
-from ..host import blocking, datadirectory, trees
+from ..host import blocking, datadirectory, trees, usage
+from ..host.usage import SCRATCH, Use
 
 CHECK_S = 10.0
 PROBE_BLOCK_BYTES = 64 * units.KIB
@@ -27,57 +27,6 @@ PROBE_BLOCKS = 16
 
 # scratch files and overlays, NBD's socket, the probe; a scratch VM's firmware variables, and what virtlogd(8) keeps
 _OURS = re.compile(r"[A-Za-z0-9_]{1,64}\.qcow2|nbd\.sock|probe|nvram\.fd|console\.log(\.\d+)?")
-
-
-@dataclass(frozen=True)
-class Use:
-    """What a directory is for, in messages."""
-
-    name: str
-    remedy: str  # where it cannot be used
-
-
-SCRATCH = Use("scratch directory", "snapmount VM MOUNTPOINT --scratch-dir DIRECTORY   (one that QEMU's user can write)")
-OVERLAY = Use("overlay directory", "snapmount boot VM --overlay-dir DIRECTORY   (one that QEMU's user can write)")
-
-
-def free_bytes(parent: Path, use: Use = SCRATCH) -> int:
-    """What an ordinary user may still write below the directory.  The default parent need not exist yet.  Raises
-    SpaceError.
-    """
-    parent = nearest(parent)
-    try:
-        status = os.statvfs(parent)
-    except FileNotFoundError:
-        raise SpaceError(f"the {use.name} {parent} does not exist", names.command("mkdir", str(parent))) from None
-    except OSError as error:
-        raise SpaceError(f"the {use.name} {parent} cannot be used: {error.strerror}", use.remedy) from error
-    if not parent.is_dir():
-        raise SpaceError(f"the {use.name} {parent} is not a directory", use.remedy)
-    return status.f_bavail * status.f_frsize
-
-
-def nearest(parent: Path) -> Path:
-    """The directory, or of the default parent, which need not exist yet, the nearest that does."""
-    if parent != datadirectory.path():
-        return parent
-    return next(each for each in (parent, *parent.parents) if each.exists())
-
-
-def used_bytes(directory: Path) -> int:
-    """What is written to the files, not what is reserved for them; 0 where they are gone."""
-    total = 0
-    try:
-        for entry in os.scandir(directory):
-            total += written_bytes(entry.stat(follow_symlinks=False))
-    except OSError:
-        pass  # it ended while we looked
-    return total
-
-
-def written_bytes(status: os.stat_result) -> int:
-    """What is written to a file: its holes are not, and neither is what fallocate(2) has put beyond its end."""
-    return min(status.st_size, status.st_blocks * 512)
 
 
 async def create(directory: Path, user: User, qemu_pid: int | None, use: Use = SCRATCH) -> None:
@@ -134,7 +83,7 @@ async def _write_probe(directory: Path, user: User) -> str | None:
     """
     try:
         problem = await _probe(directory, user, "dd", "if=/dev/zero", "bs=4096", "count=1", "status=none", to="of=")
-        if problem or await blocking.call(CHECK_S, free_bytes, directory) < 2 * limits.FLOOR_BYTES:
+        if problem or await blocking.call(CHECK_S, usage.free_bytes, directory) < 2 * limits.FLOOR_BYTES:
             return problem  # so little is free that it may be had by others only
         problem = await _probe(directory, user, "fallocate", "--length", str(limits.FLOOR_BYTES), to="")
     except trio.TooSlowError:

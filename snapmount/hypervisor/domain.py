@@ -14,14 +14,13 @@ import trio
 
 from ..core import domainxml, mark, names
 from ..errors import UnreachableError
-from ..host import blocking
-from . import qemu
+from ..host import blocking, qemu
+from ..host.qemu import Qemu
 from .agent import Agent
 from .blockjobs import BlockJobs
 from .calls import call, change, explained, refusal
 from .disksize import DiskSize, disk_sizes
 from .identity import version_of
-from .qemu import Qemu
 from .uri import pid_directory
 
 BEGIN_S = 35.0  # libvirt waits 30 s for another job of the VM, and then says which

@@ -13,8 +13,7 @@ import trio
 from ..core import domainxml
 from ..core.user import User
 from ..errors import NotFoundError, StateError
-from ..host import blocking
-from . import qemu
+from ..host import blocking, qemu
 from .uri import SYSTEM_PIDS
 
 VERSION_S = 10.0

@@ -1,13 +1,11 @@
-"""Connection URIs: https://libvirt.org/uri.html"""
+"""Which connection URI libvirt takes by default, and where the daemon at one keeps what: core/uris.py reads them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from ..core import names
-from ..errors import UsageError
+from ..core.uris import is_unprivileged
 
 SYSTEM_PIDS = Path("/run/libvirt/qemu")  # of a daemon that runs as root, which ours is as root
 
@@ -15,22 +13,6 @@ SYSTEM_PIDS = Path("/run/libvirt/qemu")  # of a daemon that runs as root, which 
 def default_uri() -> str:
     """As virsh does: $LIBVIRT_DEFAULT_URI, else qemu:///system for root and qemu:///session for others."""
     return os.environ.get("LIBVIRT_DEFAULT_URI") or ("qemu:///system" if os.geteuid() == 0 else "qemu:///session")
-
-
-def check_uri(uri: str) -> None:
-    """Raise UsageError for a connection that is not to QEMU on this host: its disks and sockets would be elsewhere."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("qemu", "qemu+unix"):
-        raise UsageError(f"{uri}: only QEMU/KVM can be used, by a URI such as qemu:///system")
-    if parts.netloc:
-        raise UsageError(
-            f"{uri}: snapmount must run on the host of the VM", names.command("ssh", parts.netloc, "snapmount ...")
-        )
-
-
-def is_unprivileged(uri: str) -> bool:
-    """Whether the URI names a user's own daemon."""
-    return urlsplit(uri).path == "/session"
 
 
 def pid_directory(uri: str) -> Path:

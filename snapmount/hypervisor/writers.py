@@ -19,8 +19,7 @@ import trio
 
 from ..core import names
 from ..errors import StateError
-from ..host import blocking, mounts
-from . import qemu
+from ..host import blocking, mounts, qemu
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from dataclasses import dataclass
 
 import trio
 
@@ -17,37 +16,19 @@ from ..boot import scratchvm, tending
 from ..core import names
 from ..core.lifecycle import State
 from ..errors import NotFoundError, StateError, UnreachableError
-from ..host import mounts
+from ..host import endings, mounts
 from ..host.processes import KILLED_S
-from ..publish.iscsi import luns
+from ..publish import sessions
 from ..records.record import Record
 from ..records.store import Store
 from . import readers
-from .readers import Reader
-from .teardown import STANDBY_S, tear_down
+from .dismissal import SERVER_S, STANDBY_S
+from .ends import Ended, Hidden, listed
+from .teardown import tear_down
 
 log = logging.getLogger(__name__)
 
-SERVER_S = 100.0  # its own deadlines add up to less
 POLL_S = 0.05
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A snapshot that is no more, and what has gone with it."""
-
-    record: Record
-    scratch_vms: tuple[str, ...] = ()  # names of those that were destroyed
-    unplugged: tuple[Attachment, ...] = ()
-    luns: int = 0  # that were withdrawn
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """A snapshot that is no longer mounted, and ends when its readers have closed its files."""
-
-    record: Record
-    readers: tuple[Reader, ...]
 
 
 def mounted_at(mountpoint: str, store: Store) -> Record:
@@ -104,12 +85,12 @@ async def unmount(store: Store, record: Record, *, force: bool, lazy: bool) -> E
         found = await readers.of(record) if store.state(record) is State.ACTIVE else []  # else they read errors anyway
         if found and not lazy:
             lazily = names.command("snapmount", "umount", "--lazy", record.mountpoint)
-            raise StateError(f"{record.mountpoint} is busy: {readers.listed(found)}", f"{lazily}   (or --force)")
+            raise StateError(f"{record.mountpoint} is busy: {listed(found)}", f"{lazily}   (or --force)")
         if found:
             if record.publication:
                 raise StateError(
                     f"snapshot {record.id} is published over iSCSI too, and does not end with its readers: "
-                    f"{readers.listed(found)}",
+                    f"{listed(found)}",
                     names.command("snapmount", "umount", "--force", record.mountpoint),
                 )
             await mounts.unmount(record.mount_source)
@@ -135,7 +116,7 @@ async def _refuse_if_used(store: Store, record: Record) -> None:
             f"snapshot {record.id} is in use: its disks are attached to {helpers}",
             names.command("snapmount", "detach", record.id),
         )
-    who = (await luns.sessions([record], store))[record.id]
+    who = (await sessions.of([record], store))[record.id]
     if who:
         initiators = [f"{each.initiator} from {each.address}" if each.address else each.initiator for each in who]
         raise StateError(
@@ -149,11 +130,11 @@ async def _stop_server(store: Store, record: Record) -> None:
     """Ask the server to end and wait for it; kill it where it does not.  A server that is gone is fine."""
     if store.is_served(record.id):
         log.info("asking process %d, the server of snapshot %s, to end", record.server.pid, record.id)
-        await record.server.end(f"the server of snapshot {record.id}", SERVER_S)
+        await endings.end(record.server, f"the server of snapshot {record.id}", SERVER_S)
 
 
 async def _wait_standby_gone(record: Record) -> None:
     """Where it has undone the snapshot, its last steps come after the end of the record."""
     with trio.move_on_after(STANDBY_S):
         if record.standby:
-            await record.standby.wait_gone()
+            await endings.wait(record.standby)

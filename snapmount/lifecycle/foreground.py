@@ -10,7 +10,7 @@ from functools import partial
 import trio
 
 from ..errors import SnapmountError
-from ..host import logs, notify
+from ..host import logs, notify, priorities
 from ..host.processes import Process
 from ..records.record import Record
 from ..records.store import Store
@@ -35,9 +35,9 @@ class Reporter:
         session.show_as_server(record)
         root = logging.getLogger()
         level = min(root.level, logging.INFO)
-        if notify.has_journal():
+        if priorities.has_journal():
             journal = logging.StreamHandler()
-            journal.setFormatter(notify.JournalFormatter())
+            journal.setFormatter(priorities.JournalFormatter())
             logging.basicConfig(level=level, handlers=[journal], force=True)
         else:
             for handler in root.handlers:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from ..core import domainxml, units
 from ..core.domainxml import NvramDefinition
-from ..core.plan import LeftOut
+from ..core.leftout import LeftOut
 from ..core.snapshot import Nvram
 from ..errors import SnapmountError, StateError
 from ..host import blocking

@@ -8,29 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from ..core import names
 from ..host import blocking, mounts
 from ..records.record import Record
+from .ends import Reader
 
 LOOK_S = 5.0  # the mappings of a process that hangs in one may not be told
-_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A process that uses the mount."""
-
-    pid: int
-    command: str  # its name, as ps(1) shows it
-
-    def __str__(self) -> str:
-        return f"{self.command} (process {self.pid})"
 
 
 @dataclass(frozen=True)
@@ -51,14 +39,6 @@ async def of(record: Record) -> list[Reader]:
     with contextlib.suppress(trio.TooSlowError):  # what has been found by then
         await blocking.call(LOOK_S, _look, record, found)
     return [reader for _, reader in sorted(found.items())]
-
-
-def listed(readers: Sequence[Reader]) -> str:
-    """Them in words: 'less (process 4711) and bash (process 4712)'."""
-    shown = [str(reader) for reader in readers[:_SHOWN]]
-    if more := len(readers) - len(shown):
-        shown.append(f"{more} more")
-    return names.listed(shown)
 
 
 def _look(record: Record, found: dict[int, Reader]) -> None:

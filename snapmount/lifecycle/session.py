@@ -27,7 +27,7 @@ from ..core.document import dump, to_document
 from ..core.image import Image, OpenImage
 from ..core.lifecycle import State
 from ..errors import InterruptedByUserError, SnapmountError, StateError, first_cause
-from ..host import mounts, processes
+from ..host import mounts, titles
 from ..host.interruptible import received
 from ..host.processes import Process
 from ..publish import iscsi
@@ -83,7 +83,7 @@ Begin = Callable[[Reporter], AbstractAsyncContextManager[Held]]
 
 def show_as_server(record: Record) -> None:
     """Let ps(1) show which snapshot this process serves."""
-    processes.show_as(f"snapmount: server of {record.snapshot.vm_name} ({record.id})", COMM)
+    titles.show(f"snapmount: server of {record.snapshot.vm_name} ({record.id})", COMM)
 
 
 async def run(begin: Begin, reporter: Reporter) -> None:

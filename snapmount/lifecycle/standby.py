@@ -23,7 +23,7 @@ import trio
 
 from ..core.lifecycle import State
 from ..errors import SnapmountError
-from ..host import logs, processes, signals
+from ..host import endings, logs, processes, signals, titles
 from ..host.logs import Problems
 from ..host.processes import Process
 from ..records.record import Record
@@ -65,7 +65,7 @@ def _run(server: Process, store: Store) -> NoReturn:
         processes.close_inherited()
         with Path(os.devnull).open("r+b") as null:
             logs.replace_standard_streams(null.fileno())
-        processes.show_as(f"snapmount: standby of process {server.pid}", COMM)
+        titles.show(f"snapmount: standby of process {server.pid}", COMM)
         trio.run(_stand_by, server, store)
     except BaseException:
         log.exception("internal error")
@@ -88,13 +88,13 @@ async def _show_whose(server: Process, store: Store) -> None:
     with contextlib.suppress(SnapmountError, OSError):  # it stands by all the same
         while (record := left_by(server, store)) is None:
             await trio.sleep(LOOK_S)
-        processes.show_as(f"snapmount: standby of {record.snapshot.vm_name} ({record.id})", COMM)
+        titles.show(f"snapmount: standby of {record.snapshot.vm_name} ({record.id})", COMM)
 
 
 async def _stand_by(server: Process, store: Store) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_show_whose, server, store)
-        await server.wait_gone()
+        await endings.wait(server)
         nursery.cancel_scope.cancel()
     record = left_by(server, store)
     if record is None:

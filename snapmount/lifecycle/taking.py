@@ -15,7 +15,7 @@ import trio
 from .. import hypervisor
 from ..core import names
 from ..core.image import Image
-from ..core.iscsi import choose_portals, target_of
+from ..core.publishing import choose_portals, target_of
 from ..errors import StateError
 from ..host import datadirectory
 from ..publish import iscsi

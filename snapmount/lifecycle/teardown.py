@@ -22,7 +22,7 @@ from ..boot import tending
 from ..core import names
 from ..core.lifecycle import State
 from ..errors import LeftoverError, SnapmountError, StateError, UnreachableError
-from ..host import blocking, datadirectory, mounts
+from ..host import blocking, datadirectory, endings, mounts
 from ..host.logs import Problems
 from ..hypervisor import quiesce
 from ..records import journal
@@ -30,6 +30,7 @@ from ..records.record import Record
 from ..records.store import Claim
 from ..sources import registry
 from . import byhand
+from .dismissal import STANDBY_S
 from .withdrawal import withdraw
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ DEADLINE_S = 60.0  # with that
 REMOVE_S = 20.0  # on a file server that does not answer
 PATIENCE_S = 20.0
 RETRY_S = 0.5
-STANDBY_S = 2.0  # nothing keeps it from ending
 
 
 async def tear_down(claim: Claim) -> None:
@@ -100,7 +100,7 @@ async def _thaw(claim: Claim) -> UnreachableError | None:
 async def _end_standby(record: Record) -> None:
     """Nothing is left for it to do; it may be the one that does this."""
     if record.standby and record.standby.pid != os.getpid():
-        await record.standby.end(f"the standby of the server of snapshot {record.id}", STANDBY_S)
+        await endings.end(record.standby, f"the standby of the server of snapshot {record.id}", STANDBY_S)
 
 
 def _patience_s(record: Record) -> float:

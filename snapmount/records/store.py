@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -99,7 +98,7 @@ class Store:
     def new_id(self) -> str:
         """An id that no snapshot of this directory has."""
         while True:
-            snapshot_id = secrets.token_hex(4)
+            snapshot_id = os.urandom(4).hex()
             if not self.path(snapshot_id).exists():
                 return snapshot_id
 

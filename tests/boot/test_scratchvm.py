@@ -20,9 +20,10 @@ from snapmount.boot import launch, scratchvm
 from snapmount.boot.launch import check_name, default_name
 from snapmount.boot.scratchvm import ScratchVm
 from snapmount.core.document import from_document, to_document
-from snapmount.core.plan import LeftOut
+from snapmount.core.leftout import LeftOut
 from snapmount.core.user import User
 from snapmount.errors import StateError, UsageError
+from snapmount.host import endings
 from snapmount.host.processes import Process
 
 from ..rig.libvirtd import wait_for
@@ -212,7 +213,7 @@ async def test_a_process_that_has_ended_is_not_another_with_its_pid() -> None:
     assert own.runs()
     assert not replace(own, start_ticks=own.start_ticks + 1).runs()
     with trio.fail_after(10):
-        await DEAD.wait_gone()
+        await endings.wait(DEAD)
     DEAD.send(signal.SIGKILL)
 
 
@@ -230,7 +231,7 @@ def stubborn() -> Iterator[subprocess.Popen[bytes]]:
 async def test_a_process_that_ignores_sigterm_is_killed(stubborn: subprocess.Popen[bytes]) -> None:
     process = Process.of_pid(stubborn.pid)
     with trio.fail_after(20):
-        await process.end("a test", 0.05)
-        await process.wait_gone()
+        await endings.end(process, "a test", 0.05)
+        await endings.wait(process)
     assert not process.runs(), "also while nobody has waited for it"
     assert stubborn.wait() == -signal.SIGKILL

@@ -9,8 +9,7 @@ import pytest
 from snapmount.attach.attachments import Attachment
 from snapmount.cli import outcomes
 from snapmount.host.processes import Process
-from snapmount.lifecycle.deletion import Ended, Hidden
-from snapmount.lifecycle.readers import Reader, listed
+from snapmount.lifecycle.ends import Ended, Hidden, Reader, listed
 
 from ..rig.records import ID, OTHER_UUID, a_record
 

@@ -15,8 +15,8 @@ from snapmount.boot.check import Came, WaitFor
 from snapmount.boot.scratchvm import ScratchVm
 from snapmount.cli import present
 from snapmount.core.lifecycle import State
+from snapmount.host import glances, usage
 from snapmount.host.processes import Process
-from snapmount.hypervisor import directories, glances
 from snapmount.records.store import Store
 from snapmount.sources.pull.figures import Figures
 from snapmount.sources.pull.space import Terms
@@ -42,8 +42,8 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
         go_on.wait()
         return 0
 
-    monkeypatch.setattr(directories, "used_bytes", hang)
-    monkeypatch.setattr(directories, "free_bytes", hang)
+    monkeypatch.setattr(usage, "used_bytes", hang)
+    monkeypatch.setattr(usage, "free_bytes", hang)
     monkeypatch.setattr(glances, "GLANCE_S", 0.05)
     monkeypatch.setattr(glances, "_hung", set())
     yield looked

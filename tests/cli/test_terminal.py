@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from snapmount.boot import scratchvm
 from snapmount.boot.scratchvm import ScratchVm
 from snapmount.cli import output, present
-from snapmount.core import domainxml, iscsi, names
+from snapmount.core import domainxml, iscsi, names, publishing
 from snapmount.core.iscsi import Credentials, Session
+from snapmount.core.leftout import LeftOut
 from snapmount.core.lifecycle import State
-from snapmount.core.plan import LeftOut
 from snapmount.core.snapshot import Disk, Nvram, Snapshot
 from snapmount.errors import SnapmountError
 from snapmount.host import logs
 from snapmount.host.processes import Process
-from snapmount.publish.iscsi import luns
+from snapmount.publish import luns
 from snapmount.records.record import Publication
 from snapmount.records.store import Store
 
@@ -93,7 +93,7 @@ def test_what_is_shown_of_a_snapshot(
 
 
 def _published(snapshot: Snapshot) -> Publication:
-    return Publication("tgt", iscsi.target_of(snapshot, (iscsi.Portal("127.0.0.1"),), ()))
+    return Publication("tgt", publishing.target_of(snapshot, (iscsi.Portal("127.0.0.1"),), ()))
 
 
 @FEW

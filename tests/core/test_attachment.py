@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from snapmount.attach import attachments
 from snapmount.attach.attachments import Attachment
-from snapmount.core import attachment, domainxml
+from snapmount.core import attachment, domainxml, slots
 from snapmount.core.document import from_document, to_document
 from snapmount.errors import SnapmountError, StateError
 from snapmount.host.processes import Process
@@ -66,24 +66,24 @@ def an_attachment(**changes: object) -> Attachment:
 @given(st.sets(targets, max_size=40), st.sampled_from(BUSES), st.integers(min_value=1, max_value=30))
 def test_target_names_are_free_distinct_and_the_first_such(taken: set[str], bus: str, count: int) -> None:
     controllers = "".join(SCSI.format(index) for index in range(11))
-    found = attachment.free_targets(a_domain(taken, controllers), bus, count)
+    found = slots.free_targets(a_domain(taken, controllers), bus, count)
     assert len(set(found)) == count
     assert not set(found) & taken
     assert found == sorted(found, key=lambda name: (len(name), name))
     assert all(name.startswith(attachment.PREFIXES[bus]) for name in found)
-    before_the_last = attachment.free_targets(a_domain(taken | set(found), controllers), bus, 1)
+    before_the_last = slots.free_targets(a_domain(taken | set(found), controllers), bus, 1)
     assert (len(found[-1]), found[-1]) < (len(before_the_last[0]), before_the_last[0])
 
 
 def test_after_z_come_two_letters() -> None:
     taken = {f"vd{chr(letter)}" for letter in range(ord("a"), ord("z"))}
-    assert attachment.free_targets(a_domain(taken), "virtio", 3) == ["vdz", "vdaa", "vdab"]
+    assert slots.free_targets(a_domain(taken), "virtio", 3) == ["vdz", "vdaa", "vdab"]
 
 
 def test_on_scsi_only_names_are_free_for_which_libvirt_plugs_in_no_controller() -> None:
-    assert attachment.free_targets(a_domain(FULL[:-1], SCSI.format(1) + SCSI.format(0)), "scsi", 2) == ["sdg", "sdh"]
+    assert slots.free_targets(a_domain(FULL[:-1], SCSI.format(1) + SCSI.format(0)), "scsi", 2) == ["sdg", "sdh"]
     with pytest.raises(StateError, match="the scsi controllers of the VM have names free for 1 disk, not for 2"):
-        attachment.free_targets(a_domain(FULL[:-1], SCSI.format(0) + SCSI.format(2)), "scsi", 2)
+        slots.free_targets(a_domain(FULL[:-1], SCSI.format(0) + SCSI.format(2)), "scsi", 2)
 
 
 def test_on_scsi_the_place_that_libvirt_derives_from_the_name_must_be_free_too() -> None:
@@ -92,7 +92,7 @@ def test_on_scsi_the_place_that_libvirt_derives_from_the_name_must_be_free_too()
     elsewhere = f"<disk><target dev='sdy' bus='sata'/>{address.format(2)}</disk>"
     passed = f"<hostdev mode='subsystem' type='scsi'>{address.format(1)}</hostdev>"
     domain = a_domain(devices=SCSI.format(0) + disk + elsewhere + passed)
-    assert attachment.free_targets(domain, "scsi", 1) == ["sdc"]
+    assert slots.free_targets(domain, "scsi", 1) == ["sdc"]
 
 
 @PROPERTY
@@ -121,7 +121,7 @@ def test_the_device_file_is_told_as_udev_names_it() -> None:
 def disk_xml(file: str, bus: str = "virtio", block_bytes: int = 512) -> str:
     it = an_attachment(bus=bus)
     own = {"alias": it.alias, "serial": it.serial, "bus": bus, "target": it.target}
-    return attachment.disk_xml(a_domain(), file, block_bytes=block_bytes, **own)
+    return slots.disk_xml(a_domain(), file, block_bytes=block_bytes, **own)
 
 
 @PROPERTY
@@ -143,7 +143,7 @@ def test_a_path_that_a_profile_of_apparmor_would_misunderstand_is_refused(path: 
     with pytest.raises(StateError, match="libvirt cannot let a VM's AppArmor profile have it") as caught:
         disk_xml(path)
     assert caught.value.remedy == "a snapshot with another MOUNTPOINT"
-    unconfined = attachment.disk_xml("<domain/>", path, alias="a", serial="s", bus="virtio", target="vdb")
+    unconfined = slots.disk_xml("<domain/>", path, alias="a", serial="s", bus="virtio", target="vdb")
     assert ElementTree.fromstring(unconfined).find("source").get("file") == path  # type: ignore[union-attr]
 
 
@@ -166,22 +166,22 @@ def test_the_disk_has_the_guest_s_logical_blocks() -> None:
 def test_block_sizes_are_kept_on_usb_by_newer_versions_of_qemu(
     sizes: list[int], qemu: tuple[int, ...] | None, buses: tuple[str, ...]
 ) -> None:
-    assert attachment.buses_for(sizes, qemu) == buses
+    assert slots.buses_for(sizes, qemu) == buses
 
 
 def test_where_no_slot_is_free_another_bus_with_room_is_found() -> None:
     usb, scsi = "<controller type='usb' model='qemu-xhci'/>", SCSI.format(0)
-    assert attachment.bus_with_room(a_domain(devices=usb + scsi), BUSES, 2) == "scsi"
-    assert attachment.bus_with_room(a_domain(FULL, usb + scsi), BUSES, 1) == "usb"
-    assert attachment.bus_with_room(a_domain(FULL, usb + scsi), ["virtio", "scsi"], 1) is None
-    assert attachment.bus_with_room(a_domain(devices="<controller type='usb' model='none'/>"), BUSES, 1) is None
+    assert slots.bus_with_room(a_domain(devices=usb + scsi), BUSES, 2) == "scsi"
+    assert slots.bus_with_room(a_domain(FULL, usb + scsi), BUSES, 1) == "usb"
+    assert slots.bus_with_room(a_domain(FULL, usb + scsi), ["virtio", "scsi"], 1) is None
+    assert slots.bus_with_room(a_domain(devices="<controller type='usb' model='none'/>"), BUSES, 1) is None
 
 
 @pytest.mark.parametrize(("root", "port"), [("pcie-root", "pcie-root-port"), ("pci-root", "pci-bridge")])
 def test_where_no_bus_has_room_a_port_is_added(root: str, port: str) -> None:
     domain = a_domain(devices=f"<controller type='pci' index='0' model='{root}'/>")
     domain = domain.replace("<devices>", "<name>vm 2</name><devices>")
-    assert attachment.more_slots(domain).startswith(f"virsh edit 'vm 2'   (add <controller type='pci' model='{port}'/>")
+    assert slots.more_slots(domain).startswith(f"virsh edit 'vm 2'   (add <controller type='pci' model='{port}'/>")
 
 
 def test_the_device_is_found_by_its_alias() -> None:
@@ -206,14 +206,14 @@ def test_libvirt_s_schema_admits_the_disk(bus: str, tmp_path: Path) -> None:
 
 def test_a_controller_is_needed_for_every_bus_but_virtio() -> None:
     none = a_domain(devices="<controller type='usb' model='none'/>")
-    assert [attachment.has_controller(none, bus) for bus in BUSES] == [True, False, False]
+    assert [slots.has_controller(none, bus) for bus in BUSES] == [True, False, False]
     both = a_domain(devices="<controller type='usb'/><controller type='scsi' model='virtio-scsi'/>")
-    assert all(attachment.has_controller(both, bus) for bus in BUSES)
+    assert all(slots.has_controller(both, bus) for bus in BUSES)
 
 
 def test_a_definition_that_is_no_xml_is_an_error() -> None:
     with pytest.raises(SnapmountError, match="not well-formed"):
-        attachment.free_targets("<domain>", "virtio", 1)
+        slots.free_targets("<domain>", "virtio", 1)
 
 
 # -- records -----------------------------------------------------------------------------------------------------------

@@ -11,16 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.core.document import from_document, to_document
-from snapmount.core.iscsi import (
+from snapmount.core.iscsi import PORT, PORTS, Credentials, Lun, Portal, PortalRequest, Target
+from snapmount.core.publishing import (
     NAME_MAX,
-    PORT,
-    PORTS,
     PRODUCT_MAX,
-    Credentials,
-    Lun,
-    Portal,
-    PortalRequest,
-    Target,
     check_initiator,
     check_secret,
     choose_portals,

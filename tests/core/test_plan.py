@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from snapmount.core import plan
 from snapmount.core.diskdefinition import DiskDefinition
-from snapmount.core.plan import Choice, LeftOut, Selection
+from snapmount.core.leftout import LeftOut
+from snapmount.core.plan import Choice, Selection
 from snapmount.errors import NotFoundError, StateError
 
 from ..strategies import PROPERTY, disk_names

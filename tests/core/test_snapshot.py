@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.core.document import DocumentError, dump, from_document, to_document
-from snapmount.core.plan import LeftOut
+from snapmount.core.leftout import LeftOut
 from snapmount.core.snapshot import Disk, Nvram, Snapshot
 
 from ..strategies import PROPERTY, snapshots

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from snapmount.core import attachment
-from snapmount.core.iscsi import PORT, Credentials, Lun, Target, parse_portal
+from snapmount.core.iscsi import PORT, Credentials, Lun, Target
+from snapmount.core.publishing import parse_portal
 
 from ..publish.iscsi import lio_checks
 from ..rig import bootsector, command, initiator, libvirtd, traces, vm

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from snapmount.hypervisor import directories
+from snapmount.host import usage
 from snapmount.sources.pull.scratch import places
 from snapmount.sources.pull.scratch.places import FileSystem
 
@@ -292,7 +292,7 @@ def test_recover_removes_a_snapshot_that_has_grown_beyond_its_limit_meanwhile(gu
         taken = snapmount_json("--scratch-limit", "8M", guest.name, mountpoint)
         kill_server_and_standby(taken)
     scratch = Path(taken["scratch"]["directory"])
-    wait_for(lambda: directories.used_bytes(scratch) > 8 * MIB, "the limit is passed")
+    wait_for(lambda: usage.used_bytes(scratch) > 8 * MIB, "the limit is passed")
     assert "given up before it was readable: scratch limit reached" in snapmount("recover").stdout
     assert not guest.has_job()
     assert traces.found() == []

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from snapmount.host import endings
 from snapmount.host.processes import Process, is_stopped
 
 from ..rig.libvirtd import wait_for
@@ -41,7 +42,7 @@ def test_a_process_that_is_stopped_is_known_and_ends_when_it_is_asked_to() -> No
         assert not is_stopped(child.pid)
         child.send_signal(signal.SIGSTOP)
         wait_for(lambda: is_stopped(child.pid), "it is stopped")
-        trio.run(process.end, "a test", 60)
+        trio.run(endings.end, process, "a test", 60)
         assert child.wait() == -signal.SIGTERM
     assert not is_stopped(child.pid)
 
@@ -66,7 +67,7 @@ def test_a_process_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 def test_ps_shows_a_process_as_it_calls_itself_and_nothing_that_steers_a_terminal() -> None:
     """It has a short command line at first."""
-    code = "import sys; from snapmount.host import processes as p; p.show_as(*sys.argv[1:]); print(flush=True); input()"
+    code = "import sys; from snapmount.host import titles; titles.show(*sys.argv[1:]); print(flush=True); input()"
     title = "snapmount: server of \x1b[2Ja'b \xfc (84b8ec7e), and more than there was room for before " + "x" * 200
     command = [sys.executable, "-c", code, title, "snap\nmount"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

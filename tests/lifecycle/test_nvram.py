@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snapmount.core.plan import LeftOut
+from snapmount.core.leftout import LeftOut
 from snapmount.core.snapshot import Nvram
 from snapmount.errors import StateError
 from snapmount.lifecycle import nvram

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from snapmount.host import notify
+from snapmount.host import notify, priorities
 
 from ..rig import service_manager, traces, vm
 from ..rig.command import SNAPMOUNT, read_direct, snapmount_json
@@ -143,8 +143,8 @@ def test_a_unit_that_cannot_start_has_failed_and_is_not_tried_again(systemd: ser
 
 
 def test_each_line_of_what_is_logged_gets_its_priority() -> None:
-    assert notify.prioritised(40, "it broke\nTraceback") == "<3>it broke\n<3>Traceback"
-    assert [notify.prioritised(level, "x")[:3] for level in (10, 20, 30, 50)] == ["<7>", "<6>", "<4>", "<2>"]
+    assert priorities.prioritised(40, "it broke\nTraceback") == "<3>it broke\n<3>Traceback"
+    assert [priorities.prioritised(level, "x")[:3] for level in (10, 20, 30, 50)] == ["<7>", "<6>", "<4>", "<2>"]
 
 
 def test_an_abstract_socket_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:

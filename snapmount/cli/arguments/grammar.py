@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from ... import __version__
 from ...core.attachment import PREFIXES
+from ...core.iscsi import ALL_INITIATORS, INITIATORS
 from ...errors import UsageError
-from ...publish.iscsi import initiators
 from . import values
 
 EXIT_CODES = """\
@@ -368,6 +368,6 @@ def _add_for(options: Any) -> None:
     options.add_argument(
         "--for",
         dest="initiator_kind",
-        choices=[*(kind.word for kind in initiators.KINDS), initiators.ALL],
+        choices=[*INITIATORS, ALL_INITIATORS],
         help="show how this kind of iSCSI initiator logs in (default: linux)",
     )

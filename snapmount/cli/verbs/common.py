@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ... import hypervisor
-from ...core import names
+from ...core import names, uris
 from ...core.iscsi import Session
 from ...errors import NotFoundError
 from ...records.record import Record
@@ -25,7 +24,7 @@ def connection(arguments: argparse.Namespace) -> str | None:
     """Where the VMs are whose snapshots are meant; None: anywhere.  Raises UsageError."""
     connect: str | None = arguments.connect
     if connect is not None:
-        hypervisor.check_uri(connect)
+        uris.check(connect)
     return connect
 
 
@@ -47,6 +46,6 @@ def sessions(records: Sequence[Record], store: Store) -> dict[str, list[Session]
     if not any(record.publication for record in records):
         return dict.fromkeys((record.id for record in records), None)
     from ...host import interruptible
-    from ...publish.iscsi import luns
+    from ...publish import sessions as logged_in
 
-    return interruptible.run(luns.sessions, records, store)
+    return interruptible.run(logged_in.of, records, store)

@@ -20,8 +20,9 @@ import trio
 
 from ... import errors
 from ...core.document import from_document, to_document
-from ...core.iscsi import SECRET_MAX, Credentials, PortalRequest, Session, Target
+from ...core.iscsi import Credentials, PortalRequest, Session, Target
 from ...core.names import command
+from ...core.publishing import SECRET_MAX
 from ...errors import LeftoverError, MissingError, SnapmountError, StateError, UnreachableError
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ...core.iscsi import PORTS, Portal, PortalRequest, without_port
+from ...core.iscsi import PORTS, Portal, PortalRequest
+from ...core.publishing import without_port
 from ...errors import StateError, UsageError
 from . import PortalInUseError
 

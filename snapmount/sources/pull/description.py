@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...core import units
 from ...core.description import Description, Growth
-from ...hypervisor import glances
+from ...host import glances
 from ...records.record import Record
 from . import state
 from .figures import Figures

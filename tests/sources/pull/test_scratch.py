@@ -15,7 +15,7 @@ import trio
 
 from snapmount.core.user import User
 from snapmount.errors import SpaceError
-from snapmount.host import datadirectory
+from snapmount.host import datadirectory, usage
 from snapmount.hypervisor import directories
 from snapmount.sources.pull.scratch import files
 
@@ -43,20 +43,20 @@ def test_the_default_is_on_a_disk_that_lasts(data_home: Path, monkeypatch: pytes
 
 
 def test_free_space_is_what_an_ordinary_user_may_still_write(tmp_path: Path) -> None:
-    free = directories.free_bytes(tmp_path)
+    free = usage.free_bytes(tmp_path)
     assert 0 < free <= shutil.disk_usage(tmp_path).total
 
 
 def test_the_default_parent_need_not_exist_yet(data_home: Path) -> None:
     existed = datadirectory.path().exists()
-    assert directories.free_bytes(datadirectory.path()) > 0
+    assert usage.free_bytes(datadirectory.path()) > 0
     assert datadirectory.path().exists() == existed
 
 
 def test_a_directory_that_does_not_exist_comes_with_the_command_that_makes_it(tmp_path: Path) -> None:
     missing = tmp_path / "a b"
     with pytest.raises(SpaceError, match=f"the scratch directory {missing} does not exist") as caught:
-        directories.free_bytes(missing)
+        usage.free_bytes(missing)
     assert caught.value.remedy == f"mkdir '{missing}'"
 
 
@@ -64,7 +64,7 @@ def test_a_file_is_no_scratch_directory(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(SpaceError, match=f"the scratch directory {file} is not a directory") as caught:
-        directories.free_bytes(file)
+        usage.free_bytes(file)
     assert caught.value.remedy is not None
     assert "--scratch-dir" in caught.value.remedy
 
@@ -72,13 +72,13 @@ def test_a_file_is_no_scratch_directory(tmp_path: Path) -> None:
 def test_what_cannot_be_looked_at_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpaceError, match="cannot be used: Not a directory"):
-        directories.free_bytes(tmp_path / "file" / "below")
+        usage.free_bytes(tmp_path / "file" / "below")
     with pytest.raises(SpaceError, match="cannot be used: File name too long"):
-        directories.free_bytes(tmp_path / ("x" * 300))
+        usage.free_bytes(tmp_path / ("x" * 300))
 
 
 def test_used_space_is_what_the_files_allocate_not_their_length(tmp_path: Path) -> None:
-    assert directories.used_bytes(tmp_path) == 0
+    assert usage.used_bytes(tmp_path) == 0
     with (tmp_path / "vda.qcow2").open("wb") as sparse:
         sparse.truncate(64 * MIB)
         sparse.write(b"x" * MIB)
@@ -88,13 +88,13 @@ def test_used_space_is_what_the_files_allocate_not_their_length(tmp_path: Path) 
         written.write(b"x" * MIB)
         written.flush()
         os.fsync(written.fileno())
-    assert 2 * MIB <= directories.used_bytes(tmp_path) < 3 * MIB
+    assert 2 * MIB <= usage.used_bytes(tmp_path) < 3 * MIB
 
 
 def test_where_nothing_is_no_space_is_used(tmp_path: Path) -> None:
-    assert directories.used_bytes(tmp_path / "gone") == 0
+    assert usage.used_bytes(tmp_path / "gone") == 0
     (tmp_path / "file").write_text("x")
-    assert directories.used_bytes(tmp_path / "file") == 0
+    assert usage.used_bytes(tmp_path / "file") == 0
 
 
 async def test_a_new_directory_is_closed_to_others_and_empty(tmp_path: Path) -> None:

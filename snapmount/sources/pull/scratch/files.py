@@ -19,7 +19,7 @@ from ....core import units
 from ....core.snapshot import Disk
 from ....core.user import User
 from ....errors import SpaceError
-from ....host import execution
+from ....host import execution, usage
 from ....hypervisor import directories
 from ....images import qcow2
 from ....records.kept import Kept
@@ -100,7 +100,7 @@ class Opened:
             self._check(disk.name, descriptor)
             if not state.of(self._record).terms.device(disk.name):
                 status = os.fstat(descriptor)
-                found[disk.name] = Used(directories.written_bytes(status), status.st_size)
+                found[disk.name] = Used(usage.written_bytes(status), status.st_size)
         return found
 
     def _open(self, disk: str) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 import trio
 
 from ....errors import SpaceError, UnreachableError
-from ....host import blocking
-from ....hypervisor import Domain, directories
+from ....host import blocking, usage
+from ....hypervisor import Domain
 from ....records.record import Record
 from .. import state
 from ..space import Fill, Pot, Rate
@@ -82,7 +82,7 @@ class Gauge:
     def _look_at(self, parent: Path) -> tuple[dict[str, Used], dict[str, int]]:
         """What files take, and what is free in their file system, where there are any."""
         used = self._opened.look()
-        return used, {} if self.is_on_devices else {str(parent): directories.free_bytes(parent)}
+        return used, {} if self.is_on_devices else {str(parent): usage.free_bytes(parent)}
 
     @property
     def is_on_devices(self) -> bool:

@@ -14,7 +14,7 @@ import trio
 
 from ....core.user import User
 from ....errors import SpaceError
-from ....host import blocking, datadirectory, execution
+from ....host import blocking, datadirectory, execution, usage
 from ....hypervisor import directories
 from ..space import Space
 from .place import Candidate, Place, choose, warning
@@ -71,12 +71,12 @@ async def _candidate(path: Path, file_system: FileSystem, worst: int, allocated:
 
 async def free_bytes(path: Path) -> int:
     """What may be written on the path's file system.  Raises SpaceError where that does not answer."""
-    return await _on_host(path, directories.free_bytes, path)
+    return await _on_host(path, usage.free_bytes, path)
 
 
 async def _on_host(path: Path, function: Callable[..., T], *args: object) -> T:
     """Raises SpaceError."""
-    return await blocking.on_path(path, CHECK_S, function, *args, kind=SpaceError, remedy=directories.SCRATCH.remedy)
+    return await blocking.on_path(path, CHECK_S, function, *args, kind=SpaceError, remedy=usage.SCRATCH.remedy)
 
 
 async def _can_reach(directory: Path, user: User) -> bool:
@@ -90,9 +90,9 @@ async def _can_reach(directory: Path, user: User) -> bool:
 
 async def _file_system(path: Path) -> FileSystem:
     """Raises SpaceError or MissingError."""
-    existing = await _on_host(path, directories.nearest, path)
+    existing = await _on_host(path, usage.nearest, path)
     command = ["findmnt", "--json", "--output", "FSTYPE,SOURCE", "--target", str(existing)]
-    what, remedy = f"the file system of {path} cannot be told", directories.SCRATCH.remedy
+    what, remedy = f"the file system of {path} cannot be told", usage.SCRATCH.remedy
     told = await execution.output(command, CHECK_S, what, SpaceError, remedy)
     try:
         (found,) = json.loads(told)["filesystems"][-1:]

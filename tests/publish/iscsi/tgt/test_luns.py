@@ -18,7 +18,7 @@ import pytest
 from snapmount.core.iscsi import Portal, Target
 from snapmount.errors import StateError, UsageError
 from snapmount.publish import iscsi
-from snapmount.publish.iscsi.initiators import Login, commands
+from snapmount.publish.initiators import Login, commands
 
 from ....rig import filesystems
 from ....rig.libiscsi import ALSO_ME, ME, SUITES, TGTD_LACKS, conforms, free_port, logs_in, output, run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snapmount.hypervisor import qemu
+from snapmount.host import qemu
 from snapmount.hypervisor.uri import pid_directory
 
 from ..rig.libvirtd import wait_for

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import SpaceError
-from . import directories
+from . import usage
 
 GLANCE_S = 2.0
 
@@ -17,13 +17,13 @@ _hung: set[Path] = set()  # who shows many snapshots waits once for a place
 
 def used_bytes(directory: Path) -> int | None:
     """What is written to the files of a scratch or overlay directory; None where that cannot be told."""
-    return _glance(directory.parent, directories.used_bytes, directory)
+    return _glance(directory.parent, usage.used_bytes, directory)
 
 
 def free_bytes(parent: Path) -> int | None:
     """What may still be written below the directory; None where that cannot be told."""
     try:
-        return _glance(parent, directories.free_bytes, parent)
+        return _glance(parent, usage.free_bytes, parent)
     except SpaceError:
         return None
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
-from ...core.diskdefinition import DEFAULT_BLOCK_SIZE
-from ...core.domainxml import add_block_size
-from ...core.iscsi import Credentials, Lun, Portal, Target
+from ..core.blocksize import DEFAULT_BLOCK_SIZE
+from ..core.domainxml import add_block_size
+from ..core.iscsi import Credentials, Lun, Portal, Target
 
 PLACEHOLDER = "SECRET"
 MUTUAL_PLACEHOLDER = "MUTUAL-SECRET"
@@ -216,4 +216,3 @@ KINDS = (
     Kind("libvirt", "libvirt", "libvirt: a VM that runs", _libvirt),
     Kind("windows", "Windows PowerShell", "Windows: PowerShell, as administrator", _windows, is_elsewhere=True),
 )
-USUAL, ALL = "linux", "all"

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapmount.core.iscsi import Credentials, Lun, Portal, Target
-from snapmount.publish.iscsi.initiators import ANY_ADDRESS, Login, commands
+from snapmount.core.iscsi import INITIATORS, Credentials, Lun, Portal, Target
+from snapmount.publish.initiators import ANY_ADDRESS, KINDS, Login, commands
 
-from ...strategies import PROPERTY
+from ..strategies import PROPERTY
 
 ONE_WAY = Credentials("snapshot", "it's$e`cret,\"1")
 MUTUAL = replace(ONE_WAY, mutual_user="target", mutual_secret="o'ther\\se=ret")
@@ -45,6 +45,7 @@ def texts_for(login: Login) -> list[str]:
 
 
 def test_there_are_commands_for_each_initiator() -> None:
+    assert tuple(kind.word for kind in KINDS) == INITIATORS
     login = Login(ADMITTED, ONE_WAY)
     assert list(commands(login)) == ["open-iscsi", "QEMU", "libvirt", "Windows PowerShell"]
     for text in texts_for(login):
