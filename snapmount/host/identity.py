@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +26,9 @@ class Host:
         """
         import hashlib
         import hmac
+        import socket
 
-        name = os.uname().nodename
+        name = socket.gethostname()
         what = f"snapmount {name}".encode("utf-8", "surrogateescape")
         return cls(hmac.new(_machine_id().encode(), what, hashlib.sha256).hexdigest()[:16], name)
 
