@@ -31,7 +31,7 @@ def ended(store: Store, record: Record, force: bool) -> Ended | None:
     Raises InterruptedByUserError when a signal has come first.
     """
     directory = store.path(record.id)
-    if any(attachments.SHELF.sorted_out(directory)) or not (force or _is_unused(record, store)):
+    if any(attachments.RECORDS.sorted_out(directory)) or not (force or _is_unused(record, store)):
         return None
     vms = tuple(vm.name for vm in scratchvm.load_all(directory))
     luns = len(record.publication.target.luns) if record.publication else 0
