@@ -110,6 +110,18 @@ def test_any_other_json_is_refused(document: Any) -> None:
 
 
 @PROPERTY
+@given(st.sampled_from(["version", "devices", "socket", "directory"]), json_values)
+def test_an_entry_of_the_version_before_with_anything_in_it_is_read_or_refused(key: str, value: Any) -> None:
+    document = {"version": 2, "directory": f"/x/snapmount-{ID}", "owner_uid": 0, "snapshot": ID, "socket": "/s"}
+    document |= {"devices": ["/dev/x"], "host": to_document(Host.this())}
+    rest = ("mount", "runtime", "vm_name", "vm_uuid", "connect", "mount_source", "boot_id")
+    document |= dict.fromkeys(rest, "")
+    assert state.of(from_document(Entry, document)).terms.devices == (("", "/dev/x"),)
+    with contextlib.suppress(ValueError):
+        from_document(Entry, document | {key: value})
+
+
+@PROPERTY
 @given(st.text() | st.sampled_from(["/", "/etc", f"/x/snapmount-{ID}/..", f"/x/../snapmount-{ID}", f"snapmount-{ID}"]))
 def test_only_a_directory_that_is_named_as_ours_can_be_meant(directory: str) -> None:
     document = {"version": journal.VERSION, "directory": directory, "owner_uid": 0, "snapshot": ID, "source": {}}

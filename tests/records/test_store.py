@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -412,6 +413,15 @@ def test_a_record_of_a_newer_version_is_not_guessed_at(store: Store) -> None:
 def test_a_record_with_a_fact_that_makes_no_sense_is_refused(store: Store, change: dict[str, Any]) -> None:
     path = write(store, ID, dump(to_document(a_record()) | change))
     with pytest.raises(StateError, match=f"the record {path} cannot be read"):
+        store.load(ID)
+
+
+def test_what_is_wrong_with_a_record_is_told_with_its_place_in_it(store: Store) -> None:
+    document = to_document(a_record())
+    document["snapshot"]["disks"][0]["size_bytes"] = "x"
+    path = write(store, ID, dump(document))
+    says = f'the record {path} cannot be read: snapshot.disks[0].size_bytes is "x", not a whole number'
+    with pytest.raises(StateError, match=f"^{re.escape(says)}$"):
         store.load(ID)
 
 
