@@ -314,7 +314,6 @@ def test_imports_are_made_when_a_module_is_loaded_but_for_what_few_need() -> Non
     assert later <= {
         "snapmount.cli.present",
         *(f"snapmount.cli.verbs.{name}" for name in ("common", "ending", "show")),
-        "snapmount.host.identity",
     }
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +27,7 @@ class Host:
         machine-id.  Where there is none (machine-id(5): empty, or "uninitialized") the name must do.  The machine-id
         itself goes nowhere, as that page asks.
         """
-        import hashlib
-        import hmac
-        import socket
-
-        name = socket.gethostname()
+        name = os.uname().nodename  # as gethostname(2), without the module socket, for which `list` would wait
         what = f"snapmount {name}".encode("utf-8", "surrogateescape")
         return cls(hmac.new(_machine_id().encode(), what, hashlib.sha256).hexdigest()[:16], name)
 

@@ -97,7 +97,7 @@ def test_what_lists_snapshots_loads_little(active: OwnStore) -> None:
     """So that it takes little time."""
     loaded = set(json.loads(run("list", "--json", store=active, missing=()).stderr))
     assert {"snapmount.cli.verbs.list", "snapmount.records.record"} <= loaded
-    assert loaded & {*HEAVY, "asyncio", "rich.console", "setproctitle", "subprocess", "xml"} == set()
+    assert loaded & {*HEAVY, "asyncio", "rich.console", "setproctitle", "socket", "subprocess", "xml"} == set()
     assert set(json.loads(run("list", store=active, missing=()).stderr)) == loaded, "also for its table"
 
 

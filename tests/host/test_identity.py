@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +20,7 @@ def this(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine_id: str | None
     if machine_id is not None:
         file.write_text(machine_id)
     monkeypatch.setattr(identity, "MACHINE_ID", file)
-    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename=name))
     return Host.this()
 
 
