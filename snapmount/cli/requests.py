@@ -31,6 +31,7 @@ def take(arguments: argparse.Namespace) -> Request:
         luns=_luns(arguments, uri) if arguments.iscsi else None,
         expire_s=arguments.expire,
         **_disks(arguments),
+        source=None if arguments.source == "auto" else arguments.source,
         quiesce=arguments.quiesce,
         allow_other=arguments.allow_other,
         read_timeout_s=arguments.read_timeout,

@@ -12,7 +12,20 @@ from xml.etree import ElementTree
 
 from ..errors import SnapmountError
 from .blocksize import DEFAULT_BLOCK_SIZE
+from .imagechain import Layer
 from .origin import Origin, of_source
+
+# What changes which bytes a disk holds, or how they are reached, and is no part of the origin: who opens the image
+# without the VM's QEMU would have to know it.
+_UNTOLD = (
+    "auth",
+    "encryption",
+    "source/auth",
+    "source/cookies",
+    "source/encryption",
+    "source/initiator",
+    "source/slices",
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,9 @@ class DiskDefinition:
     is_shareable: bool = False  # QEMU lets others write to the image meanwhile
     is_transient: bool = False  # what the guest writes is thrown away when the VM ends
     data_file: Origin = ""  # where a qcow2 image keeps its clusters outside of itself; '' for in itself
+    backing: tuple[Layer, ...] = ()  # what the image rests on, as far as the definition tells
+    is_chain_whole: bool = False  # whether it tells that the last one rests on nothing
+    untold: tuple[str, ...] = ()  # elements and attributes that say more of how to reach it than the origin does
 
     @property
     def is_directory(self) -> bool:
@@ -70,6 +86,25 @@ def _disk(element: ElementTree.Element, threaded_controllers: Collection[str]) -
         is_shareable=element.find("shareable") is not None,
         is_transient=element.find("transient") is not None,
         data_file=of_source(element.find("./source/dataStore/source")),
+        backing=_backing(element),
+        is_chain_whole=any(each.find("source") is None for each in element.iter("backingStore")),
+        untold=_untold(element),
+    )
+
+
+def _untold(element: ElementTree.Element) -> tuple[str, ...]:
+    found = [path for path in _UNTOLD if element.find(path) is not None]
+    source = element.find("source")
+    query = [] if source is None else [f"source/@{name}" for name in ("query",) if name in source.attrib]
+    return (*found, *query)
+
+
+def _backing(element: ElementTree.Element) -> tuple[Layer, ...]:
+    """Those that `<backingStore>` tells of, each within the one before; an empty one tells that there is no more."""
+    return tuple(
+        Layer(_attribute(each, "format", "type", "raw"), of_source(source), is_device=each.get("type") == "block")
+        for each in element.iter("backingStore")
+        if (source := each.find("source")) is not None
     )
 
 

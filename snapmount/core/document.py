@@ -2,8 +2,9 @@
 
 A dataclass is a JSON object with a key for each of its fields.  Files may hold anything, so reading is strict: each
 field must be of the type that its annotation says, nothing is converted, a key may be missing only if its field has a
-default, and a key that is no field is refused.  Types may be other dataclasses, tuples, `X | None`, enumerations (by
-value), `datetime` (ISO 8601), `str`, `int`, `float`, `bool`, and `Mapping[str, Any]`, of which no more is checked.
+default, and a key that is no field is refused.  Types may be other dataclasses, tuples, `X | None`, `str | X`,
+enumerations (by value), `datetime` (ISO 8601), `str`, `int`, `float`, `bool`, and `Mapping[str, Any]`, of which no more
+is checked.
 """
 
 from __future__ import annotations
@@ -94,13 +95,23 @@ def _read(kind: Any, value: object, where: str) -> object:
         return read(value, where)
     origin = get_origin(kind)
     if origin is types.UnionType:
-        (other,) = set(get_args(kind)) - {types.NoneType}
-        return None if value is None else _read(other, value, where)
+        return _either(get_args(kind), value, where)
     if origin is tuple:
         return _tuple(get_args(kind), value, where)
     if origin is Mapping:
         return _object(value, where)
     return _member(kind, value, where) if issubclass(kind, Enum) else _dataclass(kind, value, where)
+
+
+def _either(kinds: tuple[Any, ...], value: object, where: str) -> object:
+    """Of X | None, or of str | X with another X than a scalar."""
+    if value is None and types.NoneType in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not types.NoneType]
+    if len(others) > 1:
+        others = [kind for kind in others if (kind is str) == isinstance(value, str)]
+    (other,) = others
+    return _read(other, value, where)
 
 
 def _text(value: object, where: str) -> str:

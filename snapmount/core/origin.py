@@ -7,7 +7,7 @@ device-url-syntax.rst.inc) and https://github.com/NetworkBlockDevice/nbd/blob/ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 from xml.etree import ElementTree
 
 _LIBVIRT_S = ("index", "startupPolicy")  # attributes that say nothing of where the image lies
@@ -81,6 +81,29 @@ def of_source(source: ElementTree.Element | None) -> Origin:
     if "volume" in source.attrib:
         return f"{source.get('pool', '')}/{source.attrib['volume']}"
     return "/".join(value for key, value in source.attrib.items() if key not in _LIBVIRT_S)  # of a libvirt to come
+
+
+_OF_URI = frozenset({"nbd", "iscsi", "gluster", "nfs", "http", "https", "ftp", "ftps"})
+
+
+def of_uri(text: str) -> NetworkOrigin | None:
+    """The origin that a URI names, as it stands in an image's header; None for one with more in it than an origin has
+    room for, such as a password.
+    """
+    try:
+        uri = urlsplit(text)
+        port = "" if uri.port is None else str(uri.port)
+    except ValueError:
+        return None
+    protocol, _, transport = uri.scheme.partition("+")
+    if protocol not in _OF_URI or uri.fragment or "@" in uri.netloc:
+        return None
+    name = unquote(uri.path).removeprefix("/") if protocol != "nfs" else unquote(uri.path)
+    if transport == "unix" and protocol == "nbd" and uri.query.startswith("socket=") and "&" not in uri.query:
+        return NetworkOrigin("nbd", name, (Host(socket=unquote(uri.query.removeprefix("socket="))),), "unix")
+    if transport or uri.query or not uri.hostname:
+        return None
+    return NetworkOrigin(protocol, name, (Host(uri.hostname, port),))
 
 
 def _network(source: ElementTree.Element) -> NetworkOrigin:

@@ -120,6 +120,20 @@ class Hypervisor:
         domain = await self.domain_by_uuid(uuid)
         return domain if domain and await domain.scratch_vm_of() == snapshot_id else None
 
+    async def volume_path(self, pool: str, volume: str) -> str:
+        """The file or block device that a storage volume is.  Raises StateError where there is none, or its pool is not
+        active.
+        """
+        try:
+            found = await call(f"look up the pool {pool}", self._connection.storagePoolLookupByName, pool)
+            path: str = (await call(f"look up the volume {volume}", found.storageVolLookupByName, volume)).path()
+        except libvirt.libvirtError as error:
+            raise StateError(
+                f"the volume {volume} of the pool {pool} cannot be found: {error}",
+                names.command("virsh", "-c", self._uri, "pool-start", pool),
+            ) from error
+        return path
+
     async def block_disks(self) -> dict[str, str]:
         """The paths of all VMs' disks that are block devices, with what each is: 'the disk vda of vm1'."""
         return {

@@ -80,6 +80,11 @@ class Domain:
         with explained(f"{self.name}: read the state"):
             return bool(await call("read the state", self._handle.isActive))
 
+    async def is_saved(self) -> bool:
+        """Whether it is shut off with its memory saved, from which it goes on at its next start (managed save)."""
+        with explained(f"{self.name}: read the state"):
+            return bool(await call("ask for a managed save", self._handle.hasManagedSaveImage))
+
     async def run_id(self) -> int:
         """The number that libvirt has given to this run of the VM; -1 where it is shut off."""
         with explained(f"{self.name}: read the state"):

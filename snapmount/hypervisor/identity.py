@@ -16,6 +16,7 @@ from ..errors import NotFoundError, StateError
 from ..host import blocking, qemu
 from .uri import SYSTEM_PIDS
 
+LIBVIRT = Path("/var/lib/libvirt/qemu")  # qemuStateInitialize() in libvirt's qemu_driver.c
 VERSION_S = 10.0
 
 
@@ -38,7 +39,8 @@ def qemu_user(domain_xml: str) -> User:
     """Whom QEMU runs as.  Raises NotFoundError where the domain names a user that this host does not have.
 
     A VM of the system without a DAC label (`<seclabel type='none'>`) runs as whom libvirt's configuration says, which
-    its process tells.  Raises StateError where that of a VM that runs cannot be found.
+    its process tells.  So does one that is shut off: libvirt gives its directory to that user when it starts.  Raises
+    StateError where that of a VM that runs cannot be found.
     """
     owner = domainxml.owner(domain_xml)
     if owner is None and os.geteuid() == 0:
@@ -49,8 +51,18 @@ def qemu_user(domain_xml: str) -> User:
                 f"{domain.findtext('name')}: whom its QEMU runs as cannot be told: it has no DAC label, and no file in "
                 f"{SYSTEM_PIDS} names its process"
             )
-        return user or user_of(None)
+        return user or _owner_of(LIBVIRT)
     return user_of(owner)
+
+
+def _owner_of(directory: Path) -> User:
+    """Whose it is; ourselves where there is none."""
+    try:
+        status = directory.stat()
+        account = pwd.getpwuid(status.st_uid)
+    except (OSError, KeyError):
+        return user_of(None)
+    return User(status.st_uid, account.pw_gid, tuple(os.getgrouplist(account.pw_name, account.pw_gid)))
 
 
 def _user_of_vm(uuid: str) -> User | None:

@@ -11,12 +11,11 @@ import logging
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import trio
 
+from ..core.fingerprint import Fingerprint
 from ..host import blocking
 from ..host.blocking import Threads
 
@@ -28,29 +27,13 @@ THREADS = Threads("fingerprints", 8)
 SYS_BLOCK = Path("/sys/dev/block")
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What tells a file from another, and from what it is after a change."""
-
-    path: str
-    device: int  # of the file system; of a block device its own number
-    inode: int
-    size_bytes: int
-    mtime_ns: int  # 0 for a block device, whose node tells nothing of its content
-    sectors_written: int = 0  # to a block device since it is there, by this host
-
-    @classmethod
-    def of(cls, path: str) -> Fingerprint:
-        """That of a file or block device now.  Blocks.  Raises OSError."""
-        status = os.stat(path)
-        if stat.S_ISBLK(status.st_mode):
-            device = status.st_rdev
-            return cls(path, device, 0, _size_bytes(device), 0, _sectors_written(device))
-        return cls(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-    def document(self) -> dict[str, Any]:
-        """Its shape in a record: its fields, by their names."""
-        return asdict(self)
+def of(path: str) -> Fingerprint:
+    """That of a file or block device now.  Blocks.  Raises OSError."""
+    status = os.stat(path)
+    if stat.S_ISBLK(status.st_mode):
+        device = status.st_rdev
+        return Fingerprint(path, device, 0, _size_bytes(device), 0, _sectors_written(device))
+    return Fingerprint(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _size_bytes(device: int) -> int:
@@ -69,7 +52,7 @@ def _directory(device: int) -> Path:
 def change(before: Fingerprint) -> str | None:
     """What has become of the file since then, as a sentence; None where nothing has.  Blocks."""
     try:
-        now = Fingerprint.of(before.path)
+        now = of(before.path)
     except (FileNotFoundError, NotADirectoryError):
         return f"{before.path} has been removed or renamed"
     except OSError as error:

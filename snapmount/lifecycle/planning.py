@@ -51,6 +51,7 @@ class Request:
     expire_s: float | None = None
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    source: str | None = None  # which kind shall take it; None: the one that serves the VM as it is
     options: Mapping[str, Any] = field(default_factory=dict)  # by kind of source, which alone reads its own
     quiesce: bool = False
     allow_other: bool = False
@@ -85,7 +86,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     domain = await _domain(request, connection)
     if request.mountpoint:
         await blocking.on_path(request.mountpoint, CHECK_S, mounts.check_mountpoint, request.mountpoint)
-    source = await registry.serving(domain)
+    source = await registry.serving(domain, request.source)
     subject = await _subject(request, store, connection, domain, warn)
     planned = await source.plan(subject)
     await _check_writers(domain, subject.selection.chosen, connection, request.choice)

@@ -11,14 +11,17 @@ from ..core.lifecycle import State
 from ..records.documents import HasSource
 from ..records.record import Record
 from ..records.store import Store
+from .offline import description as offline
+from .offline.state import KIND as OFFLINE
+from .offline.state import OfflineState
 from .pull import description as pull
 from .pull.state import KIND as PULL
 from .pull.state import PullState
 
 Describe = Callable[[Record, Path, bool], Description]
 
-STATES = {PULL: PullState}
-DESCRIPTIONS: Mapping[str, Describe] = {PULL: pull.describe}
+STATES: Mapping[str, type[PullState] | type[OfflineState]] = {PULL: PullState, OFFLINE: OfflineState}
+DESCRIPTIONS: Mapping[str, Describe] = {PULL: pull.describe, OFFLINE: offline.describe}
 
 
 def check(kept: HasSource) -> None:

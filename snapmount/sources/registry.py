@@ -6,17 +6,21 @@ from collections.abc import Mapping
 
 from ..hypervisor import Domain
 from ..records.documents import HasSource
+from .offline import source as offline
+from .offline.state import KIND as OFFLINE
 from .pull import source as pull
 from .pull.state import KIND as PULL
 from .source import Source
 
-SOURCES: Mapping[str, Source] = {PULL: pull}
+SOURCES: Mapping[str, Source] = {PULL: pull, OFFLINE: offline}
 
 
-async def serving(domain: Domain) -> Source:
-    """The first one that can take a snapshot of the VM in the state that this is in.  Raises StateError."""
+async def serving(domain: Domain, wanted: str | None) -> Source:
+    """The source of the kind that is wanted, or else the first one that can take a snapshot of the VM in the state that
+    this is in.  Raises StateError.
+    """
     refusals = []
-    for source in SOURCES.values():
+    for source in [SOURCES[wanted]] if wanted else SOURCES.values():
         why = await source.why_not(domain)
         if why is None:
             return source

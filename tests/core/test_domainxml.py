@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from snapmount.core import domainxml
 from snapmount.core.diskdefinition import DiskDefinition
 from snapmount.core.domainxml import NvramDefinition, Owner
+from snapmount.core.imagechain import Layer
 from snapmount.core.origin import Host, NetworkOrigin
 from snapmount.errors import SnapmountError, StateError
 
@@ -70,7 +71,11 @@ def domain(content: str) -> str:
 
 def test_the_disks_of_a_domain_are_read_in_their_order() -> None:
     assert domainxml.disks(DOMAIN) == (
-        DiskDefinition("vda", "disk", "file", "qcow2", "/images/a & b.qcow2"),
+        DiskDefinition(
+            *("vda", "disk", "file", "qcow2", "/images/a & b.qcow2"),
+            backing=(Layer("raw", "/images/base.img"),),
+            is_chain_whole=True,
+        ),
         DiskDefinition("sda", "lun", "block", "raw", "/dev/sdb"),
         DiskDefinition("vdb", "disk", "network", "raw", NetworkOrigin("rbd", "pool/image", (Host("ceph1", "6789"),))),
         DiskDefinition("vdc", "disk", "volume", "raw", "default/vm1.img"),

@@ -25,6 +25,7 @@ def found() -> list[str]:
     traces += [f"process: {line}" for line in servers.splitlines()]
     traces += [f"scratch VM: {path.stem}" for path in Path("/run/libvirt/qemu").glob("*-scratch-*.pid")]
     traces += [f"tgtd: {pid}" for pid in tgtds()]
+    traces += [f"storage daemon: {pid}" for pid in storage_daemons()]
     traces += [f"loop device: {path}" for path in _loops()]
     return traces
 
@@ -35,6 +36,14 @@ def tgtds() -> Iterator[int]:
         with contextlib.suppress(OSError):
             if f"TGT_IPC_SOCKET={RUNTIME}".encode() in environment.read_bytes():
                 yield int(environment.parent.name)
+
+
+def storage_daemons() -> Iterator[int]:
+    """The processes of the source `offline`: they have no name of their own."""
+    for name in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if name.read_text().startswith("qemu-storage-d"):
+                yield int(name.parent.name)
 
 
 def _loops() -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -30,7 +31,9 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Disk:
-    """One disk of a test VM: kind is raw, qcow2, chain (qcow2 over qcow2 over raw), or block (a loop device)."""
+    """One disk of a test VM: kind is raw, qcow2, chain (qcow2 over qcow2 over raw), block (a loop device), or
+    qcow2-block (qcow2 on a loop device).
+    """
 
     name: str
     kind: str = "raw"
@@ -284,16 +287,16 @@ def _direct_kernel(vm: VM, command_line: str) -> str:
 
 
 def _disk_xml(directory: Path, disk: Disk, stack: contextlib.ExitStack) -> str:
-    path = make_image(directory, disk)
-    if disk.kind == "block":
+    path, is_block = make_image(directory, disk), disk.kind in ("block", "qcow2-block")
+    if is_block:
         path = loop_device(path, stack)
     form = "raw" if disk.kind in ("raw", "block") else "qcow2"
     thread = " iothread='1'" if disk.iothread else ""
     blockio = f"<blockio logical_block_size='{disk.block_bytes}' physical_block_size='{disk.block_bytes}'/>"
     blockio = blockio if disk.block_bytes != 512 else ""
-    attribute = "dev" if disk.kind == "block" else "file"
+    attribute = "dev" if is_block else "file"
     return (
-        f"<disk type='{'block' if disk.kind == 'block' else 'file'}' device='disk'>"
+        f"<disk type='{'block' if is_block else 'file'}' device='disk'>"
         f"<driver name='qemu' type='{form}'{thread}/><source {attribute}={quoteattr(str(path))}/>"
         f"<target dev='{disk.name}' bus='virtio'/>{blockio}</disk>"
     )
@@ -311,8 +314,10 @@ def make_image(directory: Path, disk: Disk) -> Path:
     if disk.kind in ("raw", "block"):
         return raw
     top = directory / f"{disk.name}.qcow2"
-    if disk.kind == "qcow2":
+    if disk.kind in ("qcow2", "qcow2-block"):
         subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, top], check=True)
+        if disk.kind == "qcow2-block":
+            os.truncate(top, 2 * disk.size)  # a device does not grow
         return top
     assert disk.kind == "chain", disk.kind
     middle = directory / f"{disk.name}.middle.qcow2"

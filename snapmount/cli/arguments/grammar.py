@@ -10,6 +10,7 @@ from ... import __version__
 from ...core.attachment import PREFIXES
 from ...core.iscsi import ALL_INITIATORS, INITIATORS
 from ...errors import UsageError
+from ...sources import kinds
 from . import values
 
 EXIT_CODES = """\
@@ -95,8 +96,8 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         prog="snapmount",
         usage="snapmount [OPTION...] VM MOUNTPOINT\n       snapmount --iscsi [OPTION...] VM [MOUNTPOINT]\n"
         "       snapmount VERB [OPTION...] [ARGUMENT...]",
-        description="Show the disks of a running VM, as they are at this moment, as read-only image files or iSCSI "
-        "LUNs. The guest goes on writing.",
+        description="Show the disks of a VM, as they are at this moment, as read-only image files or iSCSI LUNs. "
+        "The guest of a running one goes on writing.",
         epilog=f"`snapmount VERB --help` tells the options of a verb.\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -198,14 +199,21 @@ def _add_take(verbs: Any, parents: list[Parser]) -> None:
     take = verbs.add_parser(
         "take",
         parents=parents,
-        help="take a snapshot of a running VM and mount or publish it; the word may be left out",
-        description="Take a snapshot of a running VM and mount it, publish it over iSCSI, or both. Returns when the "
+        help="take a snapshot of a VM and mount or publish it; the word may be left out",
+        description="Take a snapshot of a VM and mount it, publish it over iSCSI, or both. Returns when the "
         "view is readable; a background process serves it.",
     )
-    take.add_argument("vm", metavar="VM", help="name or uuid of a running VM")
+    take.add_argument("vm", metavar="VM", help="name or uuid of a VM")
     take.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?", help="an empty directory; with --iscsi optional")
     take.add_argument("-c", "--connect", metavar="URI", help="libvirt connection (default: as virsh)")
     _add_disks(take)
+    take.add_argument(
+        "--source",
+        choices=["auto", *kinds.STATES],
+        default="auto",
+        help="how to take it: by a backup job of the running VM (pull), or from the images of one that is shut off "
+        "(offline); default: as the VM is",
+    )
     take.add_argument(
         "--quiesce", action="store_true", help="freeze the guest's file systems at that moment (guest agent)"
     )
@@ -236,7 +244,7 @@ def _add_boot(verbs: Any, parents: list[Parser]) -> None:
         description="Boot a throw-away copy of a VM on an active snapshot, or else on one that is taken now and ends "
         "with its last scratch VM. What it writes goes into overlays, which are removed when it ends.",
     )
-    boot.add_argument("source", metavar="VM-OR-SNAPSHOT", help="a snapshot's id, VM or mountpoint; else a running VM")
+    boot.add_argument("source", metavar="VM-OR-SNAPSHOT", help="a snapshot's id, VM or mountpoint; else a VM")
     boot.add_argument("-c", "--connect", metavar="URI", help="libvirt connection, where a snapshot is taken")
     _add_disks(boot)
     boot.add_argument("--name", metavar="NAME", help="the scratch VM's name (default: VM-scratch- and four digits)")

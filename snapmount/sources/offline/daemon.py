@@ -49,7 +49,8 @@ class Daemon:
 
     async def wait_ended(self) -> str:
         """Return when it has ended, and how, as a sentence."""
-        await trio.lowlevel.wait_readable(self._pidfd)
+        with _closing(os.dup(self._pidfd)) as own:  # trio lets one task wait for a descriptor
+            await trio.lowlevel.wait_readable(own)
         status = self._process.wait()
         how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"has ended with exit status {status}"
         said = self.said()

@@ -55,9 +55,9 @@ async def why_not(domain: hypervisor.Domain) -> StateError | None:
     """QEMU keeps the point in time: it has to run."""
     if await domain.is_active():
         return None
+    start = names.command("virsh", "start", domain.name)
     return StateError(
-        f"{domain.name} is shut off; snapshots of VMs that are shut off (offline) are not there yet",
-        names.command("virsh", "start", domain.name),
+        f"{domain.name} is shut off, and has no QEMU for a backup job", f"{start}   (or --source offline)"
     )
 
 
