@@ -19,8 +19,8 @@ exit codes:
   1  an internal error
   2  the command line makes no sense
   3  no such VM, disk, snapshot or mountpoint
-  4  its state forbids it: the VM is shut off, a backup job runs, the mountpoint or a LUN is in use, a guest does not
-     let go of a disk
+  4  its state forbids it: a backup job runs, the VM's images are in use, the mountpoint or a LUN is in use, a guest
+     does not let go of a disk
   5  the scratch directory is too small, or QEMU cannot use it
   6  libvirt or QEMU does not answer, or refuses
   7  the host or the guest lacks something: /dev/fuse, an iSCSI target, the guest agent; doctor has found a problem

@@ -28,7 +28,7 @@ def test_it_is_read_back_as_it_was() -> None:
 def test_an_origin_of_another_shape_is_refused(origin: object) -> None:
     document = json.loads(json.dumps(to_document(STATE)))
     document["chains"][1]["layers"][1]["origin"] = origin
-    with pytest.raises(ValueError, match="chains\\[1\\].layers\\[1\\].origin"):
+    with pytest.raises(ValueError, match=r"chains\[1\].layers\[1\].origin"):
         from_document(OfflineState, document)
 
 
