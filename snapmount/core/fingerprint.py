@@ -10,8 +10,9 @@ class Fingerprint:
     """That of a file or block device at a moment."""
 
     path: str
-    device: int  # of the file system; of a block device its own number
-    inode: int
+    inode: int  # of a file; its file system's device may have another number after a reboot
     size_bytes: int
     mtime_ns: int  # 0 for a block device, whose node tells nothing of its content
-    sectors_written: int = 0  # to a block device since it is there, by this host
+    device: int = 0  # a block device's number
+    sectors_written: int = 0  # to a block device by this host, since `boot_id`
+    boot_id: str = ""  # of a block device

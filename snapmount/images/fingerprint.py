@@ -18,6 +18,7 @@ import trio
 from ..core.fingerprint import Fingerprint
 from ..host import blocking
 from ..host.blocking import Threads
+from ..host.processes import boot_id
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ def of(path: str) -> Fingerprint:
     status = os.stat(path)
     if stat.S_ISBLK(status.st_mode):
         device = status.st_rdev
-        return Fingerprint(path, device, 0, _size_bytes(device), 0, _sectors_written(device))
-    return Fingerprint(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return Fingerprint(path, 0, _size_bytes(device), 0, device, _sectors_written(device), boot_id())
+    return Fingerprint(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _size_bytes(device: int) -> int:
@@ -57,6 +58,8 @@ def change(before: Fingerprint) -> str | None:
         return f"{before.path} has been removed or renamed"
     except OSError as error:
         return f"{before.path} cannot be looked at: {error.strerror}"
+    if now.boot_id and before.boot_id and now.boot_id != before.boot_id:
+        return f"the host has been restarted, and nothing tells whether {before.path} has been written to"
     if (now.device, now.inode) != (before.device, before.inode):
         return f"{before.path} is another file now"
     if now.size_bytes != before.size_bytes:

@@ -75,3 +75,17 @@ def test_a_block_device_that_is_written_to_has_changed(tmp_path: Path) -> None:
         assert fingerprint.change(known) is None
         subprocess.run(["dd", "if=/dev/urandom", f"of={device}", "count=1", "conv=fsync", "status=none"], check=True)
         assert fingerprint.change(known) == f"{device} has been written to"
+
+
+@pytest.mark.vm
+def test_after_a_reboot_a_file_is_what_it_was_and_of_a_block_device_nothing_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(bytes(64 << 10))
+    with ExitStack() as stack:
+        paths = [str(tmp_path / "a"), str(vm.loop_device(tmp_path / "a", stack))]
+        known = [fingerprint.of(path) for path in paths]
+        monkeypatch.setattr(fingerprint, "boot_id", lambda: "another")
+        of_file, of_device = map(fingerprint.change, known)
+    assert of_file is None
+    assert of_device == f"the host has been restarted, and nothing tells whether {paths[1]} has been written to"

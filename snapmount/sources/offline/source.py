@@ -35,10 +35,23 @@ from .planning import why_not
 from .state import OfflineState
 from .watch import Custody, custody, watched
 
-__all__ = ["by_hand", "check_unused", "create", "destroy", "open", "plan", "release", "watched", "why_lost", "why_not"]
+__all__ = [
+    "OUTLIVES_REBOOT",
+    "by_hand",
+    "check_unused",
+    "create",
+    "destroy",
+    "open",
+    "plan",
+    "release",
+    "watched",
+    "why_lost",
+    "why_not",
+]
 
 log = logging.getLogger(__name__)
 
+OUTLIVES_REBOOT = True  # nothing about files is lost then
 LOOK_S = 30.0
 REMOVE_S = 20.0
 

@@ -17,7 +17,7 @@ from snapmount.sources.offline.state import Chain, OfflineState
 FAR = NetworkOrigin("nbd", "x", (Host("h", "1"), Host(socket="/s")))
 PLAIN = Chain("vda", (Layer("raw", "/images/a"),))
 DEEP = Chain("vdb", (Layer("qcow2", "/images/b", data=Layer("raw", "/dev/c", is_device=True)), Layer("raw", FAR)))
-STATE = OfflineState("/d", (PLAIN, DEEP), (Fingerprint("/images/a", 1, 2, 3, 4),), User(1, 2, (3, 4)))
+STATE = OfflineState("/d", (PLAIN, DEEP), (Fingerprint("/images/a", 1, 2, 3, 4, 5, "boot"),), User(1, 2, (3, 4)))
 
 
 def test_it_is_read_back_as_it_was() -> None:
