@@ -1,12 +1,14 @@
 """Mounts raw image files as snapmount does those of a VM that is shut off, until SIGTERM or an unmount.
 
-For tests, Python stands still from SIGUSR1 to SIGUSR2.
+For tests, Python stands still from SIGUSR1 to SIGUSR2, and SIGHUP closes the images, as when the snapshot is lost.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import trio
 from mount_export import serve
 
 from snapmount.images import raw
+from snapmount.images.raw import FileImage
 from snapmount.publish.fuse import filesystem
 
 
@@ -21,11 +24,19 @@ async def not_hastened(_operations: filesystem.Operations, _inode: int) -> None:
     """In the place of Operations.hasten()."""
 
 
+go_on = threading.Event()
+
+
 def stand_still(*_: object) -> None:
-    received: list[int] = []
-    signal.signal(signal.SIGUSR2, lambda number, _frame: received.append(number))
-    while not received:
+    go_on.clear()
+    while not go_on.is_set():
         time.sleep(0.01)
+
+
+def close_all(*_: object) -> None:
+    for each in gc.get_objects():
+        if isinstance(each, FileImage):
+            each.close()
 
 
 if __name__ == "__main__":
@@ -37,6 +48,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.slow:
         filesystem.Operations.hasten = not_hastened  # type: ignore[method-assign]
+    signal.signal(signal.SIGUSR2, lambda *_: go_on.set())
     signal.signal(signal.SIGUSR1, stand_still)
+    signal.signal(signal.SIGHUP, close_all)
     opened = [raw.opened(Path(file).name, file, arguments.read_timeout) for file in arguments.files]
     trio.run(serve, arguments.mountpoint, opened)

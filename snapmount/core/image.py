@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +32,7 @@ class LocalFile:
     descriptor: int
     size_bytes: int  # of the file; the image may be larger
     deadline_s: float  # for each read
+    when_closed: Callable[[Callable[[], None]], None]  # takes what ends these reads, and calls it when the image closes
 
 
 Direct = NbdSockets | LocalFile

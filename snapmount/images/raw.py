@@ -80,6 +80,7 @@ class FileImage:
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._deadline_s = deadline_s
         self._closed = False
+        self._end_with: list[Callable[[], None]] = []  # what ends reads past us
         self._extents = Extents(nursery, self._find_extents)
 
     @property
@@ -98,7 +99,7 @@ class FileImage:
     async def direct(self) -> LocalFile | None:
         """See Image."""
         self._check_open()
-        return LocalFile(self._descriptor.number, self._file_bytes, self._deadline_s)
+        return LocalFile(self._descriptor.number, self._file_bytes, self._deadline_s, self._end_with.append)
 
     async def read(self, offset: int, length: int) -> bytes:
         """See Image.  Ends within the deadline given to opened()."""
@@ -114,6 +115,8 @@ class FileImage:
         """Let others have the file; reads fail from now on."""
         if not self._closed:
             self._closed = True
+            for end in self._end_with:
+                end()
             self._descriptor.close()
 
     def _check_open(self) -> None:

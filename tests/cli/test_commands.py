@@ -50,6 +50,7 @@ def test_take_has_its_documented_defaults() -> None:
         "scratch_limit": None,
         "scratch_reserve": False,
         "scratch_device": [],
+        "source": "auto",
         "quiesce": False,
         "allow_other": False,
         "read_timeout": 30.0,

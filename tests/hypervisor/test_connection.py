@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import threading
 from collections.abc import Callable
@@ -40,11 +41,25 @@ def test_whom_qemu_runs_as_is_told_by_its_process_where_no_label_does(
     if os.geteuid() != 0:
         pytest.skip("needs root: it runs a process as another user")
     monkeypatch.setattr("snapmount.hypervisor.identity.SYSTEM_PIDS", tmp_path)
+    monkeypatch.setattr("snapmount.hypervisor.identity.LIBVIRT", tmp_path / "none")
     assert hypervisor.qemu_user(UNLABELLED).uid == 0, "it does not run"
     command = ["sh", "-c", "read line", "qemu", "-uuid", UUID]
     with subprocess.Popen(command, stdin=subprocess.PIPE, user=1234, group=2345, extra_groups=[3456]) as qemu:
         (tmp_path / "whatever.pid").write_text(f"{qemu.pid}\n")
         assert hypervisor.qemu_user(UNLABELLED) == User(1234, 2345, (3456,))
+
+
+def test_whom_the_qemu_of_a_vm_that_is_shut_off_will_run_as_is_told_by_libvirt_s_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: an ordinary user's QEMU runs as that user")
+    nobody = pwd.getpwnam("nobody")
+    os.chown(tmp_path, nobody.pw_uid, 0)
+    monkeypatch.setattr("snapmount.hypervisor.identity.SYSTEM_PIDS", tmp_path)
+    monkeypatch.setattr("snapmount.hypervisor.identity.LIBVIRT", tmp_path)
+    found = hypervisor.qemu_user("<domain/>")
+    assert (found.uid, found.gid) == (nobody.pw_uid, nobody.pw_gid)
 
 
 def test_whom_qemu_runs_as_is_not_guessed_where_it_runs_and_cannot_be_found(

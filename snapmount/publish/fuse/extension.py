@@ -51,6 +51,9 @@ class Extension(Protocol):
     ) -> None:
         """The same for a disk that is a file of so many bytes, as core.image.LocalFile describes it."""
 
+    def drop(self, inode: int) -> None:
+        """Leave the reads of this file to read() from now on, those under way too."""
+
     def cut(self) -> None:
         """Let all reads under way fail with EIO, and leave further ones to read()."""
 

@@ -13,6 +13,7 @@ import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -203,8 +204,9 @@ def _hasten(extension: Extension, inode: int, extents: ExtentMap, direct: Direct
     match direct:
         case NbdSockets(sockets, deadline_s):
             extension.add_disk(inode, extents.end, starts, flags, sockets, deadline_s)
-        case LocalFile(descriptor, file_bytes, deadline_s):
+        case LocalFile(descriptor, file_bytes, deadline_s, when_closed):
             extension.add_file(inode, extents.end, starts, flags, descriptor, file_bytes, deadline_s)
+            when_closed(partial(extension.drop, inode))
 
 
 class View:

@@ -134,6 +134,21 @@ def test_a_file_that_has_become_shorter_is_an_error_and_no_zeros(directory: Path
         assert read_direct(disk, 0, 4096) == DISK[:4096]
 
 
+def test_once_the_image_is_closed_no_read_is_answered_past_python_either(directory: Path) -> None:
+    """What is in the file then may be of another moment."""
+    (directory / "vda").write_bytes(DISK)
+    with mounted(directory, directory / "vda") as (mount, process):
+        disk = mount / "vda.raw"
+        until_fast(disk, process)
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: str(directory / "vda") not in opened(process), "its descriptors are closed")
+        assert_eio(lambda: read_direct(disk, 0, 4096))
+
+
+def opened(process: subprocess.Popen[bytes]) -> list[str]:
+    return [os.readlink(each) for each in Path(f"/proc/{process.pid}/fd").iterdir() if os.path.lexists(each)]
+
+
 def test_stalled_reads_fail_at_their_deadline_and_hold_up_no_other_file(directory: Path, serving: Server) -> None:
     (directory / "other").write_bytes(DISK)
     with (

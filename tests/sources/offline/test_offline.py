@@ -4,11 +4,14 @@ to them meanwhile, or the snapshot is lost.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,6 +130,37 @@ def test_a_dead_server_s_snapshot_is_recovered_with_the_same_bytes(off: vm.VM, m
     assert traces.found() == []
 
 
+def restart_host(shown: dict[str, Any], mountpoint: Path) -> None:
+    """What a restart of the host leaves: no process, no mount, no runtime directory, and another boot id."""
+    servers.kill(shown, and_standby=True)
+    subprocess.run(["umount", "-l", mountpoint], check=True)
+    shutil.rmtree(traces.RUNTIME, ignore_errors=True)
+    (record,) = traces.SCRATCH.glob(f"records-*/{shown['id']}/record.json")
+    document = json.loads(record.read_text())
+    for process in ("server", "standby"):
+        document[process]["boot_id"] = "another"
+    record.write_text(json.dumps(document))
+
+
+def test_after_a_restart_of_the_host_it_is_recovered_with_the_same_bytes(off: vm.VM, mountpoint: Path) -> None:
+    only = [word for name in ("vda", "vdc") for word in ("--disk", name)]
+    taken = snapmount_json(*only, off.name, mountpoint)
+    before = {name: read_direct(mountpoint / name) for name in ("vda.raw", "vdc.raw")}
+    restart_host(taken, mountpoint)
+    assert "re-attached to snapshot" in snapmount("recover").stdout
+    assert {name: read_direct(mountpoint / name) for name in before} == before
+    snapmount("delete", taken["id"])
+    assert traces.found() == []
+
+
+def test_after_a_restart_of_the_host_changed_images_are_removed_from_the_list(small: vm.VM, mountpoint: Path) -> None:
+    taken = snapmount_json(small.name, mountpoint)
+    restart_host(taken, mountpoint)
+    change(small.directory / "vda.img")
+    assert "vda.img has been written to" in snapmount("recover").stdout
+    assert traces.found() == []
+
+
 def test_a_vm_that_is_started_while_the_server_is_dead_is_let_go(small: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(small.name, mountpoint)
     servers.kill(taken)
@@ -156,7 +190,8 @@ def test_images_that_are_changed_are_lost_and_no_wrong_data(
     small: vm.VM, mountpoint: Path, image: str, do: object, told: str
 ) -> None:
     snapmount(small.name, mountpoint)
-    read_direct(mountpoint / "vdb.raw")
+    for disk in ("vda", "vdb"):
+        read_direct(mountpoint / f"{disk}.raw")  # by the fastest way there is, from then on
     do(small.directory / image)  # type: ignore[operator]
     wait_for(lambda: state_of(small.name)[0] == "lost", "it is lost")
     assert told in str(state_of(small.name)[1])

@@ -8,6 +8,7 @@ static PyMethodDef methods[] = {
     {"add_disk", reads_add, METH_VARARGS, "(inode, size, starts, flags, sockets, deadline_s): answer its reads"},
     {"add_file", reads_add_file, METH_VARARGS,
      "(inode, size, starts, flags, descriptor, file_bytes, deadline_s): answer its reads"},
+    {"drop", reads_drop, METH_VARARGS, "(inode): leave its reads to pyfuse3 from now on"},
     {"cut", session_cut, METH_NOARGS, "let all reads under way fail with EIO, and leave further ones to pyfuse3"},
     {"stop", session_stop, METH_NOARGS, "end the thread, before the session is closed"},
     {NULL, NULL, 0, NULL},

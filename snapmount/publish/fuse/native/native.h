@@ -27,6 +27,7 @@ PyObject *lseek_set_handler(PyObject *self, PyObject *function);
 PyObject *lseek_reply(PyObject *self, PyObject *args);
 PyObject *reads_add(PyObject *self, PyObject *args);
 PyObject *reads_add_file(PyObject *self, PyObject *args);
+PyObject *reads_drop(PyObject *self, PyObject *args);
 PyObject *session_cut(PyObject *self, PyObject *args);
 PyObject *session_stop(PyObject *self, PyObject *args);
 

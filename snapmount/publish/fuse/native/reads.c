@@ -560,6 +560,23 @@ PyObject *reads_add_file(PyObject *self, PyObject *args)
     return add(file);
 }
 
+/* Leave further reads of a file to Python; those under way too. */
+PyObject *reads_drop(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long inode;
+    if (!PyArg_ParseTuple(args, "K", &inode))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    session_lock();
+    struct file *file = file_of(inode);
+    if (file)
+        give_up(file);
+    session_unlock();
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
 /* Forget all files; the thread has ended.  One that a thread still reads stays in memory. */
 void reads_discard(void)
 {
