@@ -7,8 +7,11 @@ device-url-syntax.rst.inc) and https://github.com/NetworkBlockDevice/nbd/blob/ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
-from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from xml.etree import ElementTree
 
 _LIBVIRT_S = ("index", "startupPolicy")  # attributes that say nothing of where the image lies
 
