@@ -49,7 +49,7 @@ def test_no_such_vm_suggests_near_names(writer: vm.VM, mountpoint: Path) -> None
 
 def test_a_vm_that_is_shut_off_is_named_so(clean: None, mountpoint: Path) -> None:
     with vm.running(f"{vm.PREFIX}-off", [vm.Disk("vda")], start=False) as off:
-        message = refused(off.name, mountpoint, code=4)
+        message = refused("--source", "pull", off.name, mountpoint, code=4)
     assert "is shut off" in message
     assert "offline" in message
     assert f"try: virsh start {off.name}" in message

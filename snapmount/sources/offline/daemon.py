@@ -102,7 +102,10 @@ def _start(command: list[str], path: Path, user: User, said: int) -> subprocess.
     assert threading.current_thread() is threading.main_thread()
     _remove(path)  # that of one that has ended with a server before us
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(path))  # by us: it lies in a directory that is closed to QEMU's user
+        try:
+            listener.bind(str(path))  # by us: it lies in a directory that is closed to QEMU's user
+        except OSError as error:  # of a path that is too long it has no number: unix(7)
+            raise StateError(f"the socket {path} cannot be made: {error.strerror or error}") from error
         listener.listen(MOST_CONNECTIONS)
         server = f"addr.type=fd,addr.str={listener.fileno()},max-connections={MOST_CONNECTIONS}"
         command = [*privileges.as_reader(user, dies_with_us=True), PROGRAM, "--nbd-server", server, *command]

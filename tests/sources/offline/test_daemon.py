@@ -209,6 +209,13 @@ def test_it_ends_with_a_parent_that_is_killed_and_another_takes_its_place(direct
         wait_for(lambda: not process.runs(), "the daemon has ended")  # noqa: B023
 
 
+async def test_a_path_that_is_too_long_for_a_socket_is_an_error(directory: Path) -> None:
+    layer = make(directory / "vda")
+    with pytest.raises(StateError, match=r"/xxx.* cannot be made: .*too long"):
+        async with daemon.serving({"vda": [layer]}, directory / ("x" * 100), USER):
+            pass
+
+
 @pytest.mark.parametrize(
     ("make_wrong", "told"),
     [
