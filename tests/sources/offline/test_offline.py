@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ...rig import copies, servers, traces, vm
+from ...rig import copies, libiscsi, servers, traces, vm
 from ...rig.command import assert_reads_fail, read_direct, refused, snapmount, snapmount_json, state_of
 from ...rig.libvirtd import wait_for
 
@@ -236,6 +236,28 @@ def test_a_scratch_vm_boots_on_it(off: vm.VM) -> None:
     scratch.virsh("destroy", scratch.name)
     wait_for(lambda: copies.gone(told), "nothing is left of the scratch VM")
     wait_for(lambda: traces.found() == [], "the snapshot has ended with it")
+
+
+def test_its_disks_are_luns_and_are_so_again_after_a_crash(off: vm.VM, tmp_path: Path) -> None:
+    libiscsi.skip_where_missing()
+    only = [word for name in FILES for word in ("--disk", name)]
+    portal = f"127.0.0.1:{libiscsi.free_port()}"
+    taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", portal, *only, off.name)
+    expected = [as_qemu_shows(off, disk, tmp_path) for disk in DISKS[:2]]
+    assert [read_lun(taken, number, tmp_path) for number in (1, 2)] == expected
+    servers.kill(taken)
+    snapmount("recover", taken["id"])
+    assert [read_lun(taken, number, tmp_path) for number in (1, 2)] == expected
+    snapmount("delete", taken["id"])
+    assert traces.found() == []
+
+
+def read_lun(taken: dict[str, Any], number: int, directory: Path) -> bytes:
+    """All bytes of a LUN."""
+    told = taken["iscsi"]
+    url = f"iscsi://{told['user']}%{told['secret']}@{told['portals'][0]}/{told['iqn']}/{number}"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "raw", url, directory / "copy"], check=True)
+    return (directory / "copy").read_bytes()
 
 
 def test_its_disks_can_be_attached(off: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
