@@ -18,9 +18,10 @@ from .. import hypervisor
 from ..core import names
 from ..core.user import User
 from ..errors import LeftoverError, NotBootedError, NotFoundError, SnapmountError, StateError, UsageError
-from ..host import blocking, datadirectory, execution, usage
+from ..host import blocking, datadirectory, execution, kvm, usage
 from ..host.processes import Process
-from ..hypervisor import directories, kvm
+from ..hypervisor import directories
+from ..hypervisor.kvm import is_open_to
 from ..images import qcow2
 from ..publish import views
 from ..records import journal
@@ -148,7 +149,7 @@ async def _plan(
     parent = Path(request.overlay_dir or datadirectory.path())
     names.check_utf_8(str(parent), "the overlay directory")
     accelerator, notes = original_accelerator, list[str]()
-    if accelerator == definition.KVM and not await kvm.is_open_to(user, kvm.DEVICE):
+    if accelerator == definition.KVM and not await is_open_to(user, kvm.DEVICE):
         accelerator = definition.TCG
         notes.append(f"it runs without KVM, and so slowly: {kvm.DEVICE} is not open to QEMU's user (uid {user.uid})")
     overlays = parent / scratchvm.overlays_name(record.id, own)

@@ -59,7 +59,7 @@ def printable(text: str) -> str:
 
 def command(*words: str) -> str:
     """A command line to paste into a shell, each word quoted where it needs to be."""
-    return " ".join(shlex.quote(word) for word in words)
+    return shlex.join(words)
 
 
 def listed(words: Sequence[str]) -> str:

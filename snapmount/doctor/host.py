@@ -16,7 +16,7 @@ from ..core import names
 from ..core.iscsi import LOOPBACK, PORT, PORTS, Portal, PortalRequest
 from ..core.lifecycle import State
 from ..host import blocking, mounts
-from ..hypervisor import kvm as kvm_device
+from ..host import kvm as kvm_device
 from ..publish import iscsi
 from ..publish.fuse.extension import extension
 from ..records.store import Store

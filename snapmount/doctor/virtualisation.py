@@ -12,15 +12,16 @@ import trio
 from ..core import names, uris
 from ..core.user import User
 from ..errors import MissingError, SnapmountError, UnreachableError
-from ..host import blocking, datadirectory, mounts, usage
-from ..hypervisor import directories, kvm
-from ..sources.pull.scratch.places import FileSystem, is_rotational
+from ..host import blocking, datadirectory, kvm, mounts, usage
 from . import health
 from .health import Finding, Place, SELinux
 from .subject import Subject
 
 try:
     from .. import hypervisor
+    from ..hypervisor import directories
+    from ..hypervisor.kvm import is_open_to
+    from ..sources.pull.scratch.places import FileSystem, is_rotational
 except MissingError:  # libvirt's module, whose own check tells
     hypervisor = None  # type: ignore[assignment]
 
@@ -73,7 +74,7 @@ async def check(subject: Subject) -> list[Finding]:
     findings.append(health.qemu(qemu.version, qemu.supports_backup, subject.remedies))
     if not uris.is_unprivileged(connect):
         findings.append(_console_log(subject))
-        if kvm.is_there() and not await kvm.is_open_to(qemu.user, kvm.DEVICE):
+        if kvm.is_there() and not await is_open_to(qemu.user, kvm.DEVICE):
             findings.append(health.kvm_of_qemu(qemu.user.uid, subject.remedies))
     parents = [datadirectory.path(), *([Path(subject.scratch_dir)] if subject.scratch_dir else [])]
     findings += [await _place(subject, parent, qemu.user) for parent in dict.fromkeys(parents)]

@@ -1,8 +1,6 @@
-"""/dev/kvm, and which users it is open to."""
+"""Which users /dev/kvm is open to."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import trio
 
@@ -10,13 +8,7 @@ from ..core.user import User
 from ..host import blocking
 from . import directories
 
-DEVICE = "/dev/kvm"
 LOOK_S = 10.0
-
-
-def is_there() -> bool:
-    """Whether this host has the device."""
-    return Path(DEVICE).exists()
 
 
 async def is_open_to(user: User, device: str) -> bool:

@@ -23,7 +23,7 @@ from trio.testing import MockClock
 from snapmount import hypervisor
 from snapmount.doctor import virtualisation
 from snapmount.doctor.subject import Subject
-from snapmount.hypervisor import kvm
+from snapmount.host import kvm
 
 from ..rig import libvirtd, vm
 from ..rig.account import Account

@@ -1,0 +1,12 @@
+"""/dev/kvm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DEVICE = "/dev/kvm"
+
+
+def is_there() -> bool:
+    """Whether this host has the device."""
+    return Path(DEVICE).exists()
