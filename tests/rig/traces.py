@@ -11,23 +11,27 @@ from pathlib import Path
 RUNTIME = Path("/run/snapmount")
 SCRATCH = Path("/var/lib/libvirt/snapmount")
 SOCKETS = Path("/var/lib/libvirt/qemu")
+PROCESSES = r"bin/snapmount |^snapmount: "  # a pattern for pgrep -f
 
 
 def found() -> list[str]:
     """All traces of snapshots on this host, in words."""
-    mounts = Path("/proc/mounts").read_text().splitlines()
-    traces = [f"mount: {line}" for line in mounts if re.match(r"snapmount:\S*:[0-9a-f]{8} ", line)]
+    traces = [f"mount: {line}" for line in mounts()]
     traces += [f"directory: {path}" for path in (RUNTIME, SCRATCH) if path.exists()]
     traces += [f"socket: {path}" for path in SOCKETS.glob("domain-*/snapmount-*")]
-    servers = subprocess.run(
-        ["pgrep", "-a", "-f", r"bin/snapmount |^snapmount: "], capture_output=True, text=True
-    ).stdout
+    servers = subprocess.run(["pgrep", "-a", "-f", PROCESSES], capture_output=True, text=True).stdout
     traces += [f"process: {line}" for line in servers.splitlines()]
     traces += [f"scratch VM: {path.stem}" for path in Path("/run/libvirt/qemu").glob("*-scratch-*.pid")]
     traces += [f"tgtd: {pid}" for pid in tgtds()]
     traces += [f"storage daemon: {pid}" for pid in storage_daemons()]
-    traces += [f"loop device: {path}" for path in _loops()]
+    traces += [f"loop device: {path}" for path in loops()]
     return traces
+
+
+def mounts() -> list[str]:
+    """The lines of /proc/mounts that are views."""
+    lines = Path("/proc/mounts").read_text().splitlines()
+    return [line for line in lines if re.match(r"snapmount:\S*:[0-9a-f]{8} ", line)]
 
 
 def tgtds() -> Iterator[int]:
@@ -46,7 +50,7 @@ def storage_daemons() -> Iterator[int]:
                 yield int(name.parent.name)
 
 
-def _loops() -> Iterator[str]:
+def loops() -> Iterator[str]:
     """Loop devices over files of a view."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):

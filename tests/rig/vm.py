@@ -24,6 +24,7 @@ IMAGES = Path("/var/lib/libvirt/images")  # a place that QEMU's user can reach
 PREFIX = "snapmount-test"
 HELPER = f"{PREFIX}-helper"  # of the VM that disks are plugged into
 BOOT_S = 60
+REMOVE_S = 120
 LAST_WORDS = 4096  # characters of the console, with the last lines
 FOREIGN_SOCKET = Path("/var/lib/libvirt/qemu/snapmount-test.sock")
 MIB = 1 << 20
@@ -124,6 +125,11 @@ class VM:
             return
         wait_for(lambda: "guest is up" in self.output(), f"{self.name} has booted", BOOT_S)
 
+    def restart(self) -> None:
+        """Start the VM anew, whatever it does."""
+        self.virsh("destroy", "--", self.name, check=False)
+        self.start()
+
     def output(self) -> str:
         """What the guest has printed on its console."""
         try:
@@ -191,10 +197,14 @@ class VM:
         return pid
 
     def remove(self) -> None:
-        """Destroy and undefine the VM, and wait until QEMU has gone."""
+        """Destroy and undefine the VM, and wait until QEMU has gone.  libvirt refuses while it waits for a VM's job."""
+        wait_for(self._is_removed, f"{self.name} is removed", REMOVE_S)
+        FOREIGN_SOCKET.unlink(missing_ok=True)
+
+    def _is_removed(self) -> bool:
         self.virsh("destroy", "--", self.name, check=False)
         self.virsh("undefine", "--checkpoints-metadata", "--nvram", "--", self.name, check=False)
-        FOREIGN_SOCKET.unlink(missing_ok=True)
+        return self.name not in self.virsh("list", "--all", "--name").splitlines()
 
 
 def _command_line(pid: int) -> bytes:
