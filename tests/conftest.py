@@ -16,9 +16,8 @@ import pytest
 from snapmount.host import datadirectory, mounts
 from snapmount.records.store import Store
 
-from .rig import checks, libvirtd, stock_kernel, traces, vm
+from .rig import checks, leftovers, libvirtd, shards, stock_kernel, traces, vm
 from .rig.account import Account
-from .rig.command import snapmount, snapmount_json
 from .rig.libvirtd import wait_for
 from .rig.records import OwnStore
 
@@ -27,6 +26,10 @@ SEED = 7
 WRITES = f"snapmount.seed={SEED} snapmount.pause=1000"
 CHECKS_S = 1100.0
 CDROM = "<disk type='file' device='cdrom'><target dev='sda' bus='ide'/></disk>"
+
+
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.register(shards)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -44,22 +47,20 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Checks come last: the VM that runs them has had the whole session for it then."""
-    items.sort(key=is_check)
-
-
-def is_check(item: pytest.Item) -> bool:
-    return isinstance(item, pytest.Function) and item.originalname == "test_under_a_stock_kernel"
-
-
 @pytest.fixture(scope="session", autouse=True)
-def stock_vm(request: pytest.FixtureRequest) -> Iterator[stock_kernel.Machine | str]:
-    """The VM in which those checks run that are selected, or why there is none.
+def early(request: pytest.FixtureRequest) -> None:
+    """The stock kernel's VM runs beside the other tests from the first one on: it takes minutes of one processor.
 
-    It runs beside the other tests from the first one on: alone it would take minutes, most of them on one processor.
+    With shards, the checks are the first work of one of them.
     """
-    selected = [item.callspec.params["check"] for item in request.session.items if is_check(item)]  # type: ignore[attr-defined]
+    if not shards.is_shard(request.config):
+        request.getfixturevalue("stock_vm")
+
+
+@pytest.fixture(scope="session")
+def stock_vm(request: pytest.FixtureRequest) -> Iterator[stock_kernel.Machine | str]:
+    """The VM in which those checks run that are selected, or why there is none."""
+    selected = [item.callspec.params["check"] for item in request.session.items if shards.is_check(item)]  # type: ignore[attr-defined]
     why = stock_kernel.lacking() if selected else "no check is selected"
     if why:
         yield why
@@ -95,12 +96,13 @@ def libvirt() -> Iterator[None]:
 
 @pytest.fixture
 def clean(libvirt: None) -> Iterator[None]:
-    """After the test the host shows no trace of a snapshot; what a test left is ended, so that it alone fails."""
+    """After the test the host shows no trace of a snapshot or a VM; what it left is removed, so that it alone fails."""
+    before = leftovers.names()
     yield
-    left = traces.found()
+    vms = leftovers.names() - before
+    left = [*traces.found(), *(f"VM: {name}" for name in vms)]
     if left:
-        for snapshot in snapmount_json("list"):
-            snapmount("delete", "--force", snapshot["id"], check=False)
+        leftovers.remove(vms)
     assert left == []
 
 
@@ -124,6 +126,9 @@ def writer(shared_vm: vm.VM, clean: None) -> Iterator[vm.VM]:
     try:
         shared_vm.keeps_writing()
         assert shared_vm.write_errors() == 0
+    except BaseException:
+        shared_vm.restart()
+        raise
     finally:
         shared_vm.virsh("suspend", shared_vm.name)
 
@@ -154,8 +159,11 @@ def shared_helper(libvirt: None) -> Iterator[vm.VM]:
 def helper(shared_helper: vm.VM, clean: None) -> Iterator[vm.VM]:
     """The shared helper; whatever the test did, it runs on, with its own disk alone."""
     yield shared_helper
-    assert shared_helper.state() == "running"
-    assert shared_helper.targets() == ["vda"]
+    found = (shared_helper.state(), shared_helper.targets())
+    if found != ("running", ["vda"]):
+        shared_helper.restart()
+        shared_helper.agent_answers()
+    assert found == ("running", ["vda"])
 
 
 @pytest.fixture

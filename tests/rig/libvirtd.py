@@ -51,7 +51,7 @@ def running() -> Iterator[list[str]]:
             if not was_active:
                 subprocess.run(["systemctl", "stop", unit])
         return
-    with _device_rights():
+    with device_rights():
         started = [name for name in PID_FILES if start(name)]
         try:
             wait_for(answers, "libvirt answers")
@@ -62,7 +62,7 @@ def running() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _device_rights() -> Iterator[None]:
+def device_rights() -> Iterator[None]:
     """Give /dev/kvm and /dev/fuse the modes of udev's rules, where no udev has done it, for as long as the block lasts.
 
     libvirt probes each QEMU anew for every question (4 s, dozens of times) while QEMU's user may not open /dev/kvm.
@@ -148,9 +148,13 @@ def _is_zombie(pid: int) -> bool:
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = START_S) -> None:
-    """Wait until condition() is true; a TimeoutError names what was waited for."""
-    end = time.monotonic() + seconds
+    """Wait until condition() is true; a TimeoutError names what was waited for.
+
+    It is looked at ever less often, as many a condition is a command, which takes a processor from what is waited for.
+    """
+    begin = time.monotonic()
     while not condition():
-        if time.monotonic() > end:
+        waited = time.monotonic() - begin
+        if waited > seconds:
             raise TimeoutError(f"waited {seconds:g} s until {what}")
-        time.sleep(0.02)
+        time.sleep(min(max(0.02, waited / 10), 0.3))
