@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 from . import libvirtd, traces, vm
 from .command import snapmount, snapmount_json
@@ -37,7 +38,7 @@ def names() -> set[str]:
 def _kill() -> None:
     """End what serves a snapshot, without its consent, and what reads from it."""
     subprocess.run(["pkill", "-KILL", "-f", traces.PROCESSES])
-    for pid in (*traces.tgtds(), *traces.storage_daemons()):
+    for pid in (*traces.tgtds(), *filter(_is_ours, traces.storage_daemons())):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     for line in traces.mounts():
@@ -45,6 +46,12 @@ def _kill() -> None:
         subprocess.run(["umount", "--lazy", mountpoint])
     for name in traces.loops():
         subprocess.run(["losetup", "-d", f"/dev/{name}"])
+
+
+def _is_ours(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"snapmount" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def _unlink() -> None:

@@ -15,9 +15,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
-from . import guest, libvirtd, stock_kernel
+from . import libvirtd
 
 TREE = Path(__file__).parents[2]
 ENTER = Path(__file__).with_name("enter-shard")
@@ -43,14 +42,6 @@ LONGEST = (
 )
 
 
-class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
-    """Modules in the order in which they were collected; all checks are one piece of work, as one VM runs them."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        module, _, name = nodeid.partition("::")
-        return CHECK if name.startswith(CHECK) else module
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shards", type=int, default=1, metavar="N", help="run the tests as if on N hosts (needs root)")
 
@@ -63,6 +54,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     if config.option.shards == 1 or lacking():
         return
+    from . import scheduling  # pytest-xdist is needed for shards alone
+
+    config.pluginmanager.register(scheduling)
     stack = contextlib.ExitStack()
     config.add_cleanup(stack.close)
     stack.enter_context(libvirtd.device_rights())  # before a shard does that, which would take them from the others
@@ -97,16 +91,6 @@ def lacking() -> str | None:
 def is_shard(config: pytest.Config) -> bool:
     """Whether this process is one of those that run the tests, not the one that was started."""
     return hasattr(config, "workerinput")
-
-
-def pytest_xdist_setupnodes() -> None:
-    """Shards have no network: what is downloaded on first use is fetched before."""
-    guest.build()
-    stock_kernel.lacking()
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling:
-    return Scheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)
