@@ -36,26 +36,37 @@ class Guard:
         self._claim = claim
         self._watch = watch
         self._shown: Shown | None = None
+        self._came_before: SnapmountError | None = None  # the loss, before it was shown
 
     def shown(self, stop_reads: Callable[[], None], forget_cached: Callable[[], Awaitable[None]]) -> None:
-        """The view is readable from now on: when the snapshot is lost, it stays, and its reads fail."""
+        """The view is readable from now on: when the snapshot is lost, it stays, and its reads fail.  Raises as run()
+        does, if it has been lost by now.
+        """
+        if self._came_before:
+            raise self._came_before
         self._shown = Shown(stop_reads, forget_cached)
 
-    async def run(self) -> None:
+    async def run(self, scope: trio.CancelScope) -> None:
         """Return when the snapshot was lost, and all has been done that is to be done then.
 
-        Raises SpaceError where it has to be given up before it is shown, UnreachableError where it is lost before.
+        If that is before it is shown, the scope is cancelled, and SpaceError raised where it had to be given up, else
+        UnreachableError.
         """
         loss = await self._watch.wait_lost()
-        if self._shown is None:
-            raise await self._ended_early(loss)
-        await lose(self._claim, self._watch, loss, self._shown)
+        if self._shown:
+            await lose(self._claim, self._watch, loss, self._shown)
+            return
+        log.error("the snapshot is %s before it is readable: %s", loss.state.value, loss.reason)
+        self._came_before = self._error(loss)
+        scope.cancel()
+        if loss.state is State.GAVE_UP:  # the guest waits; all else is undone by who has begun it
+            with trio.CancelScope(shield=True):
+                await self._watch.release(loss, lambda _: None)
+        raise self._came_before
 
-    async def _ended_early(self, loss: Loss) -> SnapmountError:
+    def _error(self, loss: Loss) -> SnapmountError:
         vm = self._claim.record.snapshot.vm_name
         if loss.state is State.GAVE_UP:
-            log.error("the snapshot is given up: %s", loss.reason)
-            await self._watch.release(loss, lambda _: None)
             return SpaceError(f"{vm}: the snapshot was given up before it was readable: {loss.reason}", loss.remedy)
         return UnreachableError(f"{vm}: the snapshot was lost before it was readable: {loss.reason}")
 
@@ -82,7 +93,7 @@ async def guarded(claim: Claim) -> AsyncIterator[Guard]:
     """Guard a snapshot that has been made, while the block lasts.  Raises what Guard.run() does, maybe in a group."""
     async with registry.of(claim.record).watched(claim.record, claim.store) as watch, trio.open_nursery() as nursery:
         guard = Guard(claim, watch)
-        nursery.start_soon(guard.run)
+        nursery.start_soon(guard.run, nursery.cancel_scope)
         yield guard
         nursery.cancel_scope.cancel()
 

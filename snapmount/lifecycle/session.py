@@ -117,9 +117,9 @@ async def _then_cancel(scope: trio.CancelScope, wait: Callable[[], Awaitable[obj
 async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
     """The snapshot, from its beginning to its end."""
     async with begin(reporter) as held, _shown(held) as view:
+        held.guard.shown(partial(_close, held.images), view.forget_cached)
         _serve_from_now_on(held.claim, reporter)
         held.ends = True
-        held.guard.shown(partial(_close, held.images), view.forget_cached)
         ready.set()
         reporter.ready(held.claim.record)
         left_s = held.claim.record.left_s

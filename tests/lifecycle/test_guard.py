@@ -77,7 +77,7 @@ async def test_a_view_that_is_shown_stays_and_its_reads_end_before_anything_else
     guard = Guard(claim, source)
     guard.shown(stop_reads, forget_cached)
     source.broken.set()
-    await guard.run()
+    await guard.run(trio.CancelScope())
     assert source.asked == ["reads ended", "released", *then]
     assert forgotten.is_set()
     assert claim.record.state is state
@@ -108,3 +108,15 @@ async def test_one_that_is_lost_before_it_is_shown_is_an_error(
     assert f"before it was readable: {REASON}" in error.message
     assert source.asked == released
     assert claim.record.state is State.ACTIVE, "whoever takes it, or takes it over, undoes it"
+
+
+async def test_a_view_that_is_ready_too_late_is_not_shown(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it waits for may be over at the moment of the loss: it is not cancelled then."""
+    source = tape(monkeypatch, State.GAVE_UP)
+    guard = Guard(claim, source)
+    source.broken.set()
+    with pytest.raises(SpaceError), trio.CancelScope() as scope:
+        await guard.run(scope)
+    assert scope.cancel_called
+    with pytest.raises(SpaceError, match="before it was readable"):
+        guard.shown(lambda: None, trio.lowlevel.checkpoint)
