@@ -95,10 +95,11 @@ def wait_given_up(name: str) -> str:
 @pytest.mark.sample
 @pytest.mark.skipif(not Path("/usr/sbin/tgtd").exists(), reason="this host lacks tgtd: run contrib/setup --test")
 def test_at_its_limit_the_snapshot_is_given_up_and_only_the_snapshot(guest: vm.VM, mountpoint: Path) -> None:
-    with guest.suspended():  # however slow this host is, it does not fill the scratch before the test looks; as below
-        snapmount("--iscsi", "--target", "tgt", "--scratch-limit", "24M", guest.name, mountpoint)
-        (mountpoint / "vda.raw").read_bytes()  # the kernel's page cache holds all of it now
-    reason = wait_given_up(guest.name)
+    with guest.throttled(40):  # 5 MiB/s of scratch space: a busy host looks in time too
+        with guest.suspended():  # however slow this host is, it does not fill the scratch before the test looks
+            snapmount("--iscsi", "--target", "tgt", "--scratch-limit", "24M", guest.name, mountpoint)
+            (mountpoint / "vda.raw").read_bytes()  # the kernel's page cache holds all of it now
+        reason = wait_given_up(guest.name)
     figures = re.fullmatch(
         r"scratch limit reached \(([\d.]+) MiB of 24 MiB at [\d-]{10} \d\d:\d\d:\d\d UTC, growing [\d.]+ [KM]iB/s\)",
         reason,

@@ -162,6 +162,17 @@ class VM:
         wait_for(lambda: self.written() >= goal, f"{self.name} has made {writes} more writes", BOOT_S)
 
     @contextlib.contextmanager
+    def throttled(self, requests_per_s: int) -> Iterator[None]:
+        """Let each disk have no more reads and writes than that a second."""
+        for disk in self.disks:
+            self.virsh("blkdeviotune", self.name, disk.name, "--total-iops-sec", str(requests_per_s), "--live")
+        try:
+            yield
+        finally:
+            for disk in self.disks:
+                self.virsh("blkdeviotune", self.name, disk.name, "--total-iops-sec", "0", "--live")
+
+    @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
         """The guest stands still in the block."""
         self.virsh("suspend", self.name)
