@@ -186,11 +186,11 @@ def hang() -> Iterator[threading.Event]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """A store for records, which lets go of all its claims at the end."""
+    """A store for records, which lets go of all its leases at the end."""
     own = OwnStore(tmp_path / "run" / "snapmount")
     yield own
-    for claim in own.claims:
-        claim.release()
+    for lease in own.leases:
+        lease.release()
 
 
 @pytest.fixture

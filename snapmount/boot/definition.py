@@ -33,7 +33,7 @@ _CLOCKS_OF_KVM = ("kvmclock", "hypervclock", "tsc")  # <clock><timer name=...>
 
 
 @dataclass(frozen=True)
-class Wish:
+class CopyRequest:
     """What the scratch VM shall be."""
 
     name: str
@@ -71,7 +71,7 @@ def accelerator(domain_xml: str) -> str:
     return parse(domain_xml, "the domain's definition").get("type", TCG)
 
 
-def derive(domain_xml: str, wish: Wish) -> Derived:
+def derive(domain_xml: str, asked: CopyRequest) -> Derived:
     """The scratch VM's definition, from that of the running original (`virsh dumpxml`).
 
     Raises SnapmountError where that is not well-formed.
@@ -79,10 +79,10 @@ def derive(domain_xml: str, wish: Wish) -> Derived:
     original = parse(domain_xml, "the domain's definition")
     left: Left = []
     notes: list[str] = []
-    domain = ElementTree.Element("domain", type=wish.accelerator)
-    for tag, text in (("name", wish.name), ("uuid", wish.uuid), ("description", wish.description)):
+    domain = ElementTree.Element("domain", type=asked.accelerator)
+    for tag, text in (("name", asked.name), ("uuid", asked.uuid), ("description", asked.description)):
         ElementTree.SubElement(domain, tag).text = text
-    ElementTree.SubElement(domain, "metadata").append(mark.element(wish.snapshot))
+    ElementTree.SubElement(domain, "metadata").append(mark.element(asked.snapshot))
     if original.find("genid") is not None:
         ElementTree.SubElement(domain, "genid")  # anew: the guest must learn that it is a copy
     for element in original:
@@ -94,16 +94,16 @@ def derive(domain_xml: str, wish: Wish) -> Derived:
         ElementTree.SubElement(domain, tag).text = action
     labels = _labels(original)
     domain.extend(labels)
-    _take_over_firmware(domain, wish, notes)
-    _renew_identity(domain, wish.uuid)
-    _resize(domain, wish)
-    if wish.accelerator != KVM and original.get("type") == KVM:
+    _take_over_firmware(domain, asked, notes)
+    _renew_identity(domain, asked.uuid)
+    _resize(domain, asked)
+    if asked.accelerator != KVM and original.get("type") == KVM:
         _do_without_kvm(domain)
     devices = ElementTree.SubElement(domain, "devices")
     models = _label_models(original, labels)
-    keeper = hardware.Keeper(wish.disks, models, wish.network, wish.console_log, left, notes)
+    keeper = hardware.DeviceFilter(asked.disks, models, asked.network, asked.console_log, left, notes)
     devices.extend(keeper.keep(original.find("devices")))
-    if wish.is_resized:
+    if asked.is_resized:
         _forget_nodes(devices, original.find("maxMemory") is not None, notes)
     return Derived(
         xml=ElementTree.tostring(domain, encoding="unicode"),
@@ -142,7 +142,7 @@ def _without(parent: ElementTree.Element, *tags: str) -> int:
     return len(gone)
 
 
-def _take_over_firmware(domain: ElementTree.Element, wish: Wish, notes: list[str]) -> None:
+def _take_over_firmware(domain: ElementTree.Element, asked: CopyRequest, notes: list[str]) -> None:
     """Let the same firmware keep its variables in a file of the scratch VM's own."""
     system = domain.find("os")
     if system is None:
@@ -153,16 +153,16 @@ def _take_over_firmware(domain: ElementTree.Element, wish: Wish, notes: list[str
         _without(system, "firmware")
     nvram, store = system.find("nvram"), system.find("varstore")
     if store is not None:
-        store.set("path", wish.nvram)
+        store.set("path", asked.nvram)
     if nvram is None and store is None:
         return
-    if not wish.has_nvram:
+    if not asked.has_nvram:
         notes.append("the firmware's variables are new: the snapshot does not have those of the original")
     if nvram is not None:
         kept = {key: value for key, value in nvram.items() if key in ("template", "templateFormat", "format")}
         nvram.clear()
         nvram.attrib.update(kept)
-        nvram.text = wish.nvram
+        nvram.text = asked.nvram
 
 
 def _renew_identity(domain: ElementTree.Element, uuid: str) -> None:
@@ -172,27 +172,27 @@ def _renew_identity(domain: ElementTree.Element, uuid: str) -> None:
         entry.text = uuid
 
 
-def _resize(domain: ElementTree.Element, wish: Wish) -> None:
+def _resize(domain: ElementTree.Element, asked: CopyRequest) -> None:
     """Memory and processors as wished; what describes the original's in detail goes then, and with its NUMA nodes what
     can be plugged into them.
     """
-    if wish.is_resized:
+    if asked.is_resized:
         _without(domain, "maxMemory")
-    if wish.memory_kib is not None:
+    if asked.memory_kib is not None:
         _without(domain, "memory", "currentMemory")
-        ElementTree.SubElement(domain, "memory", unit="KiB").text = str(wish.memory_kib)
+        ElementTree.SubElement(domain, "memory", unit="KiB").text = str(asked.memory_kib)
     vcpu = domain.find("vcpu")
     if vcpu is not None:
         vcpu.attrib.pop("cpuset", None)
         vcpu.attrib.pop("placement", None)
-    if wish.vcpus is not None:
+    if asked.vcpus is not None:
         _without(domain, "vcpu", "vcpus")
-        ElementTree.SubElement(domain, "vcpu").text = str(wish.vcpus)
+        ElementTree.SubElement(domain, "vcpu").text = str(asked.vcpus)
     cpu = domain.find("cpu")
     if cpu is not None:
-        if wish.vcpus is not None:
+        if asked.vcpus is not None:
             _without(cpu, "topology")
-        if wish.is_resized:
+        if asked.is_resized:
             _without(cpu, "numa")
         if "check" in cpu.attrib:
             # A running VM's says: all of this, and nothing else.  But since it was started, a new QEMU, kernel or

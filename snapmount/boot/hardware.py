@@ -39,7 +39,7 @@ class Source:
 
 
 @dataclass
-class Keeper:
+class DeviceFilter:
     """Picks the devices that stay; tells in `left` which do not, and in `notes` which are not the same."""
 
     disks: Mapping[str, Source]
@@ -214,22 +214,22 @@ class Keeper:
         return device
 
 
-_KEEPERS: Mapping[str, Callable[[Keeper, Element], Element | None]] = {
-    "audio": Keeper._audio,
-    "channel": Keeper._channel,
-    "console": Keeper._serial,
-    "disk": Keeper._disk,
-    "graphics": Keeper._graphics,
-    "input": Keeper._input,
-    "interface": Keeper._interface,
-    "memory": Keeper._memory,
-    "parallel": Keeper._serial,
-    "rng": Keeper._rng,
-    "serial": Keeper._serial,
-    "sound": Keeper._sound,
-    "tpm": Keeper._tpm,
-    "video": Keeper._video,
-    "watchdog": Keeper._watchdog,
+_KEEPERS: Mapping[str, Callable[[DeviceFilter, Element], Element | None]] = {
+    "audio": DeviceFilter._audio,
+    "channel": DeviceFilter._channel,
+    "console": DeviceFilter._serial,
+    "disk": DeviceFilter._disk,
+    "graphics": DeviceFilter._graphics,
+    "input": DeviceFilter._input,
+    "interface": DeviceFilter._interface,
+    "memory": DeviceFilter._memory,
+    "parallel": DeviceFilter._serial,
+    "rng": DeviceFilter._rng,
+    "serial": DeviceFilter._serial,
+    "sound": DeviceFilter._sound,
+    "tpm": DeviceFilter._tpm,
+    "video": DeviceFilter._video,
+    "watchdog": DeviceFilter._watchdog,
 }
 _WHY = {
     "filesystem": "a directory that is shared with the host",

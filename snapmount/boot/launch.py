@@ -29,7 +29,7 @@ from ..records.record import Record
 from ..records.store import Store
 from . import check, definition, scratchvm, tending
 from .check import Came, WaitFor
-from .definition import Derived, Wish
+from .definition import CopyRequest, Derived
 from .hardware import ISOLATED, NONE, Source
 from .scratchvm import ScratchVm
 
@@ -96,7 +96,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> tuple[Scrat
         _check_possible(request, derived, record)
         vm = replace(vm, left_out=derived.left_out, notes=(*vm.notes, *derived.notes), has_console=derived.has_console)
         _write(directory, vm, record)
-        record.server.send(tending.BELL)  # it undoes what we make, should we be killed
+        record.server.send(tending.WAKE_SIGNAL)  # it undoes what we make, should we be killed
         try:
             store.check_active(record, "booted")  # not before: what ends the snapshot looks for the record
             await journal.write(record, store, vm.overlays, user.uid, vm.uuid)
@@ -105,7 +105,7 @@ async def run(request: BootRequest, record: Record, store: Store) -> tuple[Scrat
                 domain = await connection.start(derived.xml, persistent=request.is_kept)
             vm = await _started(vm, domain, record)
             _write(directory, vm, record)
-            record.server.send(tending.BELL)
+            record.server.send(tending.WAKE_SIGNAL)
             if request.wait_for:
                 came = await check.wait(request.wait_for, request.wait_timeout_s, vm, record.connect)
         except NotBootedError:
@@ -164,9 +164,9 @@ async def _plan(
     )
 
 
-def _wish(request: BootRequest, record: Record, vm: ScratchVm) -> Wish:
+def _wish(request: BootRequest, record: Record, vm: ScratchVm) -> CopyRequest:
     snapshot = record.snapshot
-    return Wish(
+    return CopyRequest(
         name=vm.name,
         uuid=vm.uuid,
         description=f"scratch VM of {snapshot.vm_name}, on snapshot {snapshot.id} (snapmount)",

@@ -22,12 +22,14 @@ from ..host.processes import Process
 from ..hypervisor import directories
 from ..records import journal
 from ..records.record import Record
-from ..records.store import Claim
+from ..records.store import Lease
 from .scratchvm import ScratchVm, forget, forget_unreadable, load, load_all, unreadable
 
 log = logging.getLogger(__name__)
 
-BELL = signal.SIGURG  # "look at the scratch VMs": a signal that does no harm to a process that does not expect it
+WAKE_SIGNAL = (
+    signal.SIGURG
+)  # "look at the scratch VMs": a signal that does no harm to a process that does not expect it
 MAKER_S = 10.0
 REMOVE_S = 10.0
 KEPT_S = 5.0  # how often to look for one that is kept and shut off
@@ -121,7 +123,7 @@ async def stop_all(record: Record, directory: Path, tell: Callable[[str], None])
             tell(f"the scratch VM {vm.name} has been stopped: {why}; it can be started again")
 
 
-async def watch(claim: Claim, taker: Process | None) -> None:
+async def watch(lease: Lease, taker: Process | None) -> None:
     """Remove what scratch VMs leave behind, as they end.
 
     Where `taker`, a command, has taken the snapshot to boot on it, return when that and the last scratch VM are gone.
@@ -134,12 +136,12 @@ async def watch(claim: Claim, taker: Process | None) -> None:
             nursery.start_soon(_ring_when_gone, taker, bell)
         bell.send_nowait(None)  # for one that came before us
         async for _ in rung:
-            vms = load_all(claim.directory)
+            vms = load_all(lease.directory)
             for vm in vms:
                 if (vm.uuid, vm.process) not in tended:  # first its maker, then its QEMU
                     tended.add((vm.uuid, vm.process))
-                    nursery.start_soon(_tend, claim, vm, bell)
-            if taker and not vms and not unreadable(claim.directory) and not taker.runs():
+                    nursery.start_soon(_tend, lease, vm, bell)
+            if taker and not vms and not unreadable(lease.directory) and not taker.runs():
                 log.info("the last scratch VM is gone")
                 nursery.cancel_scope.cancel()
 
@@ -147,7 +149,7 @@ async def watch(claim: Claim, taker: Process | None) -> None:
 async def _ring_when_told(
     bell: trio.MemorySendChannel[None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    with trio.open_signal_receiver(BELL) as signals:
+    with trio.open_signal_receiver(WAKE_SIGNAL) as signals:
         task_status.started()
         async for _ in signals:
             bell.send_nowait(None)
@@ -158,19 +160,19 @@ async def _ring_when_gone(process: Process, bell: trio.MemorySendChannel[None]) 
     bell.send_nowait(None)
 
 
-async def _tend(claim: Claim, vm: ScratchVm, bell: trio.MemorySendChannel[None]) -> None:
+async def _tend(lease: Lease, vm: ScratchVm, bell: trio.MemorySendChannel[None]) -> None:
     """Wait for the end of its maker, or of its QEMU, and remove it, unless it has that still to end; one that is kept,
     when it is undefined.
     """
     try:
         await endings.wait(vm.process)
-        last = load(claim.directory, vm.uuid)
-        while last and last.process == vm.process and last.is_started and await _is_still_there(claim.record, last):
+        last = load(lease.directory, vm.uuid)
+        while last and last.process == vm.process and last.is_started and await _is_still_there(lease.record, last):
             await trio.sleep(KEPT_S)
-            last = load(claim.directory, vm.uuid)
+            last = load(lease.directory, vm.uuid)
         if last and last.process == vm.process:
             log.info("the scratch VM %s has ended", last.name)
-            await end(claim.record, claim.directory, last)
+            await end(lease.record, lease.directory, last)
     except SnapmountError as error:
         log.error("the scratch VM %s: %s", vm.name, error.message)  # teardown tries again, and tells
     bell.send_nowait(None)

@@ -13,8 +13,8 @@ from ..core import names, publishing, uris
 from ..errors import UsageError
 from ..host.processes import Process
 from ..lifecycle.planning import LunRequest, Request
-from ..sources.pull.planning import ScratchWish
-from ..sources.pull.space import Terms
+from ..sources.pull.planning import ScratchOptions
+from ..sources.pull.space import ScratchPolicy
 from ..sources.pull.state import KIND as PULL
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:
     names.check_utf_8(directory or "", "the scratch directory")
     for _, device in devices:
         names.check_utf_8(device, "the scratch device")
-    terms = Terms(arguments.scratch_limit, arguments.scratch_reserve, devices)
-    return {"options": {PULL: ScratchWish(directory and os.path.abspath(directory), terms)}}
+    policy = ScratchPolicy(arguments.scratch_limit, arguments.scratch_reserve, devices)
+    return {"options": {PULL: ScratchOptions(directory and os.path.abspath(directory), policy)}}
 
 
 def _luns(arguments: argparse.Namespace, uri: str) -> LunRequest:

@@ -31,7 +31,7 @@ def close_inherited(keep: int = -1) -> None:
                 os.close(number)
 
 
-def be_spared_when_memory_runs_out() -> None:
+def protect_from_oom_killer() -> None:
     """Let the kernel end other processes before this one: a guest depends on it.  Only root can.
 
     It is what libvirt's virtlogd(8) has in its unit, for that reason.  proc_pid_oom_score_adj(5)

@@ -13,21 +13,21 @@ except ImportError:
 from .connection import Hypervisor, QemuFacts, connected
 from .daemon import daemon, to_reach
 from .domain import DiskError, Domain
-from .events import Heard, heard
+from .events import Subscription, subscribed
 from .identity import qemu_user
 from .uri import default_uri, tpm_directory
 
 __all__ = [
     "DiskError",
     "Domain",
-    "Heard",
     "Hypervisor",
     "QemuFacts",
+    "Subscription",
     "connected",
     "daemon",
     "default_uri",
-    "heard",
     "qemu_user",
+    "subscribed",
     "to_reach",
     "tpm_directory",
 ]

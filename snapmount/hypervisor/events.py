@@ -35,7 +35,7 @@ def _loop() -> None:
             libvirt.virEventRunDefaultImpl()
 
 
-class Heard:
+class Subscription:
     """A VM whose events are heard."""
 
     def __init__(self, domain: Domain) -> None:
@@ -44,13 +44,13 @@ class Heard:
 
 
 @contextlib.asynccontextmanager
-async def heard(
+async def subscribed(
     uri: str,
     uuid: str,
     on_threshold: Callable[[str], None],
     on_stop: Callable[[], None],
     on_io_error: Callable[[DiskError], None],
-) -> AsyncIterator[Heard]:
+) -> AsyncIterator[Subscription]:
     """Connect, and tell when a threshold of Domain.set_threshold() is crossed ('vda[3]'), of each I/O error of
     its disks, whether the VM is paused, told of it, or neither (error_policy in libvirt's domain format), and then when
     it is paused by it.
@@ -78,7 +78,7 @@ async def heard(
         domain = await hypervisor.domain_by_uuid(uuid)
         if domain is None:
             raise NotFoundError(f"libvirt does not know the VM {uuid} any more")
-        this = Heard(domain)
+        this = Subscription(domain)
         handlers: dict[int, Callable[..., None]] = {
             libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: lifecycle,
             libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON: io_error,

@@ -15,7 +15,7 @@ import trio
 from ..core import names
 from ..errors import SnapmountError, StateError, UnreachableError
 from ..records.record import Record
-from ..records.store import Claim
+from ..records.store import Lease
 from .connection import connected
 from .domain import Domain
 
@@ -27,7 +27,7 @@ AGENT_BACK_S = 600.0
 
 
 @contextlib.asynccontextmanager
-async def frozen(domain: Domain, claim: Claim) -> AsyncIterator[None]:
+async def frozen(domain: Domain, lease: Lease) -> AsyncIterator[None]:
     """Freeze them for as long as the block lasts, which should be short: Windows itself thaws after 10 s.
 
     A thaw always follows a freeze, and its failure is an error: UnreachableError.  A freeze that the guest refuses is
@@ -35,19 +35,19 @@ async def frozen(domain: Domain, claim: Claim) -> AsyncIterator[None]:
     has no agent.
     """
     try:
-        await _freeze(domain, claim)
+        await _freeze(domain, lease)
         yield
     except BaseException:
-        if claim.record.frozen:
+        if lease.record.frozen:
             with trio.CancelScope(shield=True):
-                await _thaw_quietly(domain, claim)
+                await _thaw_quietly(domain, lease)
         raise
     with trio.CancelScope(shield=True):
         await _thaw(domain)
-    claim.update(frozen=False)
+    lease.update(frozen=False)
 
 
-async def _freeze(domain: Domain, claim: Claim) -> None:
+async def _freeze(domain: Domain, lease: Lease) -> None:
     why = await domain.why_paused()
     if why:
         resume = names.command("virsh", "resume", domain.name)
@@ -55,11 +55,11 @@ async def _freeze(domain: Domain, claim: Claim) -> None:
             f"{domain.name}: the guest's file systems cannot be frozen: {why}", f"{resume}   (or do without --quiesce)"
         )
     await domain.agent.check()
-    claim.update(frozen=True)
+    lease.update(frozen=True)
     try:
         await domain.agent.freeze()
     except StateError:
-        claim.update(frozen=False)
+        lease.update(frozen=False)
         raise
 
 
@@ -73,11 +73,11 @@ async def _thaw(domain: Domain) -> None:
                 raise
 
 
-async def _thaw_quietly(domain: Domain, claim: Claim) -> None:
+async def _thaw_quietly(domain: Domain, lease: Lease) -> None:
     """Thaw after something has failed already: a second error must not hide the first one; teardown tries again."""
     try:
         await domain.agent.thaw()
-        claim.update(frozen=False)
+        lease.update(frozen=False)
     except SnapmountError as error:
         log.warning("%s", error.message)
 

@@ -17,10 +17,10 @@ from ..host import blocking, mounts
 from ..host.processes import boot_id
 from ..publish import iscsi
 from ..records.record import Record
-from ..records.store import Claim, Store
+from ..records.store import Lease, Store
 from ..sources import registry
 from .guard import guarded
-from .session import Held, Reporter
+from .session import OpenSnapshot, Reporter
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ CHECK_S = 10.0
 
 
 @asynccontextmanager
-async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIterator[Held]:
+async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIterator[OpenSnapshot]:
     """The snapshot, to be shown again.  At the end of the block it is torn down, if it has been ready; else it is left
     as it was found, for another try.
 
@@ -38,39 +38,39 @@ async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIt
     it or has ended it, UnreachableError where libvirt or QEMU does not answer, LeftoverError where it could not be
     undone.
     """
-    with store.taken_over(snapshot_id) as claim:
-        if claim is None:
+    with store.taken_over(snapshot_id) as lease:
+        if lease is None:
             raise _not_ours(snapshot_id, store)
-        reporter.claimed(claim.record)
-        held, is_over = None, False
+        reporter.recorded(lease.record)
+        opened, is_over = None, False
         try:
             async with AsyncExitStack() as stack:
-                held = await _reopened(stack, claim)
-                await _prepare(claim, reporter)
-                log.info("taking the snapshot over from process %d", claim.record.server.pid)
-                yield held
+                opened = await _reopened(stack, lease)
+                await _prepare(lease, reporter)
+                log.info("taking the snapshot over from process %d", lease.record.server.pid)
+                yield opened
         except BaseException as error:
             is_over = isinstance(first_cause(error), SpaceError | _LostError)  # and no other try can help
             raise
         finally:
-            if is_over or (held and held.ends):
+            if is_over or (opened and opened.ends):
                 with trio.CancelScope(shield=True):
-                    await tear_down(claim)
+                    await tear_down(lease)
 
 
 class _LostError(StateError):
     """There is nothing to be taken over."""
 
 
-async def _reopened(stack: AsyncExitStack, claim: Claim) -> Held:
+async def _reopened(stack: AsyncExitStack, lease: Lease) -> OpenSnapshot:
     """The snapshot guarded, and its images, until the stack is closed.  Raises _LostError, and what guarded() and
     Source.open() do.
     """
-    record = claim.record
+    record = lease.record
     reason = await _why_lost(record)
     if reason:
         raise _lost(record, reason)
-    guard = await stack.enter_async_context(guarded(claim))
+    guard = await stack.enter_async_context(guarded(lease))
     try:
         images = await stack.enter_async_context(registry.of(record).open(record))
     except StateError as error:
@@ -78,7 +78,7 @@ async def _reopened(stack: AsyncExitStack, claim: Claim) -> Held:
     for disk, image in zip(record.snapshot.disks, images, strict=True):
         if image.size_bytes != disk.size_bytes:
             raise _lost(record, f"the export of {disk.name} has {image.size_bytes} bytes now, it had {disk.size_bytes}")
-    return Held(claim, guard, images, ends=False)
+    return OpenSnapshot(lease, guard, images, ends=False)
 
 
 def _lost(record: Record, reason: str) -> _LostError:
@@ -108,17 +108,17 @@ async def _why_lost(record: Record) -> str | None:
     return await registry.of(record).why_lost(record)
 
 
-async def _prepare(claim: Claim, reporter: Reporter) -> None:
+async def _prepare(lease: Lease, reporter: Reporter) -> None:
     """Free the dead view from its users, and see that the new one can be mounted.
 
     Whatever has the dead view's files open reads errors for ever: initiators log in anew, scratch VMs have to end.
     """
-    record = claim.record
+    record = lease.record
     if not mounts.is_mounted(record.mountpoint, record.mount_source):
         await blocking.on_path(record.mountpoint, CHECK_S, mounts.check_mountpoint, record.mountpoint)
-    await tending.stop_all(record, claim.directory, reporter.warn)
-    for attached in attachments.current(claim.directory):
+    await tending.stop_all(record, lease.directory, reporter.warn)
+    for attached in attachments.current(lease.directory):
         reporter.warn(f"{attached.disk} is detached from {attached.vm_name}: it has died with the snapshot's server")
-    await hotplug.end_all(record, claim.directory)
+    await hotplug.end_all(record, lease.directory)
     if record.publication:
-        await iscsi.withdraw(record.publication.backend, claim.directory, record.publication.target)
+        await iscsi.withdraw(record.publication.backend, lease.directory, record.publication.target)

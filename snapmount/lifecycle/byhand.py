@@ -22,7 +22,7 @@ from ..hypervisor import Domain
 from ..publish import iscsi
 from ..records import journal
 from ..records.record import Record
-from ..records.store import Claim
+from ..records.store import Lease
 from ..sources import registry
 from ..sources.source import ByHand
 
@@ -33,14 +33,14 @@ ASK_S = 3.0
 _UNDEFINE = ("--nvram", "--managed-save", "--snapshots-metadata", "--checkpoints-metadata")  # as Domain.remove() does
 
 
-async def commands(claim: Claim, *, is_released: bool) -> str:
+async def commands(lease: Lease, *, is_released: bool) -> str:
     """One line for a shell, in the order of teardown; it stops at a command that fails.
 
     It names what is there now.  What waits for libvirt or QEMU is in it also where they do not answer.
     """
-    record = claim.record
+    record = lease.record
     virsh = ("virsh", "-c", record.connect)
-    lines = [*await _users(record, claim.directory, virsh), *await _publication(claim)]
+    lines = [*await _users(record, lease.directory, virsh), *await _publication(lease)]
     lines += [command("umount", "-l", mount.path) for mount in mounts.current() if mount.source == record.mount_source]
     source = registry.of(record).by_hand(record.kept)
     lines += [] if is_released else source.release
@@ -48,7 +48,7 @@ async def commands(claim: Claim, *, is_released: bool) -> str:
         lines.append(command(*virsh, "domfsthaw", record.snapshot.vm_name))
     if await _is_stopped(record):
         lines.append(command(*virsh, "resume", record.snapshot.vm_name))
-    lines += _files(record, claim.directory, source)
+    lines += _files(record, lease.directory, source)
     return " && ".join(lines)
 
 
@@ -92,12 +92,12 @@ async def _ask(record: Record, uuid: str, question: Callable[[Domain], Awaitable
     return None
 
 
-async def _publication(claim: Claim) -> list[str]:
-    publication = claim.record.publication
+async def _publication(lease: Lease) -> list[str]:
+    publication = lease.record.publication
     if not publication:
         return []
     try:
-        return await iscsi.by_hand(publication.backend, claim.directory, publication.target)
+        return await iscsi.by_hand(publication.backend, lease.directory, publication.target)
     except SnapmountError as error:
         log.warning("how to withdraw %s by hand cannot be told: %s", publication.target.iqn, error.message)
         return []

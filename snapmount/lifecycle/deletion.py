@@ -61,9 +61,9 @@ async def end(store: Store, record: Record, force: bool) -> Ended:
     with trio.move_on_after(SERVER_S + KILLED_S):
         while now := store.load(record.id):
             await _stop_server(store, now)  # another one may have taken it over meanwhile
-            with store.taken_over(record.id) as claim:
-                if claim:
-                    await tear_down(claim)
+            with store.taken_over(record.id) as lease:
+                if lease:
+                    await tear_down(lease)
                     return ended
             await trio.sleep(POLL_S)
         await _wait_standby_gone(record)

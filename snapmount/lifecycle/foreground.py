@@ -30,7 +30,7 @@ class Reporter:
     def warn(self, text: str) -> None:
         self._tell(f"warning: {text}")
 
-    def claimed(self, record: Record) -> None:
+    def recorded(self, record: Record) -> None:
         """Let what is logged go to the journal, where there is one, else to the snapshot's log too."""
         session.show_as_server(record)
         root = logging.getLogger()

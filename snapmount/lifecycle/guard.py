@@ -13,7 +13,7 @@ import trio
 
 from ..core.lifecycle import State
 from ..errors import SnapmountError, SpaceError, UnreachableError
-from ..records.store import Claim
+from ..records.store import Lease
 from ..sources import registry
 from ..sources.source import Loss, Watch
 from .withdrawal import withdraw
@@ -32,8 +32,8 @@ class Shown:
 class Guard:
     """The guard over one snapshot, in its server."""
 
-    def __init__(self, claim: Claim, watch: Watch) -> None:
-        self._claim = claim
+    def __init__(self, lease: Lease, watch: Watch) -> None:
+        self._claim = lease
         self._watch = watch
         self._shown: Shown | None = None
         self._came_before: SnapmountError | None = None  # the loss, before it was shown
@@ -71,12 +71,12 @@ class Guard:
         return UnreachableError(f"{vm}: the snapshot was lost before it was readable: {loss.reason}")
 
 
-async def lose(claim: Claim, watch: Watch, loss: Loss, shown: Shown | None = None) -> None:
+async def lose(lease: Lease, watch: Watch, loss: Loss, shown: Shown | None = None) -> None:
     """The path of every loss.  Reads end first, if there are any; what costs the guest then, at once: it waits."""
 
     def note(reason: str) -> None:
         log.error("the snapshot is %s: %s", "given up" if loss.state is State.GAVE_UP else "lost", reason)
-        claim.note(loss.state, reason)
+        lease.note(loss.state, reason)
 
     note(loss.reason)
     async with trio.open_nursery() as nursery:
@@ -84,26 +84,26 @@ async def lose(claim: Claim, watch: Watch, loss: Loss, shown: Shown | None = Non
             shown.stop_reads()
             nursery.start_soon(shown.forget_cached)
         await watch.release(loss, note)
-    if claim.record.state is State.GAVE_UP:  # and is not being ended already
-        await clear(claim)
+    if lease.record.state is State.GAVE_UP:  # and is not being ended already
+        await clear(lease)
 
 
 @contextlib.asynccontextmanager
-async def guarded(claim: Claim) -> AsyncIterator[Guard]:
+async def guarded(lease: Lease) -> AsyncIterator[Guard]:
     """Guard a snapshot that has been made, while the block lasts.  Raises what Guard.run() does, maybe in a group."""
-    async with registry.of(claim.record).watched(claim.record, claim.store) as watch, trio.open_nursery() as nursery:
-        guard = Guard(claim, watch)
+    async with registry.of(lease.record).watched(lease.record, lease.store) as watch, trio.open_nursery() as nursery:
+        guard = Guard(lease, watch)
         nursery.start_soon(guard.run, nursery.cancel_scope)
         yield guard
         nursery.cancel_scope.cancel()
 
 
-async def clear(claim: Claim) -> None:
+async def clear(lease: Lease) -> None:
     """Withdraw the LUNs of a snapshot that was given up and remove what its source has made; what fails is tried again
     when the snapshot is deleted.
     """
     try:
-        await withdraw(claim)
-        await registry.of(claim.record).destroy(claim.record.kept)
+        await withdraw(lease)
+        await registry.of(lease.record).destroy(lease.record.kept)
     except SnapmountError as error:
         log.error("what is left of the snapshot remains till it is deleted: %s", error)

@@ -19,7 +19,7 @@ from ..core.leftout import LeftOut
 from ..core.snapshot import Nvram
 from ..errors import SnapmountError, StateError
 from ..host import blocking
-from ..records.store import Claim
+from ..records.store import Lease
 
 log = logging.getLogger(__name__)
 
@@ -28,39 +28,39 @@ COPY_S = 10.0
 TRIES = 20
 
 
-async def keep(domain_xml: str, claim: Claim) -> None:
+async def keep(domain_xml: str, lease: Lease) -> None:
     """Copy the variables of the running VM, if its firmware keeps any, and note in the record that they are there, or
     why they are left out.  Raises StateError where the record cannot be written.
     """
     definition = domainxml.nvram(domain_xml)
     if definition is None:
         return
-    snapshot = claim.record.snapshot
+    snapshot = lease.record.snapshot
     try:
-        size = await _copy(definition, claim)
+        size = await _copy(definition, lease)
     except SnapmountError as error:
         log.warning("the firmware's variables are left out: %s", error.message)
         left_out = (*snapshot.left_out, LeftOut("nvram", error.message))
-        claim.update(snapshot=replace(snapshot, left_out=left_out))
+        lease.update(snapshot=replace(snapshot, left_out=left_out))
     else:
-        claim.update(snapshot=replace(snapshot, nvram=Nvram(size, definition.format, definition.origin)))
+        lease.update(snapshot=replace(snapshot, nvram=Nvram(size, definition.format, definition.origin)))
 
 
-async def kept(claim: Claim) -> bytes | None:
+async def kept(lease: Lease) -> bytes | None:
     """The copy of a snapshot that has one.  Raises StateError."""
-    if claim.record.snapshot.nvram is None:
+    if lease.record.snapshot.nvram is None:
         return None
-    return await blocking.on_path(claim.directory, COPY_S, claim.store.nvram, claim.record.id)
+    return await blocking.on_path(lease.directory, COPY_S, lease.store.nvram, lease.record.id)
 
 
-async def _copy(definition: NvramDefinition, claim: Claim) -> int:
+async def _copy(definition: NvramDefinition, lease: Lease) -> int:
     """Copy them; return how many bytes they are.  Raises StateError, whose message is why they cannot be copied."""
     if definition.kind != "file":
         raise StateError(f"not in a file, but of type {definition.kind}")
     if not os.path.isabs(definition.origin):
         raise StateError("libvirt does not tell where they are")
     content = await blocking.on_path(definition.origin, COPY_S, _settled, definition.origin)
-    await blocking.on_path(claim.directory, COPY_S, claim.write_nvram, content, done="written")
+    await blocking.on_path(lease.directory, COPY_S, lease.write_nvram, content, done="written")
     log.info("copied the firmware's variables from %s", definition.origin)
     return len(content)
 

@@ -45,7 +45,7 @@ class SocketReporter:
     def warn(self, text: str) -> None:
         self._tell(f"warning: {text}")
 
-    def claimed(self, record: Record) -> None:
+    def recorded(self, record: Record) -> None:
         """Let everything that is printed or logged go to the snapshot's log, and with -v to the user too."""
         session.show_as_server(record)
         log_file = self._store.open_log(record.id)
@@ -217,7 +217,7 @@ def _serve(begin: session.Begin, store: Store, sock: socket.socket, verbose: boo
     processes.close_inherited(keep=sock.fileno())
     os.chdir("/")
     os.umask(0o077)
-    processes.be_spared_when_memory_runs_out()
+    processes.protect_from_oom_killer()
     reporter = SocketReporter(sock, store, verbose)
     status = 0
     logging.basicConfig(handlers=[logging.NullHandler()], level=logging.INFO, force=True)

@@ -34,7 +34,7 @@ from ..publish import iscsi
 from ..publish.fuse import filesystem
 from ..publish.tree import Constant, File, MapText, RawImage, Tree
 from ..records.record import Record
-from ..records.store import Claim
+from ..records.store import Lease
 from . import nvram
 from .guard import Guard
 from .teardown import free
@@ -54,7 +54,7 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None:
         """Something the user should know."""
 
-    def claimed(self, record: Record) -> None:
+    def recorded(self, record: Record) -> None:
         """The record exists."""
 
     def ready(self, record: Record) -> None:
@@ -68,17 +68,17 @@ class Reporter(Protocol):
 
 
 @dataclass
-class Held:
+class OpenSnapshot:
     """A snapshot that is there, and whose record this process holds."""
 
-    claim: Claim
+    lease: Lease
     guard: Guard
     images: Sequence[OpenImage]  # of its disks, in their order
     booting: Process | None = None  # see Request
     ends: bool = True  # with the session; else only once the view has been ready
 
 
-Begin = Callable[[Reporter], AbstractAsyncContextManager[Held]]
+Begin = Callable[[Reporter], AbstractAsyncContextManager[OpenSnapshot]]
 
 
 def show_as_server(record: Record) -> None:
@@ -116,65 +116,65 @@ async def _then_cancel(scope: trio.CancelScope, wait: Callable[[], Awaitable[obj
 
 async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
     """The snapshot, from its beginning to its end."""
-    async with begin(reporter) as held, _shown(held) as view:
-        held.guard.shown(partial(_close, held.images), view.forget_cached)
-        _serve_from_now_on(held.claim, reporter)
-        held.ends = True
+    async with begin(reporter) as opened, _shown(opened) as view:
+        opened.guard.shown(partial(_close, opened.images), view.forget_cached)
+        _serve_from_now_on(opened.lease, reporter)
+        opened.ends = True
         ready.set()
-        reporter.ready(held.claim.record)
-        left_s = held.claim.record.left_s
+        reporter.ready(opened.lease.record)
+        left_s = opened.lease.record.left_s
         try:
             with trio.move_on_after(math.inf if left_s is None else left_s) as expiry:
-                await _serve(view, held)
+                await _serve(view, opened)
             if expiry.cancelled_caught:
                 log.info("the snapshot has expired")
         finally:
             reporter.ending()
 
 
-def _serve_from_now_on(claim: Claim, reporter: Reporter) -> None:
+def _serve_from_now_on(lease: Lease, reporter: Reporter) -> None:
     """Write down that this process is the server, in the place of one that has died perhaps."""
-    before, left_s = claim.record.standby, claim.record.left_s
+    before, left_s = lease.record.standby, lease.record.left_s
     server = Process.of_pid(os.getpid())
     expires_s = None if left_s is None else time.monotonic() + left_s  # of this boot
-    claim.update(state=State.ACTIVE, server=server, standby=reporter.standby, expires_s=expires_s)
+    lease.update(state=State.ACTIVE, server=server, standby=reporter.standby, expires_s=expires_s)
     if before and before != reporter.standby:
         before.send(signal.SIGKILL)
 
 
 @asynccontextmanager
-async def _shown(held: Held) -> AsyncIterator[filesystem.View]:
+async def _shown(opened: OpenSnapshot) -> AsyncIterator[filesystem.View]:
     """The snapshot mounted, and published where the record says so; before the mount goes, who uses it does."""
-    record = held.claim.record
-    tree = _tree(held.claim, held.images, await nvram.kept(held.claim))
+    record = opened.lease.record
+    tree = _tree(opened.lease, opened.images, await nvram.kept(opened.lease))
     async with AsyncExitStack() as stack:
         if os.geteuid() == 0 and mounts.is_mounted(record.mountpoint, record.mount_source):
-            view = await _mount_over(stack, held.claim, tree)
+            view = await _mount_over(stack, opened.lease, tree)
         else:
             await mounts.unmount(record.mount_source)
             view = await stack.enter_async_context(filesystem.mounted(tree, record.mountpoint, record.mount_source))
-        stack.push_async_callback(_free_first, held)
+        stack.push_async_callback(_free_first, opened)
         if record.publication:
-            await _publish(held)
+            await _publish(opened)
         yield view
 
 
-async def _mount_over(stack: AsyncExitStack, claim: Claim, tree: Tree) -> filesystem.View:
+async def _mount_over(stack: AsyncExitStack, lease: Lease, tree: Tree) -> filesystem.View:
     """Mount the view over that of a dead server: nobody sees an empty directory between the two."""
     try:
-        hidden = tempfile.mkdtemp(prefix="view-", dir=claim.directory)  # another each time: a mount there may be dead
+        hidden = tempfile.mkdtemp(prefix="view-", dir=lease.directory)  # another each time: a mount there may be dead
     except OSError as error:
-        raise StateError(f"{claim.directory} cannot be written: {error.strerror}") from error
-    view = await stack.enter_async_context(filesystem.mounted(tree, hidden, claim.record.mount_source))
-    await mounts.cover(claim.record.mountpoint, hidden)
+        raise StateError(f"{lease.directory} cannot be written: {error.strerror}") from error
+    view = await stack.enter_async_context(filesystem.mounted(tree, hidden, lease.record.mount_source))
+    await mounts.cover(lease.record.mountpoint, hidden)
     return view
 
 
-def _tree(claim: Claim, images: Sequence[Image], variables: bytes | None) -> Tree:
+def _tree(lease: Lease, images: Sequence[Image], variables: bytes | None) -> Tree:
     """Lay out what the mount will hold, the firmware's variables where there are such; what backs LUNs is not
     listed.
     """
-    snapshot, xml = claim.record.snapshot, claim.store.definition(claim.record.id)
+    snapshot, xml = lease.record.snapshot, lease.store.definition(lease.record.id)
     files = [
         File(disk.file, RawImage(image, estimate=disk.allocated_bytes))
         for disk, image in zip(snapshot.disks, images, strict=True)
@@ -184,50 +184,50 @@ def _tree(claim: Claim, images: Sequence[Image], variables: bytes | None) -> Tre
     if snapshot.nvram and variables is not None:
         files.append(File(snapshot.nvram.file, Constant(variables)))
     files.append(File("snapshot.json", Constant(dump(to_document(snapshot)))))
-    if claim.record.publication:
+    if lease.record.publication:
         shown = zip(snapshot.disks, images, strict=True)
         files += [File(disk.lun_file, RawImage(image, LUN_EXTENTS), is_listed=False) for disk, image in shown]
     user = hypervisor.qemu_user(xml)
-    return Tree(files, snapshot.created_ns, user.uid, user.gid, claim.record.is_open)
+    return Tree(files, snapshot.created_ns, user.uid, user.gid, lease.record.is_open)
 
 
-async def _publish(held: Held) -> None:
+async def _publish(opened: OpenSnapshot) -> None:
     """Publish the mounted files as LUNs, as the record says: after a crash too, where initiators know them."""
-    claim = held.claim
-    publication, credentials = claim.record.publication, claim.store.credentials(claim.record.id)
+    lease = opened.lease
+    publication, credentials = lease.record.publication, lease.store.credentials(lease.record.id)
     assert publication
     if credentials is None:
         raise StateError(f"the credentials of {publication.target.iqn} have gone")
-    files = [f"{claim.record.mountpoint}/{disk.lun_file}" for disk in claim.record.snapshot.disks]
+    files = [f"{lease.record.mountpoint}/{disk.lun_file}" for disk in lease.record.snapshot.disks]
     try:
-        await iscsi.publish(publication.backend, claim.directory, publication.target, files, credentials)
+        await iscsi.publish(publication.backend, lease.directory, publication.target, files, credentials)
     except iscsi.PortalInUseError as error:
-        if held.ends:
+        if opened.ends:
             raise
-        what = f"{error.message}, and initiators know the LUNs of snapshot {claim.record.id} there"
-        remedy = f"{names.command('snapmount', 'recover', claim.record.id)}   (once the port is free)"
+        what = f"{error.message}, and initiators know the LUNs of snapshot {lease.record.id} there"
+        remedy = f"{names.command('snapmount', 'recover', lease.record.id)}   (once the port is free)"
         raise StateError(what, remedy) from error
     portals = ", ".join(map(str, publication.target.portals))
     log.info("published by %s as %s at %s", publication.backend, publication.target.iqn, portals)
 
 
-async def _free_first(held: Held) -> None:
+async def _free_first(opened: OpenSnapshot) -> None:
     """Before the mount goes, scratch VMs, attached disks and LUNs do."""
-    publication = held.claim.record.publication
+    publication = opened.lease.record.publication
     with trio.CancelScope(shield=True):
         try:
-            if held.ends:
-                await free(held.claim)
+            if opened.ends:
+                await free(opened.lease)
             elif publication:
-                await iscsi.withdraw(publication.backend, held.claim.directory, publication.target)
+                await iscsi.withdraw(publication.backend, opened.lease.directory, publication.target)
         except SnapmountError as error:
             log.warning("%s", error.message)  # tear_down() tries again, when nobody can read any more, and tells
 
 
-async def _serve(view: filesystem.View, held: Held) -> None:
+async def _serve(view: filesystem.View, opened: OpenSnapshot) -> None:
     """Return when the view has been unmounted, or has served the scratch VMs it was taken for."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_then_cancel, nursery.cancel_scope, partial(tending.watch, held.claim, held.booting))
+        nursery.start_soon(_then_cancel, nursery.cancel_scope, partial(tending.watch, opened.lease, opened.booting))
         await view.wait_unmounted()
         nursery.cancel_scope.cancel()
 

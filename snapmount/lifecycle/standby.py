@@ -27,7 +27,7 @@ from ..host import endings, logs, processes, signals, titles
 from ..host.logs import Problems
 from ..host.processes import Process
 from ..records.record import Record
-from ..records.store import Claim, Store
+from ..records.store import Lease, Store
 from ..sources import registry
 from .guard import clear, lose
 from .teardown import tear_down
@@ -135,9 +135,9 @@ async def _mind(record: Record, store: Store) -> None:
         else:
             return
         if loss.state is State.GAVE_UP:
-            with _taken_over(store, record) as claim, trio.move_on_after(RELEASE_S):
-                if claim:
-                    await lose(claim, watch, loss)
+            with _taken_over(store, record) as lease, trio.move_on_after(RELEASE_S):
+                if lease:
+                    await lose(lease, watch, loss)
                 else:
                     await trio.sleep(LOOK_AGAIN_S)
             return
@@ -161,10 +161,10 @@ def _left(record: Record, store: Store) -> Record | None:
 
 
 @contextlib.contextmanager
-def _taken_over(store: Store, record: Record) -> Iterator[Claim | None]:
+def _taken_over(store: Store, record: Record) -> Iterator[Lease | None]:
     """Hold the snapshot; None where somebody else does, who recovers or ends it, or has done so."""
-    with store.taken_over(record.id) as claim:
-        yield claim if claim and claim.record.server == record.server else None
+    with store.taken_over(record.id) as lease:
+        yield lease if lease and lease.record.server == record.server else None
 
 
 async def _end(store: Store, record: Record) -> bool:
@@ -172,13 +172,13 @@ async def _end(store: Store, record: Record) -> bool:
 
     Raises SnapmountError.
     """
-    with _taken_over(store, record) as claim:
-        if claim is None:
+    with _taken_over(store, record) as lease:
+        if lease is None:
             return False
-        if not claim.record.state.was_readable or claim.record.has_expired:
-            await tear_down(claim)
+        if not lease.record.state.was_readable or lease.record.has_expired:
+            await tear_down(lease)
             return True
-        await registry.of(record).release(claim.record.kept)
-        if claim.record.state is State.GAVE_UP:
-            await clear(claim)
+        await registry.of(record).release(lease.record.kept)
+        if lease.record.state is State.GAVE_UP:
+            await clear(lease)
     return True

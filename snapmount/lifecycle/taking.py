@@ -22,19 +22,19 @@ from ..publish import iscsi
 from ..records import journal
 from ..records.exclusion import exclusive
 from ..records.record import Publication, Record
-from ..records.store import Claim, Store
+from ..records.store import Lease, Store
 from ..sources import registry
 from . import nvram, planning
 from .guard import guarded
 from .planning import LunRequest, Request
-from .session import Held, Reporter
+from .session import OpenSnapshot, Reporter
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIterator[Held]:
+async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIterator[OpenSnapshot]:
     """A snapshot, for as long as the block lasts; at its end it is torn down.  Raises SnapmountError."""
     await planning.check_host(request)
     backend = await iscsi.choose(request.luns.backend) if request.luns else ""
@@ -45,27 +45,27 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             async with exclusive(store):
                 _check_alone(planned.record, store)
                 record = replace(planned.record, standby=reporter.standby)
-                claim = store.claim(record, lasts=registry.of(record).OUTLIVES_REBOOT)
-            stack.callback(claim.release)
-            stack.push_async_callback(_undo, claim)
-            reporter.claimed(claim.record)
-            claim.write_definition(planned.subject.xml)
-            await _make(planned, claim)
-        guard = await stack.enter_async_context(guarded(claim))
-        images = await stack.enter_async_context(registry.of(claim.record).open(claim.record))
-        _note_sizes(claim, images)
+                lease = store.lease(record, lasts=registry.of(record).OUTLIVES_REBOOT)
+            stack.callback(lease.release)
+            stack.push_async_callback(_undo, lease)
+            reporter.recorded(lease.record)
+            lease.write_definition(planned.subject.xml)
+            await _make(planned, lease)
+        guard = await stack.enter_async_context(guarded(lease))
+        images = await stack.enter_async_context(registry.of(lease.record).open(lease.record))
+        _note_sizes(lease, images)
         if request.luns:
             async with exclusive(store):
-                _plan_publication(request.luns, backend, free, claim)
+                _plan_publication(request.luns, backend, free, lease)
         if request.expire_s:
             expires_at = datetime.now(UTC) + timedelta(seconds=request.expire_s)
-            claim.update(expires_s=time.monotonic() + request.expire_s, expires_at=expires_at)
-        yield Held(claim, guard, images, request.booting)
+            lease.update(expires_s=time.monotonic() + request.expire_s, expires_at=expires_at)
+        yield OpenSnapshot(lease, guard, images, request.booting)
 
 
-async def _undo(claim: Claim) -> None:
+async def _undo(lease: Lease) -> None:
     with trio.CancelScope(shield=True):
-        await tear_down(claim)
+        await tear_down(lease)
 
 
 def _check_alone(record: Record, store: Store) -> None:
@@ -80,39 +80,39 @@ def _check_alone(record: Record, store: Store) -> None:
             )
 
 
-async def _make(planned: planning.Plan, claim: Claim) -> None:
+async def _make(planned: planning.Plan, lease: Lease) -> None:
     """Make the snapshot: its point in time."""
-    record, subject = claim.record, planned.subject
+    record, subject = lease.record, planned.subject
     if planned.directory:
-        await journal.write(record, claim.store, planned.directory, subject.user.uid)
+        await journal.write(record, lease.store, planned.directory, subject.user.uid)
     if record.is_hidden:
         datadirectory.make_view(Path(record.mountpoint))
-    moment = await registry.of(record).create(subject, claim)
-    claim.update(snapshot=replace(record.snapshot, created=moment))
-    await nvram.keep(subject.xml, claim)
+    moment = await registry.of(record).create(subject, lease)
+    lease.update(snapshot=replace(record.snapshot, created=moment))
+    await nvram.keep(subject.xml, lease)
 
 
-def _note_sizes(claim: Claim, images: Sequence[Image]) -> None:
+def _note_sizes(lease: Lease, images: Sequence[Image]) -> None:
     """The record has the disks' true sizes from now on."""
-    snapshot = claim.record.snapshot
+    snapshot = lease.record.snapshot
     sized = tuple(
         replace(disk, size_bytes=image.size_bytes) for disk, image in zip(snapshot.disks, images, strict=True)
     )
-    claim.update(snapshot=replace(snapshot, disks=sized))
+    lease.update(snapshot=replace(snapshot, disks=sized))
 
 
-def _plan_publication(luns: LunRequest, backend: str, free: list[int], claim: Claim) -> None:
+def _plan_publication(luns: LunRequest, backend: str, free: list[int], lease: Lease) -> None:
     """Write down how the disks will be published, and who may log in.
 
     A port is another snapshot's from the moment that its record says so, and stays its own if its server dies.
     """
-    published = [other.publication for other in claim.store.load_all()[0] if other.publication]
+    published = [other.publication for other in lease.store.load_all()[0] if other.publication]
     reserved = [
         portal
         for other in published
         for portal in other.target.portals
         if (other.backend, backend) != ("lio", "lio")  # the kernel's targets share one
     ]
-    target = target_of(claim.record.snapshot, choose_portals(luns.portals, free, reserved), luns.initiators)
-    claim.write_credentials(iscsi.new_credentials(luns.secret, mutual=luns.mutual))
-    claim.update(publication=Publication(backend, target))
+    target = target_of(lease.record.snapshot, choose_portals(luns.portals, free, reserved), luns.initiators)
+    lease.write_credentials(iscsi.new_credentials(luns.secret, mutual=luns.mutual))
+    lease.update(publication=Publication(backend, target))

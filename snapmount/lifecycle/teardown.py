@@ -27,7 +27,7 @@ from ..host.logs import Problems
 from ..hypervisor import quiesce
 from ..records import journal
 from ..records.record import Record
-from ..records.store import Claim
+from ..records.store import Lease
 from ..sources import registry
 from . import byhand
 from .dismissal import STANDBY_S
@@ -43,20 +43,20 @@ PATIENCE_S = 20.0
 RETRY_S = 0.5
 
 
-async def tear_down(claim: Claim) -> None:
+async def tear_down(lease: Lease) -> None:
     """Thaw the guest, destroy the scratch VMs, unplug disks, withdraw the LUNs, unmount, let the source end what costs
     the guest and remove what it has made, and remove the record.  Each step is idempotent, and all together end within
     DEADLINE_S.
 
     Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
     """
-    record, is_released = claim.record, False
+    record, is_released = lease.record, False
     source = registry.of(record)
     try:
         with _deadline(DEADLINE_S):
-            not_thawed = await _thaw(claim)
+            not_thawed = await _thaw(lease)
             until_s = trio.current_time() + _patience_s(record)
-            await _persistently(partial(free, claim), until_s)
+            await _persistently(partial(free, lease), until_s)
             log.info("unmounting %s", record.mountpoint)
             await mounts.unmount(record.mount_source)
             await _persistently(partial(source.release, record.kept), until_s)
@@ -66,12 +66,12 @@ async def tear_down(claim: Claim) -> None:
             await _end_standby(record)
             await source.destroy(record.kept)
             await _in_time(_remove_view, record)
-        claim.forget()
+        lease.forget()
         await _in_time(journal.forget, names.directory(record.id))
     except SnapmountError as error:
-        claim.note(State.LEFTOVER, error.message)
+        lease.note(State.LEFTOVER, error.message)
         again = names.command("snapmount", "delete", record.id)
-        by_hand = await byhand.commands(claim, is_released=is_released)
+        by_hand = await byhand.commands(lease, is_released=is_released)
         raise LeftoverError(
             f"{record.snapshot.vm_name}: snapshot {record.id} has not been undone: {error.message}; "
             f"{_who_tries_on(record)}to do it by hand: {by_hand}",
@@ -85,15 +85,15 @@ def _who_tries_on(record: Record) -> str:
     return ""
 
 
-async def _thaw(claim: Claim) -> UnreachableError | None:
+async def _thaw(lease: Lease) -> UnreachableError | None:
     """First of all, since the guest waits; where that cannot be, the job must be ended all the same."""
     try:
-        await quiesce.thaw(claim.record)
+        await quiesce.thaw(lease.record)
     except UnreachableError as error:
         return error
-    if claim.record.frozen:
+    if lease.record.frozen:
         with contextlib.suppress(StateError):  # it is thawed, also where that cannot be written down
-            claim.update(frozen=False)
+            lease.update(frozen=False)
     return None
 
 
@@ -138,17 +138,17 @@ def _deadline(seconds: float) -> Iterator[None]:
         raise LeftoverError(f"this has not ended within {seconds:g} s") from None
 
 
-async def free(claim: Claim) -> None:
+async def free(lease: Lease) -> None:
     """Take the view from those who use it: destroy the scratch VMs, unplug the disks that other VMs have, and withdraw
     the LUNs, also from initiators that are logged in; within FREE_S.  Idempotent.
 
     Raises LeftoverError, StateError or UnreachableError.
     """
-    claim.note(State.ENDING)  # before it looks for them: no scratch VM is made, no disk attached from then on
+    lease.note(State.ENDING)  # before it looks for them: no scratch VM is made, no disk attached from then on
     with _deadline(FREE_S):
-        await tending.end_all(claim.record, claim.directory)
-        await hotplug.end_all(claim.record, claim.directory)
-        await withdraw(claim)
+        await tending.end_all(lease.record, lease.directory)
+        await hotplug.end_all(lease.record, lease.directory)
+        await withdraw(lease)
 
 
 def _remove_view(record: Record) -> None:

@@ -7,16 +7,16 @@ import logging
 
 from ..errors import StateError
 from ..publish import iscsi
-from ..records.store import Claim
+from ..records.store import Lease
 
 log = logging.getLogger(__name__)
 
 
-async def withdraw(claim: Claim) -> None:
+async def withdraw(lease: Lease) -> None:
     """Withdraw the LUNs.  Idempotent.  Raises LeftoverError or StateError."""
-    publication = claim.record.publication
+    publication = lease.record.publication
     if publication:
         log.info("withdrawing %s", publication.target.iqn)
-        await iscsi.withdraw(publication.backend, claim.directory, publication.target)
+        await iscsi.withdraw(publication.backend, lease.directory, publication.target)
         with contextlib.suppress(StateError):  # it is withdrawn, also where that cannot be written down
-            claim.update(publication=None)
+            lease.update(publication=None)

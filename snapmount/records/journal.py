@@ -85,9 +85,9 @@ def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
     version = fields.pop("version")
     if version == 2:  # the fields of the one source that there was, of which some were left out
         devices = [["", device] for device in from_document(tuple[str, ...], fields.pop("devices"), "devices")]
-        terms = {"limit_bytes": None, "is_reserved": False, "devices": devices, "place": None}
+        policy = {"limit_bytes": None, "is_reserved": False, "devices": devices, "place": None}
         socket, scratch = fields.pop("socket"), fields["directory"]
-        fields["source"] = {"kind": "pull", "socket": socket, "scratch": scratch, "terms": terms}
+        fields["source"] = {"kind": "pull", "socket": socket, "scratch": scratch, "policy": policy}
     elif version != VERSION:
         raise ValueError("it was written by another version of snapmount, which this one does not know")
     return fields

@@ -26,7 +26,10 @@ def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(document)
     version = fields.pop("version")
     if version == 6:  # all that only one source reads was of the record itself
-        fields["source"] = {"kind": "pull"} | {name: fields.pop(name) for name in ("socket", "scratch", "terms")}
+        policy = fields.pop("terms")
+        fields["source"] = {"kind": "pull", "policy": policy} | {
+            name: fields.pop(name) for name in ("socket", "scratch")
+        }
     elif version != VERSION:
         raise ValueError("it was written by another version of snapmount, which this one does not know")
     return fields

@@ -200,7 +200,7 @@ class Store:
                 names.command("snapmount", "delete", record.id),
             )
 
-    def claim(self, record: Record, *, lasts: bool = False) -> Claim:
+    def lease(self, record: Record, *, lasts: bool = False) -> Lease:
         """Write a new snapshot's record and hold its lock; one that lasts, where a reboot leaves it.  Raises StateError
         where that cannot be written.
         """
@@ -218,16 +218,16 @@ class Store:
             self.remove_if_empty()
             raise locks.cannot_write(directory, error) from error
         try:
-            claim = Claim(self, record, locks.lock(directory, os.O_CREAT))
+            lease = Lease(self, record, locks.lock(directory, os.O_CREAT))
             documents.write(directory / "record.json", record)
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             self.remove_if_empty()
             raise locks.cannot_write(directory, error) from error
-        return claim
+        return lease
 
     @contextlib.contextmanager
-    def taken_over(self, snapshot_id: str) -> Iterator[Claim | None]:
+    def taken_over(self, snapshot_id: str) -> Iterator[Lease | None]:
         """Hold the lock of a snapshot that no process serves; None where it is gone already or somebody else was
         faster.
         """
@@ -238,7 +238,7 @@ class Store:
             return
         try:
             record = self.load(snapshot_id)
-            yield Claim(self, record, lock) if record else None
+            yield Lease(self, record, lock) if record else None
         finally:
             os.close(lock)
 
@@ -265,7 +265,7 @@ def _meant(word: str, records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.id.startswith(word)]
 
 
-class Claim:
+class Lease:
     """A record whose lock this process holds: it alone may change it."""
 
     def __init__(self, store: Store, record: Record, lock: int) -> None:

@@ -17,7 +17,7 @@ from ..errors import StateError
 from ..hypervisor import Domain, Hypervisor
 from ..records.kept import Kept
 from ..records.record import Record
-from ..records.store import Claim, Store
+from ..records.store import Lease, Store
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Source(Protocol):
     async def plan(self, subject: Subject) -> Plan:
         """Only looks.  Raises SnapmountError where no snapshot can be taken."""
 
-    async def create(self, subject: Subject, claim: Claim) -> datetime:
+    async def create(self, subject: Subject, lease: Lease) -> datetime:
         """Make what the record describes; return the moment it is of.  Raises SnapmountError; what has been made by
         then is undone by release() and destroy().
         """

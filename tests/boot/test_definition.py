@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.boot import definition
-from snapmount.boot.definition import KVM, TCG, Derived, Wish
+from snapmount.boot.definition import KVM, TCG, CopyRequest, Derived
 from snapmount.boot.hardware import Source
 from snapmount.core import mark
 from snapmount.errors import SnapmountError, StateError
@@ -127,7 +127,7 @@ DOMAIN = f"""\
 </domain>
 """
 DISKS = {name: Source(f"/overlays/{name}.qcow2", f"/view/{name}.raw") for name in ("vda", "sdb")}
-WISH = Wish(
+WISH = CopyRequest(
     name="vm1-scratch",
     uuid="0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11",
     description="a scratch VM",
@@ -444,16 +444,16 @@ def test_plugged_in_memory_stays_but_not_what_the_host_makes_it_of() -> None:
     assert (result.left_out, result.notes) == ((), ())
 
 
-@pytest.mark.parametrize("wish", [{"vcpus": 1}, {"memory_kib": 131072}])
-def test_with_other_memory_or_processors_nothing_belongs_to_a_node(wish: dict[str, int]) -> None:
+@pytest.mark.parametrize("asked", [{"vcpus": 1}, {"memory_kib": 131072}])
+def test_with_other_memory_or_processors_nothing_belongs_to_a_node(asked: dict[str, int]) -> None:
     expander = (
         "<controller type='pci' model='pcie-expander-bus'><target busNr='180'><node>0</node></target></controller>"
     )
-    domain, result = derived(domain_with(MODULES + expander, NODES), **wish)
+    domain, result = derived(domain_with(MODULES + expander, NODES), **asked)
     for gone in ("maxMemory", "devices/memory", "cpu/numa", ".//node"):
         assert domain.find(gone) is None, gone
     assert result.notes == (SLOTLESS,)
-    assert derived(domain_with(), **wish)[1].notes == ()
+    assert derived(domain_with(), **asked)[1].notes == ()
 
 
 @pytest.mark.parametrize(

@@ -62,14 +62,14 @@ def run(*argv: str, store: Store, missing: tuple[str, ...] = HEAVY) -> subproces
 @pytest.fixture
 def active(store: OwnStore) -> OwnStore:
     """A store with a snapshot that a process serves: this one."""
-    store.claim(a_record()).update(state=State.ACTIVE)
+    store.lease(a_record()).update(state=State.ACTIVE)
     return store
 
 
 @pytest.fixture
 def dead(active: OwnStore) -> OwnStore:
     """A store with a snapshot whose server is gone."""
-    active.claims.pop().release()
+    active.leases.pop().release()
     return active
 
 
@@ -128,7 +128,7 @@ def test_who_waits_for_a_server_to_end_can_be_interrupted(store: OwnStore, numbe
     with subprocess.Popen([sys.executable, "-c", telling], stdout=subprocess.PIPE) as server:
         assert server.stdout
         server.stdout.readline()
-        store.claim(a_record()).update(state=State.ACTIVE, server=Process.of_pid(server.pid))
+        store.lease(a_record()).update(state=State.ACTIVE, server=Process.of_pid(server.pid))
         deleting = command("delete", ID, directory=store.directory)
         with subprocess.Popen(deleting, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             server.stdout.readline()  # it has been asked to end

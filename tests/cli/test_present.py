@@ -19,13 +19,13 @@ from snapmount.host import glances, usage
 from snapmount.host.processes import Process
 from snapmount.records.store import Store
 from snapmount.sources.pull.figures import Figures
-from snapmount.sources.pull.space import Terms
+from snapmount.sources.pull.space import ScratchPolicy
 
 from ..rig.records import ID, OTHER_ID, UUID, a_record, a_snapshot, by_pull
 
 
 def test_what_take_says_cannot_steer_the_terminal(store: Store) -> None:
-    record = store.claim(a_record(a_snapshot(vm="vm\x9b2J\u202e"), "/mnt/\x1b[2J")).record
+    record = store.lease(a_record(a_snapshot(vm="vm\x9b2J\u202e"), "/mnt/\x1b[2J")).record
     shown = present.Shown(record, store)
     for text in (shown.taken(), shown.details(), present.listing([shown])):
         assert all(line.isprintable() for line in text.splitlines())
@@ -54,7 +54,7 @@ def test_a_scratch_file_system_that_hangs_is_waited_for_once_and_not_for_long(
     store: Store,
     hung: list[Path],
 ) -> None:
-    records = [store.claim(by_pull(a_record(a_snapshot(each)), scratch=f"/x/{each}")).record for each in (ID, OTHER_ID)]
+    records = [store.lease(by_pull(a_record(a_snapshot(each)), scratch=f"/x/{each}")).record for each in (ID, OTHER_ID)]
     shown = [present.Shown(record, store) for record in records]
     before = time.monotonic()
     documents = json.loads(json.dumps([each.document() for each in shown]))
@@ -67,8 +67,8 @@ def test_a_scratch_file_system_that_hangs_is_waited_for_once_and_not_for_long(
 
 def test_what_a_device_holds_is_not_told_when_nobody_measures_it(store: Store) -> None:
     """libvirt told it to the server, which is dead."""
-    terms = Terms(devices=(("vda", "/dev/null"),))
-    record = store.claim(by_pull(a_record(), terms=terms)).record
+    policy = ScratchPolicy(devices=(("vda", "/dev/null"),))
+    record = store.lease(by_pull(a_record(), policy=policy)).record
     assert present.Shown(record, store).document()["scratch"]["used_bytes"] is None
 
 
@@ -95,7 +95,7 @@ def test_boot_tells_when_what_was_waited_for_has_come_and_how_to_end_it(wait_for
 def test_take_tells_of_the_time_that_was_asked_for(
     store: Store, asked_s: float | None, left_s: float, told: str
 ) -> None:
-    record = store.claim(replace(a_record(), expires_s=time.monotonic() + left_s)).record
+    record = store.lease(replace(a_record(), expires_s=time.monotonic() + left_s)).record
     text = present.Shown(record, store, expire_s=asked_s).taken()
     assert f"it ends by itself in {told}\n" in text
 
@@ -105,7 +105,7 @@ def test_the_list_tells_when_a_snapshot_ends_and_fits_a_usual_terminal(store: St
     for number, snapshot_id in enumerate((ID, OTHER_ID)):
         record = a_record(a_snapshot(snapshot_id, "webserver1"), "/mnt/webserver1")
         expires_s = time.monotonic() + 7000 if number else None
-        record = store.claim(replace(record, state=State.ACTIVE, expires_s=expires_s)).record
+        record = store.lease(replace(record, state=State.ACTIVE, expires_s=expires_s)).record
         figures.write(store.path(record.id))
     listed = present.listing([present.Shown(record, store) for record in store.load_all()[0]])
     header, *rows = listed.splitlines()

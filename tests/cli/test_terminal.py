@@ -76,10 +76,10 @@ def test_what_is_shown_of_a_snapshot(
     record = replace(record, connect=f"qemu:///system?{reason}", publication=_published(snapshot))
     vm_of = ScratchVm(scratch_name, UUID, "kvm", "/y", True, Process(1, 1, "boot"), left_out=snapshot.left_out)
     vm_of = replace(vm_of, notes=(why,))
-    claim = store.claim(record)
+    lease = store.lease(record)
     try:
-        claim.write_credentials(Credentials("snapmount", "secret-secret"))
-        scratchvm.write(claim.directory, vm_of)
+        lease.write_credentials(Credentials("snapmount", "secret-secret"))
+        scratchvm.write(lease.directory, vm_of)
         session = Session(f"iqn.{reason}", why, 5)
         shown = present.Shown(record, store, [session], with_secret=True)
         for text in (shown.taken(), shown.details(), present.listing([shown]), present.booted(vm_of, record)):
@@ -88,8 +88,8 @@ def test_what_is_shown_of_a_snapshot(
         # each is on one line still
         assert len(present.listing([shown]).splitlines()) == 3
     finally:
-        claim.forget()
-        claim.release()
+        lease.forget()
+        lease.release()
 
 
 def _published(snapshot: Snapshot) -> Publication:

@@ -167,7 +167,7 @@ def test_what_the_guest_sees_of_a_disk_a_scratch_vm_has_too(path: str) -> None:
     attribute, child = (f" {path[1:]}='{what}'", "") if path.startswith("@") else ("", what)
     target = "" if path == "target" else "<target dev='sda'/>"
     disk = f"<disk device='disk'{attribute}><source file='/x'/>{child}{target}</disk>"
-    wish = definition.Wish("copy", "u", "", "qemu", {"sda": Source("/overlay", "/view")}, "", "", "00c0ffee")
+    wish = definition.CopyRequest("copy", "u", "", "qemu", {"sda": Source("/overlay", "/view")}, "", "", "00c0ffee")
     [derived] = ElementTree.fromstring(definition.derive(domain_with(disk), wish).xml).findall("devices/disk")
     [original] = ElementTree.fromstring(f"<devices>{disk}</devices>")
     element, _, name = path.partition("@")

@@ -211,12 +211,12 @@ def test_a_scratch_vm_whose_record_is_broken_is_still_ended_with_its_snapshot(wr
 
 def test_broken_credentials_hide_nothing_else(tmp_path: Path) -> None:
     store = Store(tmp_path / "run", kinds.check)
-    claim = store.claim(a_record(a_snapshot()))
-    written(claim.directory / "credentials.json", '{"user": 5}')
-    shown = present.Shown(claim.record, store)
+    lease = store.lease(a_record(a_snapshot()))
+    written(lease.directory / "credentials.json", '{"user": 5}')
+    shown = present.Shown(lease.record, store)
     assert present.listing([shown])
     [error] = shown.faults()
     assert isinstance(error, SnapmountError)
     assert "credentials.json cannot be read" in error.message
-    claim.forget()
-    claim.release()
+    lease.forget()
+    lease.release()

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snapmount.boot import definition
-from snapmount.boot.definition import KVM, Wish
+from snapmount.boot.definition import KVM, CopyRequest
 from snapmount.boot.hardware import Source
 from snapmount.core import domainxml, plan
 from snapmount.core.domainxml import DEPTH_MAX, XML_MAX
@@ -23,7 +23,9 @@ from ..strategies import xml_text
 
 MIB = 1 << 20
 BOUNDED = settings(deadline=None, derandomize=True, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-WISH = Wish("x", "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11", "y", KVM, {"vda": Source("/o", "/f")}, "/nvram", "/log", "1")
+WISH = CopyRequest(
+    "x", "0b7d2c39-3c5d-4b61-9cf4-0d9f1a6f8f11", "y", KVM, {"vda": Source("/o", "/f")}, "/nvram", "/log", "1"
+)
 
 LAUGHS = "".join(f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(9))
 BILLION_LAUGHS = f'<!DOCTYPE domain [<!ENTITY a0 "ha">{LAUGHS}]><domain><name>&a9;</name></domain>'

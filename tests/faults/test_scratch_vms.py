@@ -20,7 +20,7 @@ from snapmount.boot import tending
 from snapmount.boot.scratchvm import ScratchVm
 from snapmount.host.processes import Process
 from snapmount.lifecycle import byhand
-from snapmount.records.store import Claim, Store
+from snapmount.records.store import Lease, Store
 from snapmount.sources import kinds
 
 from ..rig import servers, traces, vm
@@ -169,10 +169,10 @@ async def test_a_vm_that_is_not_ours_is_never_ended(writer: vm.VM, mountpoint: P
 def test_a_kept_copy_is_to_be_undefined_by_hand_only_where_it_is_defined(writer: vm.VM) -> None:
     scratch, told = boot("--keep", writer.name)
     store = Store.of_user(kinds.check)
-    claim = Claim(store, store.find(writer.name), lock=-1)
+    lease = Lease(store, store.find(writer.name), lock=-1)
 
     def by_hand() -> list[str]:
-        return trio.run(partial(byhand.commands, claim, is_released=True)).split(" && ")
+        return trio.run(partial(byhand.commands, lease, is_released=True)).split(" && ")
 
     virsh, own = "virsh -c qemu:///system", told["uuid"]
     undefine = f"{virsh} undefine --nvram --managed-save --snapshots-metadata --checkpoints-metadata {own}"

@@ -28,7 +28,8 @@ def make_old(shown: dict[str, Any]) -> None:
     """Rewrite the record as version 6 has written it."""
     path = traces.RUNTIME / shown["id"] / "record.json"
     record = json.loads(path.read_text())
-    record = only(record | record.get("source", {}), RECORD) | {"version": 6}
+    source = record.get("source", {})
+    record = only(record | source | {"terms": source.get("policy", record.get("terms"))}, RECORD) | {"version": 6}
     record["snapshot"] = only(record["snapshot"], SNAPSHOT)
     record["snapshot"]["disks"] = [only(disk, DISK) for disk in record["snapshot"]["disks"]]
     path.write_text(json.dumps(record))
@@ -36,7 +37,7 @@ def make_old(shown: dict[str, Any]) -> None:
         journal = json.loads(entry.read_text())
         if journal["version"] != 2:
             source = journal.pop("source")
-            journal |= {"version": 2, "socket": source["socket"], "devices": source["terms"]["devices"]}
+            journal |= {"version": 2, "socket": source["socket"], "devices": source["policy"]["devices"]}
             entry.write_text(json.dumps(journal))
 
 

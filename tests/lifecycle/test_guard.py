@@ -13,7 +13,7 @@ from snapmount.errors import SnapmountError, SpaceError, UnreachableError, first
 from snapmount.lifecycle.guard import Guard, guarded
 from snapmount.records.kept import Kept
 from snapmount.records.record import Record
-from snapmount.records.store import Claim, Store
+from snapmount.records.store import Lease, Store
 from snapmount.sources import registry
 from snapmount.sources.source import Loss
 
@@ -48,10 +48,10 @@ class Tape:
 
 
 @pytest.fixture
-def claim(store: OwnStore) -> Claim:
-    claim = store.claim(a_record())
-    claim.update(state=State.ACTIVE)
-    return claim
+def lease(store: OwnStore) -> Lease:
+    lease = store.lease(a_record())
+    lease.update(state=State.ACTIVE)
+    return lease
 
 
 def tape(monkeypatch: pytest.MonkeyPatch, state: State) -> Tape:
@@ -62,33 +62,33 @@ def tape(monkeypatch: pytest.MonkeyPatch, state: State) -> Tape:
 
 @pytest.mark.parametrize(("state", "then"), [(State.LOST, []), (State.GAVE_UP, ["destroyed 3f2a91bc"])])
 async def test_a_view_that_is_shown_stays_and_its_reads_end_before_anything_else(
-    claim: Claim, monkeypatch: pytest.MonkeyPatch, state: State, then: list[str]
+    lease: Lease, monkeypatch: pytest.MonkeyPatch, state: State, then: list[str]
 ) -> None:
     source, forgotten = tape(monkeypatch, state), trio.Event()
 
     def stop_reads() -> None:
-        assert (claim.record.state, claim.record.reason) == (state, REASON)
+        assert (lease.record.state, lease.record.reason) == (state, REASON)
         assert source.asked == []
         source.asked.append("reads ended")
 
     async def forget_cached() -> None:
         forgotten.set()
 
-    guard = Guard(claim, source)
+    guard = Guard(lease, source)
     guard.shown(stop_reads, forget_cached)
     source.broken.set()
     await guard.run(trio.CancelScope())
     assert source.asked == ["reads ended", "released", *then]
     assert forgotten.is_set()
-    assert claim.record.state is state
-    assert claim.record.reason == (BETTER if state is State.LOST else REASON), "which is known better"
+    assert lease.record.state is state
+    assert lease.record.reason == (BETTER if state is State.LOST else REASON), "which is known better"
 
 
 @pytest.mark.parametrize(
     ("state", "kind", "released"), [(State.GAVE_UP, SpaceError, ["released"]), (State.LOST, UnreachableError, [])]
 )
 async def test_one_that_is_lost_before_it_is_shown_is_an_error(
-    claim: Claim,
+    lease: Lease,
     monkeypatch: pytest.MonkeyPatch,
     state: State,
     kind: type[SnapmountError],
@@ -98,7 +98,7 @@ async def test_one_that_is_lost_before_it_is_shown_is_an_error(
     source.broken.set()
 
     async def guard() -> None:
-        async with guarded(claim):
+        async with guarded(lease):
             await trio.sleep_forever()
 
     with pytest.raises(BaseExceptionGroup) as caught:
@@ -107,13 +107,13 @@ async def test_one_that_is_lost_before_it_is_shown_is_an_error(
     assert isinstance(error, kind)
     assert f"before it was readable: {REASON}" in error.message
     assert source.asked == released
-    assert claim.record.state is State.ACTIVE, "whoever takes it, or takes it over, undoes it"
+    assert lease.record.state is State.ACTIVE, "whoever takes it, or takes it over, undoes it"
 
 
-async def test_a_view_that_is_ready_too_late_is_not_shown(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_view_that_is_ready_too_late_is_not_shown(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it waits for may be over at the moment of the loss: it is not cancelled then."""
     source = tape(monkeypatch, State.GAVE_UP)
-    guard = Guard(claim, source)
+    guard = Guard(lease, source)
     source.broken.set()
     with pytest.raises(SpaceError), trio.CancelScope() as scope:
         await guard.run(scope)

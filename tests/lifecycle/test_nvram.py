@@ -12,7 +12,7 @@ from snapmount.core.leftout import LeftOut
 from snapmount.core.snapshot import Nvram
 from snapmount.errors import StateError
 from snapmount.lifecycle import nvram
-from snapmount.records.store import Claim, Store
+from snapmount.records.store import Lease, Store
 
 from ..rig.records import ID, a_record
 
@@ -20,11 +20,11 @@ WHERE = "<nvram format='{form}'>{path}</nvram>"
 
 
 @pytest.fixture
-def claim(tmp_path: Path) -> Iterator[Claim]:
+def lease(tmp_path: Path) -> Iterator[Lease]:
     """A snapshot that is being taken."""
-    claim = Store(tmp_path / "runtime").claim(a_record())
-    yield claim
-    claim.release()
+    lease = Store(tmp_path / "runtime").lease(a_record())
+    yield lease
+    lease.release()
 
 
 def domain(nvram: str) -> str:
@@ -36,21 +36,21 @@ def kept_at(path: Path | str, form: str = "raw") -> str:
 
 
 @pytest.mark.parametrize("form", ["raw", "qcow2"])
-async def test_they_are_kept_byte_for_byte_whatever_their_format(claim: Claim, tmp_path: Path, form: str) -> None:
+async def test_they_are_kept_byte_for_byte_whatever_their_format(lease: Lease, tmp_path: Path, form: str) -> None:
     path = tmp_path / "vars"
     path.write_bytes(bytes(range(256)) * 2112)
-    await nvram.keep(kept_at(path, form), claim)
-    assert claim.record.snapshot.nvram == Nvram(540672, form, str(path))
-    assert claim.record.snapshot.left_out == ()
+    await nvram.keep(kept_at(path, form), lease)
+    assert lease.record.snapshot.nvram == Nvram(540672, form, str(path))
+    assert lease.record.snapshot.left_out == ()
     path.write_bytes(b"the guest goes on")
-    assert await nvram.kept(claim) == bytes(range(256)) * 2112
-    assert claim.store.load(ID) == claim.record, "so finds them who takes the snapshot over"
+    assert await nvram.kept(lease) == bytes(range(256)) * 2112
+    assert lease.store.load(ID) == lease.record, "so finds them who takes the snapshot over"
 
 
-async def test_without_such_a_firmware_there_is_nothing_to_keep_or_to_tell(claim: Claim) -> None:
-    await nvram.keep(domain("<loader/>"), claim)
-    assert claim.record == a_record()
-    assert await nvram.kept(claim) is None
+async def test_without_such_a_firmware_there_is_nothing_to_keep_or_to_tell(lease: Lease) -> None:
+    await nvram.keep(domain("<loader/>"), lease)
+    assert lease.record == a_record()
+    assert await nvram.kept(lease) is None
 
 
 def huge(path: Path) -> None:
@@ -70,14 +70,14 @@ def huge(path: Path) -> None:
     ids=["nothing", "directory", "fifo", "device", "huge"],
 )
 async def test_what_is_no_file_of_variables_is_left_out(
-    claim: Claim, tmp_path: Path, make: Callable[[Path], object], why: str
+    lease: Lease, tmp_path: Path, make: Callable[[Path], object], why: str
 ) -> None:
     path = tmp_path / "vars"
     make(path)
-    await nvram.keep(kept_at(path), claim)
-    assert claim.record.snapshot.left_out == (LeftOut("nvram", f"{path} {why}"),)
-    assert claim.record.snapshot.nvram is None
-    assert not (claim.directory / "nvram").exists()
+    await nvram.keep(kept_at(path), lease)
+    assert lease.record.snapshot.left_out == (LeftOut("nvram", f"{path} {why}"),)
+    assert lease.record.snapshot.nvram is None
+    assert not (lease.directory / "nvram").exists()
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ async def test_what_is_no_file_of_variables_is_left_out(
         ("<nvram>vars.fd</nvram>", "libvirt does not tell where they are"),
     ],
 )
-async def test_what_is_not_in_a_file_is_left_out(claim: Claim, where: str, why: str) -> None:
-    await nvram.keep(domain(where), claim)
-    assert claim.record.snapshot.left_out == (LeftOut("nvram", why),)
+async def test_what_is_not_in_a_file_is_left_out(lease: Lease, where: str, why: str) -> None:
+    await nvram.keep(domain(where), lease)
+    assert lease.record.snapshot.left_out == (LeftOut("nvram", why),)
 
 
 def test_a_copy_is_of_one_moment_though_the_guest_writes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,9 +107,9 @@ def test_what_changes_all_the_time_is_not_copied(monkeypatch: pytest.MonkeyPatch
         nvram._settled("/vars")
 
 
-async def test_a_copy_that_has_gone_is_an_error_that_names_it(claim: Claim, tmp_path: Path) -> None:
+async def test_a_copy_that_has_gone_is_an_error_that_names_it(lease: Lease, tmp_path: Path) -> None:
     (tmp_path / "vars").touch()
-    await nvram.keep(kept_at(tmp_path / "vars"), claim)
-    (claim.directory / "nvram").unlink()
-    with pytest.raises(StateError, match=f"the firmware's variables {claim.directory}/nvram cannot be read"):
-        await nvram.kept(claim)
+    await nvram.keep(kept_at(tmp_path / "vars"), lease)
+    (lease.directory / "nvram").unlink()
+    with pytest.raises(StateError, match=f"the firmware's variables {lease.directory}/nvram cannot be read"):
+        await nvram.kept(lease)

@@ -93,7 +93,7 @@ async def test_what_was_made_on_a_file_system_that_is_not_mounted_yet_is_not_for
 
 async def test_what_has_scratch_on_a_device_that_is_not_there_yet_is_not_forgotten(tmp_path: Path) -> None:
     device = str(tmp_path / "volume")
-    scratch = await left(tmp_path, lambda entry: entry["source"]["terms"].update(devices=[["vda", device]]))
+    scratch = await left(tmp_path, lambda entry: entry["source"]["policy"].update(devices=[["vda", device]]))
     ((orphan,), _) = await swept(tmp_path)
     assert (orphan.is_removed, orphan.why) == (False, f"the scratch device {device} is not there")
     assert scratch.exists()

@@ -33,13 +33,13 @@ async def test_scratch_files_that_cannot_be_removed_for_a_hung_file_system_are_l
     monkeypatch.setattr(files, "remove", lambda _: hang.wait())
     monkeypatch.setattr(source, "REMOVE_S", 0.05)
     record = by_pull(a_record(), scratch=str(tmp_path / "scratch"), socket=str(tmp_path / "socket"))
-    claim = store.claim(record)
+    lease = store.lease(record)
     with pytest.raises(
         LeftoverError, match=f"^.*: {state.of(record).scratch}: its file system did not answer within 0.05 s"
     ) as caught:
-        await teardown.tear_down(claim)
+        await teardown.tear_down(lease)
     assert f"rm -rf {state.of(record).scratch}" in caught.value.message
-    assert claim.record.state is State.LEFTOVER
+    assert lease.record.state is State.LEFTOVER
 
 
 async def test_a_mountpoint_that_hangs_is_not_waited_for_for_ever(
@@ -49,6 +49,6 @@ async def test_a_mountpoint_that_hangs_is_not_waited_for_for_ever(
 ) -> None:
     monkeypatch.setattr(mounts, "check_mountpoint", lambda _: hang.wait())
     monkeypatch.setattr(adoption, "CHECK_S", 0.05)
-    claim = store.claim(a_record())
-    with pytest.raises(StateError, match=f"^{claim.record.mountpoint}: its file system did not answer within 0.05 s"):
-        await adoption._prepare(claim, Mock())
+    lease = store.lease(a_record())
+    with pytest.raises(StateError, match=f"^{lease.record.mountpoint}: its file system did not answer within 0.05 s"):
+        await adoption._prepare(lease, Mock())

@@ -116,7 +116,7 @@ def test_an_entry_of_the_version_before_with_anything_in_it_is_read_or_refused(k
     document |= {"devices": ["/dev/x"], "host": to_document(Host.this())}
     rest = ("mount", "runtime", "vm_name", "vm_uuid", "connect", "mount_source", "boot_id")
     document |= dict.fromkeys(rest, "")
-    assert state.of(from_document(Entry, document)).terms.devices == (("", "/dev/x"),)
+    assert state.of(from_document(Entry, document)).policy.devices == (("", "/dev/x"),)
     with contextlib.suppress(ValueError):
         from_document(Entry, document | {key: value})
 

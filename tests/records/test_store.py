@@ -43,7 +43,7 @@ import json, pathlib, sys
 from snapmount.core.document import from_document
 from snapmount.records.record import Record
 from snapmount.records.store import Store
-claim = Store(pathlib.Path(sys.argv[1])).claim(from_document(Record, json.loads(sys.stdin.readline())))
+lease = Store(pathlib.Path(sys.argv[1])).lease(from_document(Record, json.loads(sys.stdin.readline())))
 print("claimed", flush=True)
 sys.stdin.read()
 """
@@ -109,7 +109,7 @@ def test_an_export_s_uri_names_its_disk_and_socket() -> None:
 def test_nobody_else_may_look_into_the_records_whatever_the_umask(store: Store, umask: int) -> None:
     before = os.umask(umask)
     try:
-        store.claim(a_record()).update(state=State.ACTIVE)
+        store.lease(a_record()).update(state=State.ACTIVE)
     finally:
         os.umask(before)
     assert mode(store.directory) == 0o700
@@ -120,7 +120,7 @@ def test_nobody_else_may_look_into_the_records_whatever_the_umask(store: Store, 
 
 def test_a_runtime_directory_that_was_open_is_closed(store: Store) -> None:
     store.directory.mkdir(parents=True, mode=0o755)
-    store.claim(a_record())
+    store.lease(a_record())
     assert mode(store.directory) == 0o700
 
 
@@ -130,7 +130,7 @@ def test_a_runtime_directory_that_is_a_symbolic_link_is_refused_and_left_alone(s
     store.directory.parent.mkdir()
     store.directory.symlink_to(target)
     with pytest.raises(StateError, match=f"cannot write the runtime record {store.path(ID)}: it belongs to another"):
-        store.claim(a_record())
+        store.lease(a_record())
     assert mode(target) == 0o755
     assert list(target.iterdir()) == []
     assert store.directory.is_symlink()
@@ -139,58 +139,58 @@ def test_a_runtime_directory_that_is_a_symbolic_link_is_refused_and_left_alone(s
 def test_a_runtime_directory_that_cannot_be_made_is_named(store: Store, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(StateError, match=f"cannot write the runtime record {store.path(ID)}: Not a directory"):
-        store.claim(a_record())
+        store.lease(a_record())
 
 
 def test_a_claim_is_on_disk_and_so_is_each_update(store: Store) -> None:
     record = a_record()
-    claim = store.claim(record)
+    lease = store.lease(record)
     assert store.load(ID) == record
-    claim.update(state=State.ACTIVE)
-    claim.update(state=State.LOST, reason="vm1 was destroyed")
-    assert claim.record == replace(record, state=State.LOST, reason="vm1 was destroyed")
-    assert store.load(ID) == claim.record
+    lease.update(state=State.ACTIVE)
+    lease.update(state=State.LOST, reason="vm1 was destroyed")
+    assert lease.record == replace(record, state=State.LOST, reason="vm1 was destroyed")
+    assert store.load(ID) == lease.record
     assert sorted(os.listdir(store.path(ID))) == ["lock", "record.json"]
 
 
 def test_a_reader_of_a_record_never_sees_half_of_an_update(store: Store) -> None:
-    claim = store.claim(a_record())
+    lease = store.lease(a_record())
     with (store.path(ID) / "record.json").open("rb") as opened:
-        claim.update(reason="x" * 10_000)
+        lease.update(reason="x" * 10_000)
         assert from_document(Record, json.loads(opened.read())) == a_record()
 
 
 def test_a_mountpoint_whose_name_is_no_utf_8_is_recorded_as_it_is(store: Store) -> None:
     record = a_record(mountpoint=os.fsdecode(b"/mnt/caf\xe9"))
-    store.claim(record)
+    store.lease(record)
     assert store.load(ID) == record
     assert store.find(record.mountpoint) == record
 
 
 def test_the_firmware_s_variables_are_kept_beside_it_and_nobody_else_may_read_them(store: Store) -> None:
-    claim = store.claim(a_record())
+    lease = store.lease(a_record())
     with pytest.raises(StateError, match=f"the firmware's variables {store.path(ID)}/nvram cannot be read: No such"):
         store.nvram(ID)
-    claim.write_nvram(b"\xff\0")
+    lease.write_nvram(b"\xff\0")
     assert store.nvram(ID) == b"\xff\0"
     assert mode(store.path(ID) / "nvram") == 0o600
 
 
 def test_forgetting_removes_everything(store: Store) -> None:
-    claim = store.claim(a_record())
+    lease = store.lease(a_record())
     store.log(ID).write_text("what the server has said")
-    claim.forget()
+    lease.forget()
     assert not store.directory.exists()
     assert store.directory.parent.exists()
     assert store.load(ID) is None
     assert store.load_all() == ([], [])
-    claim.forget()
+    lease.forget()
 
 
 def test_forgetting_a_snapshot_leaves_the_others(store: Store) -> None:
-    claim, other = store.claim(a_record()), a_record(a_snapshot(OTHER_ID))
-    store.claim(other)
-    claim.forget()
+    lease, other = store.lease(a_record()), a_record(a_snapshot(OTHER_ID))
+    store.lease(other)
+    lease.forget()
     assert os.listdir(store.directory) == [OTHER_ID]
     assert store.load(OTHER_ID) == other
 
@@ -202,9 +202,9 @@ def test_a_new_id_is_of_no_snapshot_that_exists(store: Store) -> None:
 
 
 def test_an_id_that_is_taken_meanwhile_costs_the_other_snapshot_nothing(store: Store) -> None:
-    record = store.claim(a_record()).record
+    record = store.lease(a_record()).record
     with pytest.raises(StateError):
-        store.claim(a_record(a_snapshot(ID, vm="another")))
+        store.lease(a_record(a_snapshot(ID, vm="another")))
     assert store.load(ID) == record
     assert store.is_served(ID)
 
@@ -214,23 +214,23 @@ def test_an_id_that_is_taken_meanwhile_costs_the_other_snapshot_nothing(store: S
 
 def test_a_snapshot_is_served_while_its_claim_is_held(store: Store) -> None:
     assert not store.is_served(ID)
-    claim = store.claim(a_record())
+    lease = store.lease(a_record())
     assert store.is_served(ID)
     assert store.is_served(ID), "looking does not take the lock away"
-    claim.forget()
+    lease.forget()
     assert not store.is_served(ID)
 
 
 def test_what_is_served_cannot_be_taken_over(store: Store) -> None:
-    store.claim(a_record())
-    with store.taken_over(ID) as claim:
-        assert claim is None
+    store.lease(a_record())
+    with store.taken_over(ID) as lease:
+        assert lease is None
     assert store.is_served(ID)
 
 
 def test_what_is_not_there_cannot_be_taken_over(store: Store) -> None:
-    with store.taken_over(ID) as claim:
-        assert claim is None
+    with store.taken_over(ID) as lease:
+        assert lease is None
     assert not store.directory.exists()
 
 
@@ -239,19 +239,19 @@ def test_a_snapshot_whose_server_was_killed_is_dead_and_can_be_taken_over_by_one
     with served_by_another_process(store, record) as server:
         assert store.is_served(ID)
         assert store.state(record) is State.ACTIVE
-        with store.taken_over(ID) as claim:
-            assert claim is None
+        with store.taken_over(ID) as lease:
+            assert lease is None
         server.kill()
         server.wait()
     assert not store.is_served(ID)
     assert store.state(record) is State.DEAD
-    with store.taken_over(ID) as claim:
-        assert claim is not None
-        assert claim.record == record
+    with store.taken_over(ID) as lease:
+        assert lease is not None
+        assert lease.record == record
         assert store.is_served(ID)
         with store.taken_over(ID) as second:
             assert second is None
-        claim.update(state=State.ENDING)
+        lease.update(state=State.ENDING)
     assert not store.is_served(ID)
     assert store.load(ID) == replace(record, state=State.ENDING)
 
@@ -262,9 +262,9 @@ def test_who_takes_over_and_fails_lets_the_lock_go(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), store.taken_over(ID):
         _ = 1 / 0
     assert not store.is_served(ID)
-    with store.taken_over(ID) as claim:
-        assert claim is not None
-        claim.forget()
+    with store.taken_over(ID) as lease:
+        assert lease is not None
+        lease.forget()
     assert not store.directory.exists()
 
 
@@ -272,14 +272,14 @@ def test_who_waited_for_a_snapshot_that_was_undone_meanwhile_gets_nothing(store:
     with served_by_another_process(store, a_record()):
         pass
     (store.path(ID) / "record.json").unlink()
-    with store.taken_over(ID) as claim:
-        assert claim is None
+    with store.taken_over(ID) as lease:
+        assert lease is None
 
 
 @pytest.mark.parametrize("state", [each for each in State if each is not State.DEAD])
 def test_the_state_is_what_the_record_says_while_somebody_serves_it(store: Store, state: State) -> None:
-    claim = store.claim(replace(a_record(), state=state))
-    assert store.state(claim.record) is state
+    lease = store.lease(replace(a_record(), state=state))
+    assert store.state(lease.record) is state
 
 
 @pytest.mark.parametrize("state", [each for each in State if each is not State.DEAD])
@@ -290,28 +290,28 @@ def test_without_a_server_a_snapshot_is_dead_unless_it_could_not_be_undone(store
 
 def test_a_snapshot_is_dead_until_who_takes_it_over_shows_it(store: Store) -> None:
     record = replace(a_record(), state=State.ACTIVE, server=replace(Process.of_pid(os.getpid()), start_ticks=0))
-    claim = store.claim(record)
-    assert store.state(claim.record) is State.DEAD
+    lease = store.lease(record)
+    assert store.state(lease.record) is State.DEAD
     assert store.state(replace(record, state=State.ENDING)) is State.ENDING
-    claim.update(state=State.ACTIVE, server=Process.of_pid(os.getpid()))
-    assert store.state(claim.record) is State.ACTIVE
+    lease.update(state=State.ACTIVE, server=Process.of_pid(os.getpid()))
+    assert store.state(lease.record) is State.ACTIVE
 
 
 def test_a_state_that_may_not_follow_is_not_written(store: Store) -> None:
-    claim = store.claim(a_record())
-    claim.update(state=State.ENDING)
+    lease = store.lease(a_record())
+    lease.update(state=State.ENDING)
     with pytest.raises(ValueError, match="'ending' does not become 'active'"):
-        claim.update(state=State.ACTIVE)
-    claim.note(State.LOST, "vm1 was destroyed")  # which comes too late
+        lease.update(state=State.ACTIVE)
+    lease.note(State.LOST, "vm1 was destroyed")  # which comes too late
     assert store.load(ID) == replace(a_record(), state=State.ENDING)
 
 
 def test_why_a_snapshot_was_lost_is_still_known_while_it_ends(store: Store) -> None:
-    claim = store.claim(a_record())
-    claim.update(state=State.ACTIVE)
-    claim.note(State.LOST, "QEMU has closed the connection")
-    claim.note(State.LOST, "vm1 was destroyed")
-    claim.note(State.ENDING)
+    lease = store.lease(a_record())
+    lease.update(state=State.ACTIVE)
+    lease.note(State.LOST, "QEMU has closed the connection")
+    lease.note(State.LOST, "vm1 was destroyed")
+    lease.note(State.ENDING)
     ending = store.load(ID)
     assert ending is not None
     assert ending.why == "vm1 was destroyed"
@@ -330,7 +330,7 @@ async def test_one_at_a_time_makes_records(store: Store, autojump_clock: trio.te
         with pytest.raises(StateError, match=f"another process has held {store.directory} for 10 s"):
             async with exclusive(store):
                 pytest.fail("two at once")
-        store.claim(a_record()).forget()
+        store.lease(a_record()).forget()
         assert store.directory.exists(), "not while somebody is about to make a record there"
     assert not store.directory.exists()
     async with exclusive(store):
@@ -338,11 +338,11 @@ async def test_one_at_a_time_makes_records(store: Store, autojump_clock: trio.te
 
 
 def test_an_update_that_cannot_be_written_is_an_error_and_leaves_the_record_as_it_was(store: Store) -> None:
-    claim = store.claim(a_record())
+    lease = store.lease(a_record())
     (store.path(ID) / "record.json.new").mkdir()
     with pytest.raises(StateError, match=f"cannot write the runtime record {store.path(ID)}: Is a directory"):
-        claim.update(state=State.ACTIVE)
-    claim.note(State.ENDING)
+        lease.update(state=State.ACTIVE)
+    lease.note(State.ENDING)
     assert store.load(ID) == a_record()
 
 
@@ -437,7 +437,7 @@ def test_a_record_that_is_nested_too_deeply_is_an_error_that_names_it(store: Sto
 def test_all_records_come_oldest_first_with_an_error_for_each_broken_one(store: Store) -> None:
     hours = {"00000001": 3, "00000002": 1, "00000003": 2}
     for snapshot_id, hour in hours.items():
-        store.claim(a_record(a_snapshot(snapshot_id, created=CREATED + timedelta(hours=hour))))
+        store.lease(a_record(a_snapshot(snapshot_id, created=CREATED + timedelta(hours=hour))))
     broken = write(store, "00000000", b"{")
     write(store, "not-an-id", b"{")
     records, errors = store.load_all()
@@ -447,7 +447,7 @@ def test_all_records_come_oldest_first_with_an_error_for_each_broken_one(store: 
 
 
 def test_a_record_whose_time_has_no_zone_hides_no_other(store: Store) -> None:
-    store.claim(a_record())
+    store.lease(a_record())
     snapshot = to_document(a_snapshot(OTHER_ID)) | {"created": "2026-11-23T12:00:00"}
     write(store, OTHER_ID, dump(to_document(a_record()) | {"snapshot": snapshot}))
     records, broken = store.load_all()
@@ -466,7 +466,7 @@ def two(store: Store, tmp_path: Path) -> tuple[Record, Record]:
         mountpoint = tmp_path / f"mount {vm}"
         mountpoint.mkdir()
         record = a_record(a_snapshot(snapshot_id, vm, uuid), str(mountpoint.resolve()))
-        found.append(store.claim(record).record)
+        found.append(store.lease(record).record)
     return found[0], found[1]
 
 
@@ -502,22 +502,22 @@ def test_a_snapshot_is_found_by_the_beginning_of_its_id(store: Store, two: tuple
 def test_a_beginning_that_several_ids_have_is_an_error_that_lists_them(store: Store) -> None:
     for number in (1, 2):
         created = CREATED + timedelta(seconds=number)
-        store.claim(a_record(a_snapshot(f"3f2a91b{number}", f"vm{number}", created=created), f"/mnt/{number}"))
+        store.lease(a_record(a_snapshot(f"3f2a91b{number}", f"vm{number}", created=created), f"/mnt/{number}"))
     with pytest.raises(StateError, match="'3f2a' names 2 snapshots: 3f2a91b1, 3f2a91b2"):
         store.find("3f2a")
     assert store.find("3f2a91b2").snapshot.vm_name == "vm2"
 
 
 def test_a_vm_of_that_name_is_meant_and_not_an_id_that_begins_so(store: Store) -> None:
-    store.claim(a_record(a_snapshot(ID), "/mnt/1"))
-    own = store.claim(a_record(a_snapshot(OTHER_ID, ID[:4], OTHER_UUID), "/mnt/2")).record
+    store.lease(a_record(a_snapshot(ID), "/mnt/1"))
+    own = store.lease(a_record(a_snapshot(OTHER_ID, ID[:4], OTHER_UUID), "/mnt/2")).record
     assert store.find(ID[:4]) == own
     assert store.find(ID[:5]).id == ID
 
 
 def test_a_record_that_cannot_be_read_is_not_passed_over_for_another_that_begins_so(store: Store) -> None:
-    store.claim(a_record(a_snapshot("3f2a91b1"), "/mnt/1"))
-    store.claim(a_record(a_snapshot("3f2a91b2", "vm2"), "/mnt/2"))
+    store.lease(a_record(a_snapshot("3f2a91b1"), "/mnt/1"))
+    store.lease(a_record(a_snapshot("3f2a91b2", "vm2"), "/mnt/2"))
     (store.path("3f2a91b2") / "record.json").write_text("{")
     with pytest.raises(StateError, match="3f2a91b2"):
         store.find("3f2a")
@@ -525,9 +525,9 @@ def test_a_record_that_cannot_be_read_is_not_passed_over_for_another_that_begins
 
 
 def test_of_snapshots_of_vms_of_one_name_that_at_the_connection_is_meant(store: Store) -> None:
-    first = store.claim(a_record(a_snapshot(ID), "/mnt/1")).record
+    first = store.lease(a_record(a_snapshot(ID), "/mnt/1")).record
     other = replace(a_record(a_snapshot(OTHER_ID, uuid=OTHER_UUID), "/mnt/2"), connect="qemu:///session")
-    store.claim(other)
+    store.lease(other)
     assert store.find("vm1", first.connect).id == ID
     assert store.find("vm1", "qemu:///session").id == OTHER_ID
     with pytest.raises(NotFoundError, match=f"'{ID}' at qemu:///session"):
@@ -541,8 +541,8 @@ def test_where_nothing_is_to_be_listed_the_list_is_no_remedy(store: Store) -> No
 
 
 def test_a_word_that_names_more_than_one_snapshot_is_an_error_that_lists_them(store: Store) -> None:
-    store.claim(a_record(a_snapshot(ID), "/mnt/1"))
-    store.claim(a_record(a_snapshot(OTHER_ID, created=CREATED + timedelta(seconds=1)), "/mnt/2"))
+    store.lease(a_record(a_snapshot(ID), "/mnt/1"))
+    store.lease(a_record(a_snapshot(OTHER_ID, created=CREATED + timedelta(seconds=1)), "/mnt/2"))
     with pytest.raises(StateError, match=f"'vm1' names 2 snapshots: {ID}, {OTHER_ID}") as caught:
         store.find("vm1")
     assert caught.value.remedy == f"snapmount show {ID}"
@@ -551,14 +551,14 @@ def test_a_word_that_names_more_than_one_snapshot_is_an_error_that_lists_them(st
 
 
 def test_a_vm_that_is_named_as_another_s_snapshot_id_is_ambiguous(store: Store) -> None:
-    store.claim(a_record(a_snapshot(ID), "/mnt/1"))
-    store.claim(a_record(a_snapshot(OTHER_ID, vm=ID, uuid=OTHER_UUID), "/mnt/2"))
+    store.lease(a_record(a_snapshot(ID), "/mnt/1"))
+    store.lease(a_record(a_snapshot(OTHER_ID, vm=ID, uuid=OTHER_UUID), "/mnt/2"))
     with pytest.raises(StateError, match="names 2 snapshots"):
         store.find(ID)
 
 
 def test_a_broken_record_hides_no_other_and_is_told_of_where_none_is_found(store: Store) -> None:
-    record = store.claim(a_record()).record
+    record = store.lease(a_record()).record
     path = write(store, OTHER_ID, b"{")
     assert store.find("vm1") == record
     with pytest.raises(StateError, match=f"the record {path} cannot be read"):
@@ -580,7 +580,7 @@ def test_root_s_records_are_in_run_and_a_user_s_in_the_user_s_runtime_directory(
 def test_a_record_that_lasts_is_found_without_the_runtime_directory_and_leaves_nothing(tmp_path: Path) -> None:
     directory, lasting = tmp_path / "run", tmp_path / "lasting"
     store = OwnStore(directory, lasting)
-    short, long = store.claim(a_record(a_snapshot(OTHER_ID))), store.claim(a_record(), lasts=True)
+    short, long = store.lease(a_record(a_snapshot(OTHER_ID))), store.lease(a_record(), lasts=True)
     assert (short.directory, long.directory) == (directory / OTHER_ID, lasting / ID)
     assert sorted(store.ids()) == sorted([ID, OTHER_ID])
     shutil.rmtree(directory)

@@ -12,7 +12,7 @@ from snapmount.core.document import to_document
 from snapmount.core.snapshot import Disk, Snapshot
 from snapmount.host.processes import Process
 from snapmount.records.record import Record
-from snapmount.records.store import Claim, Store
+from snapmount.records.store import Lease, Store
 from snapmount.sources import kinds
 from snapmount.sources.pull import state
 from snapmount.sources.pull.state import PullState
@@ -44,12 +44,12 @@ def by_pull(record: Record, **changes: Any) -> Record:
 
 
 class OwnStore(Store):
-    """A store that knows its claims: a process holds each of them to its end, a test must let go of them."""
+    """A store that knows its leases: a process holds each of them to its end, a test must let go of them."""
 
     def __init__(self, directory: Path, lasting: Path | None = None) -> None:
         super().__init__(directory, kinds.check, lasting)
-        self.claims: list[Claim] = []
+        self.leases: list[Lease] = []
 
-    def claim(self, record: Record, *, lasts: bool = False) -> Claim:
-        self.claims.append(super().claim(record, lasts=lasts))
-        return self.claims[-1]
+    def lease(self, record: Record, *, lasts: bool = False) -> Lease:
+        self.leases.append(super().lease(record, lasts=lasts))
+        return self.leases[-1]

@@ -26,7 +26,7 @@ from ...hypervisor import directories
 from ...images import fingerprint, lock, nbd, raw
 from ...records.kept import Kept
 from ...records.record import Record
-from ...records.store import Claim
+from ...records.store import Lease
 from ..source import ByHand, Subject
 from . import daemon, state
 from .daemon import Daemon
@@ -56,9 +56,9 @@ LOOK_S = 30.0
 REMOVE_S = 20.0
 
 
-async def create(subject: Subject, claim: Claim) -> datetime:
+async def create(subject: Subject, lease: Lease) -> datetime:
     """Make the directory, and see that the images are still what they were when they were looked at."""
-    kept = state.of(claim.record)
+    kept = state.of(lease.record)
     await blocking.on_path(kept.directory, LOOK_S, _make, kept, done="written")
     if why := await why_not(subject.domain):
         raise why

@@ -26,10 +26,10 @@ def describe(record: Record, directory: Path, is_active: bool) -> Description:
         nbd_uris={disk.name: kept.export_uri(disk.name) for disk in record.snapshot.disks},
         scratch={
             "directory": kept.scratch,
-            "place": kept.terms.place,
-            "devices": dict(kept.terms.devices),
-            "reserved": kept.terms.is_reserved,
-            "limit_bytes": kept.terms.limit_bytes,
+            "place": kept.policy.place,
+            "devices": dict(kept.policy.devices),
+            "reserved": kept.policy.is_reserved,
+            "limit_bytes": kept.policy.limit_bytes,
             "used_bytes": used,
             "free_bytes": free,
             "growth_bytes_per_s": figures and round(figures.bytes_per_s),
@@ -41,20 +41,20 @@ def describe(record: Record, directory: Path, is_active: bool) -> Description:
 
 def _used_bytes(kept: PullState) -> int | None:
     """Of block devices only its server can tell."""
-    return None if kept.terms.devices else glances.used_bytes(kept.directory)
+    return None if kept.policy.devices else glances.used_bytes(kept.directory)
 
 
 def _facts(kept: PullState, used: int | None, free: int | None, growth: Growth | None) -> list[tuple[str, str]]:
-    terms = kept.terms
+    policy = kept.policy
     told = f"{'an unknown amount' if used is None else units.size(used)} used"
-    told += f" of at most {units.size(terms.limit_bytes)}" if terms.limit_bytes else ""
-    told += ", reserved" if terms.is_reserved else ""
+    told += f" of at most {units.size(policy.limit_bytes)}" if policy.limit_bytes else ""
+    told += ", reserved" if policy.is_reserved else ""
     words = [told]
     words += [f"{units.size(free)} free"] if free is not None else []
     words += [f"growing {units.rate(growth.bytes_per_s)}"] if growth else []
     words += [f"{units.duration(growth.left_s)} left at this rate"] if growth and growth.left_s is not None else []
     return [
-        ("scratch", kept.scratch + (f" ({terms.place})" if terms.place else "")),
-        *(("scratch", f"{device}, of {disk}") for disk, device in terms.devices),
+        ("scratch", kept.scratch + (f" ({policy.place})" if policy.place else "")),
+        *(("scratch", f"{device}, of {disk}") for disk, device in policy.devices),
         ("", ", ".join(words)),
     ]

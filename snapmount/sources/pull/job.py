@@ -54,7 +54,7 @@ async def begin(domain: Domain, record: Record, deadline_s: float = BEGIN_S) -> 
     snapshot, kept = record.snapshot, state.of(record)
     scratch_files = {disk.name: files.path(record, disk.name) for disk in snapshot.disks}
     left_out = [each.name for each in snapshot.left_out]
-    job_xml = domainxml.backup_job(kept.socket, scratch_files, left_out, dict(kept.terms.devices))
+    job_xml = domainxml.backup_job(kept.socket, scratch_files, left_out, dict(kept.policy.devices))
     await domain.begin_backup(job_xml, deadline_s)
 
 

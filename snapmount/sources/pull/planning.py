@@ -13,18 +13,18 @@ from ...errors import StateError
 from ..source import Plan, Subject
 from . import job, refusals, state
 from .scratch import room
-from .space import DEFAULT_TERMS, Terms
+from .space import DEFAULT_POLICY, ScratchPolicy
 from .state import KIND, PullState
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ScratchWish:
+class ScratchOptions:
     """What the user asks for scratch space."""
 
     directory: str | None = None  # None: the best there is
-    terms: Terms = DEFAULT_TERMS
+    policy: ScratchPolicy = DEFAULT_POLICY
 
 
 async def plan(subject: Subject) -> Plan:
@@ -36,16 +36,16 @@ async def plan(subject: Subject) -> Plan:
     refusals.check_iothreads(domain.name, chosen, subject.choice, version)
     await domain.block_jobs.check_none(disk.name for disk in chosen)
     disks = await _disks(subject)
-    wish = subject.options.get(KIND, ScratchWish())
-    in_use = await _devices_in_use(subject) if wish.terms.devices else {}
+    wish = subject.options.get(KIND, ScratchOptions())
+    in_use = await _devices_in_use(subject) if wish.policy.devices else {}
     files = [str(disk.origin) for disk in chosen if disk.kind == "file"]
     needs = room.Needs(domain.name, disks, files, subject.user, in_use)
-    parent, terms = await room.find(needs, wish.directory, wish.terms, subject.warn)
+    parent, policy = await room.find(needs, wish.directory, wish.policy, subject.warn)
     log.info("%s: scratch files below %s", domain.name, parent)
     directory = parent / names.directory(subject.snapshot_id)
     domainxml.check_scratch(subject.xml, str(directory))
     socket = job.socket_path(await domain.run_id(), subject.snapshot_id, directory)
-    return Plan(disks, to_document(PullState(socket, str(directory), terms)), str(directory))
+    return Plan(disks, to_document(PullState(socket, str(directory), policy)), str(directory))
 
 
 async def _disks(subject: Subject) -> tuple[Disk, ...]:
@@ -68,7 +68,7 @@ async def _devices_in_use(subject: Subject) -> Mapping[str, str]:
     found = await subject.connection.block_disks()
     for record in subject.others:
         if record.source["kind"] == KIND:
-            for disk, device in state.of(record).terms.devices:
+            for disk, device in state.of(record).policy.devices:
                 found[device] = f"the scratch of {disk} of snapshot {record.id}"
     return found
 

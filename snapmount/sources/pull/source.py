@@ -23,7 +23,7 @@ from ...hypervisor.domain import BEGIN_S
 from ...images import nbd
 from ...records.kept import Kept
 from ...records.record import Record
-from ...records.store import Claim
+from ...records.store import Lease
 from ..source import ByHand, Subject
 from . import job, state
 from .planning import plan
@@ -61,15 +61,15 @@ async def why_not(domain: hypervisor.Domain) -> StateError | None:
     )
 
 
-async def create(subject: Subject, claim: Claim) -> datetime:
+async def create(subject: Subject, lease: Lease) -> datetime:
     """Make the scratch files and start the job: the point in time."""
-    domain, record = subject.domain, claim.record
+    domain, record = subject.domain, lease.record
     directory, qemu = state.of(record).directory, await domain.qemu(subject.connect)
     if qemu is None:
         subject.warn(f"{domain.why_no_qemu(subject.connect)}; whether it sees {directory} has not been looked at")
     await directories.create(directory, subject.user, qemu.pid if qemu else None)
     await files.make(record, subject.user)
-    async with quiesce.frozen(domain, claim) if subject.quiesce else contextlib.nullcontext():
+    async with quiesce.frozen(domain, lease) if subject.quiesce else contextlib.nullcontext():
         moment = datetime.now(UTC)
         await job.begin(domain, record, FROZEN_S if subject.quiesce else BEGIN_S)
     log.info("%s: the backup job runs: this is the snapshot's moment", domain.name)
@@ -112,7 +112,7 @@ async def release(kept: Kept) -> None:
 
 async def check_unused(kept: Kept) -> None:
     """The job may run on, and a scratch device not be there yet: what forgets it too early leaves it to nobody."""
-    for _, device in state.of(kept).terms.devices:
+    for _, device in state.of(kept).policy.devices:
         if not await trio.Path(device).exists():
             raise LeftoverError(
                 f"the scratch device {device} is not there", f"snapmount recover   (when {device} is there again)"
@@ -155,7 +155,7 @@ def by_hand(kept: Kept) -> ByHand:
 
 def _wipes(kept: Kept) -> Sequence[str]:
     found = []
-    for _, device in state.of(kept).terms.devices:
+    for _, device in state.of(kept).policy.devices:
         with contextlib.suppress(OSError):  # one that cannot be read is not known to be ours
             if devices.is_ours(device, kept.id):
                 clear = ("dd", "if=/dev/zero", f"of={device}", f"bs={devices.CLEARED_BYTES}", "count=1")

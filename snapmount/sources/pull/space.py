@@ -23,7 +23,7 @@ LONGEST_WAIT_S, SHORTEST_WAIT_S = 1.0, 0.02
 
 
 @dataclass(frozen=True)
-class Terms:
+class ScratchPolicy:
     """How a snapshot uses scratch space, as its user wants it."""
 
     limit_bytes: int | None = None  # the most that all its scratch files may take
@@ -57,7 +57,7 @@ class Terms:
         return max(0, (most if self.limit_bytes is None else min(most, self.limit_bytes)) - used)
 
 
-DEFAULT_TERMS = Terms()
+DEFAULT_POLICY = ScratchPolicy()
 
 
 def qcow2_bytes(disk_bytes: int) -> int:
@@ -128,9 +128,9 @@ def judge(vm: str, place: str, space: Space) -> str | None:
     return None
 
 
-def judge_device(disk: str, device: str, device_bytes: int, disk_bytes: int, terms: Terms) -> str | None:
+def judge_device(disk: str, device: str, device_bytes: int, disk_bytes: int, policy: ScratchPolicy) -> str | None:
     """As judge(), of a block device that is the scratch of one disk."""
-    worst = terms.worst_bytes(disk_bytes)
+    worst = policy.worst_bytes(disk_bytes)
     least = min(FLOOR_BYTES, worst)
     if device_bytes < least:
         raise SpaceError(
@@ -175,7 +175,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Pot:
+class Pool:
     """A place that scratch is taken from: a file system, or a block device."""
 
     name: str
@@ -200,21 +200,21 @@ class Pot:
 
 
 @dataclass(frozen=True)
-class Fill:
+class Usage:
     """The scratch space of a snapshot at one moment."""
 
     used: int  # bytes
     bytes_per_s: float  # its growth
-    terms: Terms
-    pots: tuple[Pot, ...]
+    policy: ScratchPolicy
+    pools: tuple[Pool, ...]
     is_guest_stopped: bool = False  # the guest is paused by an error of its disks
     failure: str | None = None  # what has failed of it, in words
 
     @property
     def headroom(self) -> int | None:
         """The bytes that may still be used before the snapshot is given up; None where that cannot happen."""
-        rooms = [pot.headroom for pot in self.pots]
-        limit = self.terms.limit_bytes
+        rooms = [pool.headroom for pool in self.pools]
+        limit = self.policy.limit_bytes
         rooms.append(None if limit is None else limit - self.used)
         return min((room for room in rooms if room is not None), default=None)
 
@@ -223,8 +223,8 @@ class Fill:
         """The seconds left at the present rates, those of others who fill the same places too; None where it does not
         end.
         """
-        limit = self.terms.limit_bytes
-        rooms = [(pot.headroom, max(pot.bytes_per_s, self.bytes_per_s)) for pot in self.pots]
+        limit = self.policy.limit_bytes
+        rooms = [(pool.headroom, max(pool.bytes_per_s, self.bytes_per_s)) for pool in self.pools]
         rooms.append((None if limit is None else limit - self.used, self.bytes_per_s))
         return min((max(0, room) / growth for room, growth in rooms if room is not None and growth >= 1), default=None)
 
@@ -234,15 +234,15 @@ class Fill:
         room = self.headroom
         if room is None:
             return LONGEST_WAIT_S
-        fastest = max(BURST_BYTES_PER_S, *(pot.bytes_per_s for pot in self.pots))
+        fastest = max(BURST_BYTES_PER_S, *(pool.bytes_per_s for pool in self.pools))
         return min(max(room / fastest / 4, SHORTEST_WAIT_S), LONGEST_WAIT_S)
 
     @property
-    def short_pot(self) -> Pot | None:
+    def short_pot(self) -> Pool | None:
         """The place that has run out of space, or is about to."""
-        for pot in self.pots:
-            if pot.free < pot.reserve or (self.is_guest_stopped and pot.is_nearly_full):
-                return pot
+        for pool in self.pools:
+            if pool.free < pool.reserve or (self.is_guest_stopped and pool.is_nearly_full):
+                return pool
         return None
 
     @property
@@ -252,7 +252,7 @@ class Fill:
 
     @property
     def _is_at_limit(self) -> bool:
-        return self.terms.limit_bytes is not None and self.used >= self.terms.limit_bytes
+        return self.policy.limit_bytes is not None and self.used >= self.policy.limit_bytes
 
     def why_give_up(self, now: datetime) -> str:
         """The reason to give up a snapshot that is short of space, in words that follow a colon."""
@@ -260,10 +260,10 @@ class Fill:
         if self.failure:
             return f"scratch space failed ({self.failure}; {units.size(self.used)} used {figures})"
         if self._is_at_limit:
-            limit = units.size(self.terms.limit_bytes or 0)
+            limit = units.size(self.policy.limit_bytes or 0)
             return f"scratch limit reached ({units.size(self.used)} of {limit} {figures})"
-        pot = self.short_pot
-        left = f"{units.size(max(0, pot.free))} left on {pot.name}, " if pot else ""
+        pool = self.short_pot
+        left = f"{units.size(max(0, pool.free))} left on {pool.name}, " if pool else ""
         return f"scratch space ran out ({left}{units.size(self.used)} used {figures})"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.document import Reshaped, from_document
 from ...records.documents import HasSource
-from .space import DEFAULT_TERMS, Terms
+from .space import DEFAULT_POLICY, ScratchPolicy
 
 KIND = "pull"
 
@@ -19,10 +19,10 @@ class PullState(Reshaped):
 
     socket: str  # of QEMU's NBD server: the proof that a backup job is ours
     scratch: str  # directory of the scratch files, ours alone
-    terms: Terms = DEFAULT_TERMS  # how it uses scratch space
+    policy: ScratchPolicy = DEFAULT_POLICY  # how it uses scratch space
 
     def document_of(self, written: dict[str, Any]) -> dict[str, Any]:
-        """Its shape in the record: {"kind": "pull", "socket", "scratch", "terms"}."""
+        """Its shape in the record: {"kind": "pull", "socket", "scratch", "policy"}."""
         return {"kind": KIND, **written}
 
     @classmethod

@@ -30,7 +30,7 @@ from . import job, space, state
 from .figures import Figures
 from .scratch import files
 from .scratch.measuring import Gauge
-from .space import Fill
+from .space import Usage
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +64,11 @@ class JobWatch:
         self._loss: Loss | None = None
         self._is_lost = trio.Event()
         self._has_ended = trio.Event()  # the job
-        self._heard: hypervisor.Heard | None = None
+        self._subscription: hypervisor.Subscription | None = None
         self._gauge = Gauge(record)
         self._armed: dict[str, int] = {}  # disk: the length that libvirt will tell of
         self._room: int | None = None
-        self._bell = trio.Event()  # look now
+        self._look_now = trio.Event()  # look now
         self._arm = trio.Event()  # thresholds are due
         self._may_have_stopped = False
         self._has_io_error = trio.Event()
@@ -99,7 +99,7 @@ class JobWatch:
         """The first reason is the one."""
         self._loss = self._loss or loss
         self._is_lost.set()
-        self._bell.set()
+        self._look_now.set()
 
     async def _wait_export_gone(self) -> None:
         await nbd.wait_until_gone(state.of(self._record).socket, self._record.snapshot.disks[0].name)
@@ -116,39 +116,39 @@ class JobWatch:
         problems = Problems(log, "the scratch space cannot be watched: %s")
         has_started = False
         while not self._is_lost.is_set():
-            self._bell = trio.Event()
+            self._look_now = trio.Event()
             wait_s = space.LONGEST_WAIT_S
             try:
-                fill = await self._look()
+                usage = await self._look()
             except SpaceError as error:
                 problems.met(error.message)
             else:
-                if fill.is_short:
-                    self._lose(Loss(State.GAVE_UP, fill.why_give_up(datetime.now(UTC)), MORE_SPACE))
-                self._tell(fill)
-                self._wish_thresholds(fill)
-                wait_s = fill.wait_s
+                if usage.is_short:
+                    self._lose(Loss(State.GAVE_UP, usage.why_give_up(datetime.now(UTC)), MORE_SPACE))
+                self._tell(usage)
+                self._wish_thresholds(usage)
+                wait_s = usage.wait_s
             if not has_started:
                 has_started = True
                 started()
             if not self._is_lost.is_set():
                 with trio.move_on_after(wait_s):
-                    await self._bell.wait()
+                    await self._look_now.wait()
 
-    async def _look(self) -> Fill:
-        domain = self._heard.domain if self._heard else None
+    async def _look(self) -> Usage:
+        domain = self._subscription.domain if self._subscription else None
         error = None
         if self._may_have_stopped and domain:
             self._may_have_stopped = False
             error = await self._stopped_by(domain)
         try:
-            fill = await self._gauge.read(domain, is_guest_stopped=error is not None)
+            usage = await self._gauge.read(domain, is_guest_stopped=error is not None)
         except SpaceError:
             self._may_have_stopped |= error is not None
             raise
-        if error and domain and not fill.is_short:
+        if error and domain and not usage.is_short:
             await self._resume(domain, error)
-        return fill
+        return usage
 
     async def _stopped_by(self, domain: hypervisor.Domain) -> DiskError | None:
         try:
@@ -171,7 +171,7 @@ class JobWatch:
                 log.warning("%s", unreachable.message)
         elif error is DiskError.NO_SPACE and not await self._are_own_disks_full(domain):
             self._gauge.note_failure("writes find no space, though there seems to be some")
-            self._bell.set()
+            self._look_now.set()
         else:
             log.warning("%s is paused once more because %s: its own disks are to blame", domain.name, error.value)
 
@@ -195,17 +195,17 @@ class JobWatch:
             problem = await directories.write_problem(directory, user)
             if problem:
                 self._gauge.note_failure(f"QEMU cannot write to {directory}: {problem}")
-                self._bell.set()
+                self._look_now.set()
             await trio.sleep(TRY_AGAIN_S)
 
-    def _tell(self, fill: Fill) -> None:
+    def _tell(self, usage: Usage) -> None:
         """Keep the figures for `list` and `show`."""
         now = time.monotonic()
         if now - self._told_s < TELL_S:
             return
         self._told_s = now
         try:
-            Figures(now, fill.used, fill.bytes_per_s, fill.left_s).write(self._store.path(self._record.id))
+            Figures(now, usage.used, usage.bytes_per_s, usage.left_s).write(self._store.path(self._record.id))
         except OSError as error:
             log.warning("the scratch space's figures cannot be written: %s", error)
 
@@ -216,49 +216,49 @@ class JobWatch:
         problems = Problems(log, "no events: %s")
         while True:
             try:
-                async with hypervisor.heard(
+                async with hypervisor.subscribed(
                     self._record.connect,
                     self._record.snapshot.vm_uuid,
                     self._on_threshold,
                     self._on_stop,
                     self._on_io_error,
-                ) as self._heard:
+                ) as self._subscription:
                     log.info("listening to libvirt's events")
                     problems.over()
                     self._on_stop()  # it may have come while nobody listened
-                    await self._set_thresholds(self._heard)
+                    await self._set_thresholds(self._subscription)
             except (UnreachableError, NotFoundError) as error:
                 problems.met(error.message)
             finally:
-                self._heard = None
+                self._subscription = None
             await trio.sleep(RETRY_S)
 
     def _on_threshold(self, node: str) -> None:
         log.info("%s has grown to its threshold", node)
         self._armed.pop(node.partition("[")[0], None)
-        self._bell.set()
+        self._look_now.set()
 
     def _on_stop(self) -> None:
         self._may_have_stopped = True
-        self._bell.set()
+        self._look_now.set()
 
     def _on_io_error(self, error: DiskError) -> None:
         self._last_error = error
         self._has_io_error.set()
 
-    def _wish_thresholds(self, fill: Fill) -> None:
+    def _wish_thresholds(self, usage: Usage) -> None:
         """See to it that an event comes before the room is used up."""
-        self._room = fill.headroom
+        self._room = usage.headroom
         if self._room is None:
             return
         ahead = [self._armed[disk] - each.end for disk, each in self._gauge.used.items() if disk in self._armed]
         if len(ahead) < len(self._gauge.used) or sum(ahead) > self._room + space.CLUSTER_BYTES * len(ahead):
             self._arm.set()
 
-    async def _set_thresholds(self, heard: hypervisor.Heard) -> None:
+    async def _set_thresholds(self, subscribed: hypervisor.Subscription) -> None:
         """Set them as they are wished, until the connection is lost."""
         self._armed.clear()
-        indexes = await heard.domain.scratch_indexes(state.of(self._record).socket)
+        indexes = await subscribed.domain.scratch_indexes(state.of(self._record).socket)
 
         async def set_all() -> None:
             while True:
@@ -267,7 +267,7 @@ class JobWatch:
                 ends = {disk: each.end for disk, each in self._gauge.used.items() if disk in indexes}
                 for disk, length in space.thresholds(ends, self._room or 0).items():
                     try:
-                        await heard.domain.set_threshold(disk, indexes[disk], length)
+                        await subscribed.domain.set_threshold(disk, indexes[disk], length)
                         self._armed[disk] = length
                     except UnreachableError as error:
                         log.info("%s", error.message)  # the job has ended, or the connection
@@ -275,8 +275,8 @@ class JobWatch:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(set_all)
-            self._bell.set()
-            await heard.lost.wait()
+            self._look_now.set()
+            await subscribed.lost.wait()
             nursery.cancel_scope.cancel()
 
     # -- the end -------------------------------------------------------------------------------------------------------
@@ -306,8 +306,8 @@ class JobWatch:
         while True:
             try:
                 with trio.CancelScope(shield=True):
-                    if self._heard and not self._heard.lost.is_set():
-                        await job.end_on(self._heard.domain, self._record)
+                    if self._subscription and not self._subscription.lost.is_set():
+                        await job.end_on(self._subscription.domain, self._record)
                     else:
                         await job.end(self._record.kept)
                 log.info("the backup job has ended %.0f ms after that", 1000 * (trio.current_time() - began))

@@ -20,11 +20,11 @@ from snapmount.sources.pull.space import (
     CLUSTER_BYTES,
     FLOOR_BYTES,
     LONGEST_WAIT_S,
-    Fill,
-    Pot,
+    Pool,
     Rate,
+    ScratchPolicy,
     Space,
-    Terms,
+    Usage,
     qcow2_bytes,
 )
 
@@ -36,12 +36,12 @@ limits = st.none() | st.integers(min_value=MIB, max_value=1 << 50)
 seconds = st.floats(min_value=0.001, max_value=1000)
 
 
-def pot(free: int, remaining: int = 100 * GIB, bytes_per_s: float = 0.0) -> Pot:
-    return Pot("/scratch", free, remaining, bytes_per_s)
+def pool(free: int, remaining: int = 100 * GIB, bytes_per_s: float = 0.0) -> Pool:
+    return Pool("/scratch", free, remaining, bytes_per_s)
 
 
-def fill(used: int, *pots: Pot, limit: int | None = None, bytes_per_s: float = 0.0) -> Fill:
-    return Fill(used, bytes_per_s, Terms(limit), pots)
+def fill(used: int, *pools: Pool, limit: int | None = None, bytes_per_s: float = 0.0) -> Usage:
+    return Usage(used, bytes_per_s, ScratchPolicy(limit), pools)
 
 
 # -- before the snapshot -----------------------------------------------------------------------------------------------
@@ -70,28 +70,28 @@ def test_a_larger_disk_never_needs_less(one: int, other: int) -> None:
 def test_no_more_than_the_limit_is_needed_and_what_is_reserved_reaches_beyond_it(
     size: int, limit: int | None, is_reserved: bool
 ) -> None:
-    terms = Terms(limit, is_reserved)
-    assert terms.worst_bytes(size) == min(qcow2_bytes(size), limit or qcow2_bytes(size))
-    assert terms.remaining_bytes([(size, 0)]) == terms.worst_bytes(size)
-    assert terms.remaining_bytes([(size, terms.worst_bytes(size))]) == 0
+    policy = ScratchPolicy(limit, is_reserved)
+    assert policy.worst_bytes(size) == min(qcow2_bytes(size), limit or qcow2_bytes(size))
+    assert policy.remaining_bytes([(size, 0)]) == policy.worst_bytes(size)
+    assert policy.remaining_bytes([(size, policy.worst_bytes(size))]) == 0
     if is_reserved:
-        assert terms.worst_bytes(size) <= terms.reserved_bytes(size) <= qcow2_bytes(size)
+        assert policy.worst_bytes(size) <= policy.reserved_bytes(size) <= qcow2_bytes(size)
     else:
-        assert terms.reserved_bytes(size) == 0
+        assert policy.reserved_bytes(size) == 0
 
 
 @PROPERTY
 @given(
     st.builds(
-        Terms,
+        ScratchPolicy,
         limits,
         st.booleans(),
         st.dictionaries(disk_names, text).map(lambda devices: tuple(devices.items())),
         st.none() | text,
     )
 )
-def test_terms_come_back_from_the_record(terms: Terms) -> None:
-    assert from_document(Terms, json.loads(json.dumps(to_document(terms)))) == terms
+def test_a_policy_comes_back_from_the_record(policy: ScratchPolicy) -> None:
+    assert from_document(ScratchPolicy, json.loads(json.dumps(to_document(policy)))) == policy
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_what_is_reserved_must_be_free_at_once() -> None:
 
 def test_a_block_device_is_judged_by_its_size() -> None:
     worst = qcow2_bytes(GIB)
-    assert space.judge_device("vda", "/dev/sdx", worst, GIB, Terms()) is None
-    assert space.judge_device("vda", "/dev/sdx", 256 * MIB, GIB, Terms(256 * MIB)) is None
-    warning = space.judge_device("vda", "/dev/sdx", worst - 1, GIB, Terms())
+    assert space.judge_device("vda", "/dev/sdx", worst, GIB, ScratchPolicy()) is None
+    assert space.judge_device("vda", "/dev/sdx", 256 * MIB, GIB, ScratchPolicy(256 * MIB)) is None
+    warning = space.judge_device("vda", "/dev/sdx", worst - 1, GIB, ScratchPolicy())
     assert warning is not None
     assert "vda may need 1 GiB" in warning
     with pytest.raises(SpaceError, match=r"/dev/sdx has 63 MiB; vda needs at least 64 MiB"):
-        space.judge_device("vda", "/dev/sdx", 63 * MIB, GIB, Terms())
+        space.judge_device("vda", "/dev/sdx", 63 * MIB, GIB, ScratchPolicy())
 
 
 # -- how fast it grows -------------------------------------------------------------------------------------------------
@@ -185,10 +185,10 @@ def test_a_clock_that_stands_still_changes_nothing() -> None:
 
 
 def test_the_reserve_grows_with_the_rate_but_not_beyond_what_can_still_come() -> None:
-    assert pot(GIB).reserve == FLOOR_BYTES
-    assert pot(GIB, bytes_per_s=GIB).reserve == 3 * GIB
-    assert pot(GIB, remaining=MIB, bytes_per_s=GIB).reserve == MIB
-    assert pot(0, remaining=0, bytes_per_s=GIB).reserve == 0
+    assert pool(GIB).reserve == FLOOR_BYTES
+    assert pool(GIB, bytes_per_s=GIB).reserve == 3 * GIB
+    assert pool(GIB, remaining=MIB, bytes_per_s=GIB).reserve == MIB
+    assert pool(0, remaining=0, bytes_per_s=GIB).reserve == 0
 
 
 @PROPERTY
@@ -196,7 +196,7 @@ def test_the_reserve_grows_with_the_rate_but_not_beyond_what_can_still_come() ->
 def test_a_snapshot_that_cannot_need_more_than_is_free_is_never_given_up(
     free: int, remaining: int, bytes_per_s: float
 ) -> None:
-    there = fill(0, pot(free, remaining, bytes_per_s))
+    there = fill(0, pool(free, remaining, bytes_per_s))
     if free >= remaining:
         assert not there.is_short
     if free < min(remaining, FLOOR_BYTES):
@@ -207,7 +207,7 @@ def test_a_snapshot_that_cannot_need_more_than_is_free_is_never_given_up(
 @PROPERTY
 @given(sizes, st.integers(min_value=MIB, max_value=1 << 50), st.integers(min_value=0, max_value=1 << 40))
 def test_one_looks_again_before_the_room_is_used_up(used: int, limit: int, growth: int) -> None:
-    there = fill(used, pot(1 << 60), limit=limit, bytes_per_s=growth)
+    there = fill(used, pool(1 << 60), limit=limit, bytes_per_s=growth)
     assert 0 < there.wait_s <= LONGEST_WAIT_S
     if there.left_s is not None:
         assert there.left_s >= 0
@@ -215,13 +215,13 @@ def test_one_looks_again_before_the_room_is_used_up(used: int, limit: int, growt
 
 
 def test_the_reason_tells_what_has_run_out_with_figures_and_the_time() -> None:
-    at_limit = fill(GIB, pot(50 * GIB), limit=GIB, bytes_per_s=312 * MIB)
+    at_limit = fill(GIB, pool(50 * GIB), limit=GIB, bytes_per_s=312 * MIB)
     assert at_limit.is_short
     assert (
         at_limit.why_give_up(NOW)
         == "scratch limit reached (1 GiB of 1 GiB at 2026-11-23 19:20:11 UTC, growing 312 MiB/s)"
     )
-    full = fill(GIB, pot(50 * MIB), bytes_per_s=MIB)
+    full = fill(GIB, pool(50 * MIB), bytes_per_s=MIB)
     assert full.is_short
     assert full.why_give_up(NOW) == (
         "scratch space ran out (50 MiB left on /scratch, 1 GiB used at 2026-11-23 19:20:11 UTC, growing 1 MiB/s)"
@@ -229,18 +229,18 @@ def test_the_reason_tells_what_has_run_out_with_figures_and_the_time() -> None:
 
 
 def test_the_time_left_is_that_until_the_snapshot_is_given_up() -> None:
-    assert fill(0, pot(1 << 50), limit=10 * MIB, bytes_per_s=MIB).left_s == 10
-    assert fill(0, pot(FLOOR_BYTES + 10 * MIB), bytes_per_s=MIB).left_s == 10
-    assert fill(0, pot(1 << 50), limit=10 * MIB).left_s is None, "it does not grow"
-    assert fill(0, pot(1 << 50, remaining=GIB), bytes_per_s=MIB).left_s is None, "there is enough for all"
-    assert fill(GIB, pot(1 << 50), limit=10 * MIB, bytes_per_s=MIB).left_s == 0
+    assert fill(0, pool(1 << 50), limit=10 * MIB, bytes_per_s=MIB).left_s == 10
+    assert fill(0, pool(FLOOR_BYTES + 10 * MIB), bytes_per_s=MIB).left_s == 10
+    assert fill(0, pool(1 << 50), limit=10 * MIB).left_s is None, "it does not grow"
+    assert fill(0, pool(1 << 50, remaining=GIB), bytes_per_s=MIB).left_s is None, "there is enough for all"
+    assert fill(GIB, pool(1 << 50), limit=10 * MIB, bytes_per_s=MIB).left_s == 0
 
 
 def test_the_time_left_counts_what_others_write() -> None:
-    others = pot(FLOOR_BYTES + 100 * MIB, bytes_per_s=20 * MIB)
+    others = pool(FLOOR_BYTES + 100 * MIB, bytes_per_s=20 * MIB)
     assert fill(0, others, bytes_per_s=MIB).left_s == 5
     assert fill(0, others).left_s == 5, "the guest itself writes nothing"
-    slow = pot(FLOOR_BYTES + 100 * MIB, bytes_per_s=MIB)
+    slow = pool(FLOOR_BYTES + 100 * MIB, bytes_per_s=MIB)
     assert fill(0, slow, others, bytes_per_s=10 * MIB).left_s == 5, "the place that is full first"
     assert fill(0, slow, bytes_per_s=10 * MIB).left_s == 10, "their measured rate lags behind"
     assert fill(0, others, limit=10 * MIB, bytes_per_s=MIB).left_s == 5
@@ -248,9 +248,9 @@ def test_the_time_left_counts_what_others_write() -> None:
 
 
 def test_a_guest_that_has_stopped_for_want_of_space_counts_where_there_is_little() -> None:
-    enough = fill(0, pot(FLOOR_BYTES, remaining=0))
+    enough = fill(0, pool(FLOOR_BYTES, remaining=0))
     assert not replace(enough, is_guest_stopped=True).is_short
-    little = fill(0, pot(FLOOR_BYTES - 1, remaining=0))
+    little = fill(0, pool(FLOOR_BYTES - 1, remaining=0))
     assert not little.is_short
     assert replace(little, is_guest_stopped=True).is_short
 

@@ -40,25 +40,25 @@ class Used:
 
 def path(record: Record, disk: str) -> str:
     """The scratch file of a disk, or the block device that serves as such."""
-    return state.of(record).terms.device(disk) or f"{state.of(record).scratch}/{disk}.qcow2"
+    return state.of(record).policy.device(disk) or f"{state.of(record).scratch}/{disk}.qcow2"
 
 
 async def make(record: Record, user: User) -> None:
-    """Make the scratch files, empty, and reserve what the record's terms say.  Raises SpaceError or MissingError."""
+    """Make the scratch files, empty, and reserve what the record's policy says.  Raises SpaceError or MissingError."""
     async with trio.open_nursery() as nursery:
         for disk in record.snapshot.disks:
             nursery.start_soon(_make, record, disk, user)
 
 
 async def _make(record: Record, disk: Disk, user: User) -> None:
-    device = state.of(record).terms.device(disk.name)
+    device = state.of(record).policy.device(disk.name)
     if device:
         what = f"the scratch of {disk.name} on {device}"
         await qcow2.create(device, disk.size_bytes, None, backing=devices.mark(record.id), what=what)
         return
     file = path(record, disk.name)
     await qcow2.create(file, disk.size_bytes, user, what=f"the scratch file {file}")
-    length = state.of(record).terms.reserved_bytes(disk.size_bytes)
+    length = state.of(record).policy.reserved_bytes(disk.size_bytes)
     if length:
         await _reserve(file, length, user)
 
@@ -98,7 +98,7 @@ class Opened:
             except FileNotFoundError:
                 continue
             self._check(disk.name, descriptor)
-            if not state.of(self._record).terms.device(disk.name):
+            if not state.of(self._record).policy.device(disk.name):
                 status = os.fstat(descriptor)
                 found[disk.name] = Used(usage.written_bytes(status), status.st_size)
         return found
@@ -108,7 +108,7 @@ class Opened:
         if disk not in self._descriptors:
             if self._is_closed:  # this is a thread that was left behind
                 raise FileNotFoundError(errno.ENOENT, "nobody looks any more")
-            follow = 0 if state.of(self._record).terms.device(disk) else os.O_NOFOLLOW
+            follow = 0 if state.of(self._record).policy.device(disk) else os.O_NOFOLLOW
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | follow
             self._descriptors[disk] = os.open(path(self._record, disk), flags)
         return self._descriptors[disk]
@@ -121,7 +121,7 @@ class Opened:
 
     def measures(self, disk: str) -> bool:
         """Whether look() tells of it."""
-        return disk in self._descriptors and not state.of(self._record).terms.device(disk)
+        return disk in self._descriptors and not state.of(self._record).policy.device(disk)
 
     def close(self) -> None:
         """Let them go, for good."""
@@ -149,6 +149,6 @@ def is_any_nearly_full(record: Record, paths: Iterable[str]) -> bool:
 
 def remove(kept: Kept) -> None:
     """Remove the scratch directory, and what is ours on the block devices.  Idempotent.  Raises OSError."""
-    for _, device in state.of(kept).terms.devices:
+    for _, device in state.of(kept).policy.devices:
         devices.wipe(device, kept.id)
     directories.remove(state.of(kept).directory)

@@ -12,7 +12,7 @@ from ....host import blocking, usage
 from ....hypervisor import Domain
 from ....records.record import Record
 from .. import state
-from ..space import Fill, Pot, Rate
+from ..space import Pool, Rate, Usage
 from . import devices
 from .files import Opened, Used
 
@@ -33,7 +33,7 @@ class Gauge:
         self._growth: Rate | None = None
         self._filling: dict[str, Rate] = {}
 
-    async def read(self, domain: Domain | None, *, is_guest_stopped: bool = False) -> Fill:
+    async def read(self, domain: Domain | None, *, is_guest_stopped: bool = False) -> Usage:
         """What there is now: of files and file systems by looking, of block devices, and of files that are gone, by
         asking libvirt, where `domain` is given.
 
@@ -53,10 +53,13 @@ class Gauge:
         for name, free in self._free.items():
             before = self._filling.get(name)
             self._filling[name] = before.after(now, -free) if before else Rate.begin(now, -free)
-        pots = tuple(
-            Pot(name, free, self._remaining(name), self._filling[name].bytes_per_s) for name, free in self._free.items()
+        pools = tuple(
+            Pool(name, free, self._remaining(name), self._filling[name].bytes_per_s)
+            for name, free in self._free.items()
         )
-        return Fill(used, self._growth.bytes_per_s, state.of(self._record).terms, pots, is_guest_stopped, self.failure)
+        return Usage(
+            used, self._growth.bytes_per_s, state.of(self._record).policy, pools, is_guest_stopped, self.failure
+        )
 
     @property
     def failure(self) -> str | None:
@@ -87,7 +90,7 @@ class Gauge:
     @property
     def is_on_devices(self) -> bool:
         """Whether none of it is in files."""
-        return all(state.of(self._record).terms.device(disk.name) for disk in self._record.snapshot.disks)
+        return all(state.of(self._record).policy.device(disk.name) for disk in self._record.snapshot.disks)
 
     @property
     def unseen(self) -> list[str]:
@@ -101,7 +104,7 @@ class Gauge:
             if end is None:
                 continue
             self.used[disk] = Used(end, end)
-            device = state.of(self._record).terms.device(disk)
+            device = state.of(self._record).policy.device(disk)
             if device:
                 self._free[device] = await blocking.call(LOOK_S, devices.size, device) - end
 
@@ -109,14 +112,14 @@ class Gauge:
         """Let go of the scratch files, so that their space is free when they are removed."""
         self._opened.close()
 
-    def _remaining(self, pot: str) -> int:
+    def _remaining(self, pool: str) -> int:
         """What the snapshot may still take from that place."""
-        terms = state.of(self._record).terms
-        on_devices = dict(terms.devices)
+        policy = state.of(self._record).policy
+        on_devices = dict(policy.devices)
         disks = [
             (disk.size_bytes, self.used[disk.name].used if disk.name in self.used else 0)
             for disk in self._record.snapshot.disks
-            if on_devices.get(disk.name) == (pot if pot in on_devices.values() else None)
+            if on_devices.get(disk.name) == (pool if pool in on_devices.values() else None)
         ]
-        is_reserved = terms.is_reserved and pot not in on_devices.values()
-        return 0 if is_reserved else terms.remaining_bytes(disks)
+        is_reserved = policy.is_reserved and pool not in on_devices.values()
+        return 0 if is_reserved else policy.remaining_bytes(disks)

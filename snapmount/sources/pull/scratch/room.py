@@ -11,7 +11,7 @@ from ....core.snapshot import Disk
 from ....core.user import User
 from ....errors import NotFoundError
 from .. import space
-from ..space import Space, Terms
+from ..space import ScratchPolicy, Space
 from . import devices, places
 
 log = logging.getLogger(__name__)
@@ -28,15 +28,17 @@ class Needs:
     devices_in_use: Mapping[str, str]  # block devices that cannot be scratch, and what they are
 
 
-async def find(needs: Needs, directory: str | None, terms: Terms, warn: Callable[[str], None]) -> tuple[Path, Terms]:
-    """Below which directory the scratch files go, and the terms with the reason for it, where the user has named none.
+async def find(
+    needs: Needs, directory: str | None, policy: ScratchPolicy, warn: Callable[[str], None]
+) -> tuple[Path, ScratchPolicy]:
+    """Below which directory the scratch files go, and the policy with the reason for it, where the user has named none.
 
     Raises SpaceError, NotFoundError or MissingError.
     """
-    await _check_devices(needs, terms, warn)
-    in_files = [disk for disk in needs.disks if not terms.device(disk.name)]
-    worst = terms.remaining_bytes([(disk.size_bytes, 0) for disk in in_files])
-    reserved = sum(terms.reserved_bytes(disk.size_bytes) for disk in in_files)
+    await _check_devices(needs, policy, warn)
+    in_files = [disk for disk in needs.disks if not policy.device(disk.name)]
+    worst = policy.remaining_bytes([(disk.size_bytes, 0) for disk in in_files])
+    reserved = sum(policy.reserved_bytes(disk.size_bytes) for disk in in_files)
     allocated = sum(disk.size_bytes if disk.allocated_bytes is None else disk.allocated_bytes for disk in in_files)
     if directory:
         parent = Path(directory)
@@ -45,22 +47,22 @@ async def find(needs: Needs, directory: str | None, terms: Terms, warn: Callable
     else:
         place = await places.find(needs.origins, needs.user, reserved or worst, allocated)
         log.info("scratch files go below %s: %s", place.path, place.why)
-        parent, terms = Path(place.path), replace(terms, place=place.why)
+        parent, policy = Path(place.path), replace(policy, place=place.why)
         free = await places.free_bytes(parent)
     if in_files:
         _warn(warn, space.judge(needs.vm, str(parent), Space(free, worst, allocated, reserved)))
-    return parent, terms
+    return parent, policy
 
 
-async def _check_devices(needs: Needs, terms: Terms, warn: Callable[[str], None]) -> None:
+async def _check_devices(needs: Needs, policy: ScratchPolicy, warn: Callable[[str], None]) -> None:
     disks = {disk.name: disk for disk in needs.disks}
-    for name, device in terms.devices:
+    for name, device in policy.devices:
         if name not in disks:
             raise NotFoundError(
                 f"{needs.vm}: --scratch-device names {name!r}; the disks of the snapshot are {', '.join(disks)}"
             )
         size = await devices.check(device, needs.devices_in_use)
-        _warn(warn, space.judge_device(name, device, size, disks[name].size_bytes, terms))
+        _warn(warn, space.judge_device(name, device, size, disks[name].size_bytes, policy))
 
 
 def _warn(warn: Callable[[str], None], text: str | None) -> None:
