@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import gc
 import signal
-import threading
-import time
 from pathlib import Path
 
 import trio
@@ -24,13 +22,9 @@ async def not_hastened(_operations: filesystem.Operations, _inode: int) -> None:
     """In the place of Operations.hasten()."""
 
 
-go_on = threading.Event()
-
-
 def stand_still(*_: object) -> None:
-    go_on.clear()
-    while not go_on.is_set():
-        time.sleep(0.01)
+    """SIGUSR2 is blocked: Python would not call a handler of it within this one if both have come at once."""
+    signal.sigwait({signal.SIGUSR2})
 
 
 def close_all(*_: object) -> None:
@@ -48,7 +42,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.slow:
         filesystem.Operations.hasten = not_hastened  # type: ignore[method-assign]
-    signal.signal(signal.SIGUSR2, lambda *_: go_on.set())
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     signal.signal(signal.SIGUSR1, stand_still)
     signal.signal(signal.SIGHUP, close_all)
     opened = [raw.opened(Path(file).name, file, arguments.read_timeout) for file in arguments.files]

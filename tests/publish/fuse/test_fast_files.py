@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -67,13 +67,11 @@ def until_fast(path: Path, process: subprocess.Popen[bytes]) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)  # Python answers that
 
     def is_fast() -> bool:
-        with python_stands_still(process), mmap.mmap(-1, 4096) as buffer:
-            reading = reader.submit(os.preadv, descriptor, [buffer], 0)
-            try:
-                return reading.result(0.3) == 4096
-            except TimeoutError:
-                process.send_signal(signal.SIGUSR2)  # else it holds the buffer
-                return not reading.result()
+        with mmap.mmap(-1, 4096) as buffer:
+            with python_stands_still(process):
+                reading = reader.submit(os.preadv, descriptor, [buffer], 0)
+                done, _ = wait([reading], 0.3)
+            return reading.result() == 4096 and bool(done)
 
     try:
         with ThreadPoolExecutor(1) as reader:
