@@ -83,6 +83,12 @@ class Shown:
         return kinds.describe(self.record, self.store)
 
     @property
+    def _held_status(self) -> str:
+        """The state in words, and what the snapshot keeps from being done as long as it is active."""
+        status = _status(self.record, self.store.state(self.record))
+        return f"{status}: {self._description.hold}" if self._is_active and self._description.hold else status
+
+    @property
     def _is_active(self) -> bool:
         return self.store.state(self.record) is State.ACTIVE
 
@@ -153,7 +159,7 @@ class Shown:
             luns.summary(record.publication, self.sessions, self._is_active) if record.publication else "-",
             _size(self._description.used_bytes),
             *_growth(self._description.growth),
-            _status(record, self.store.state(record)),
+            self._held_status,
         )
         vms = [("", f"  {vm.name}", "", "", "", "", _overlay_size(vm), "", "", vm.state) for vm in self.scratch_vms]
         attached = [

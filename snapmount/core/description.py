@@ -23,4 +23,5 @@ class Description:
     growth: Growth | None = None  # as far as it has been measured just now
     nbd_uris: Mapping[str, str] = field(default_factory=dict)  # by disk (NBD URI specification)
     scratch: Mapping[str, Any] | None = None  # the value of "scratch" in JSON, see the man page
+    hold: str | None = None  # what cannot be done with the VM meanwhile, in words that follow a colon
     facts: Sequence[tuple[str, str]] = ()  # for `show`: what, and its value in words

@@ -14,13 +14,14 @@ def describe(record: Record, _directory: Path, _is_active: bool) -> Description:
     """Its images, which are read where they lie; it takes no space."""
     kept = state.of(record)
     vm = record.snapshot.vm_name
-    held = f"{vm} cannot be started until the snapshot is deleted"
+    hold = f"{vm} cannot be started until the snapshot is deleted"
     is_locked = all(chain.is_locked for chain in kept.chains)
     facts = [("source", "offline: the images of a VM that is shut off")]
     facts += [("images", path) for chain in kept.chains for path in imagechain.paths(chain.layers)]
-    facts += [("", held if is_locked else f"if {vm} is started, the snapshot is lost")]
+    facts += [("", hold if is_locked else f"if {vm} is started, the snapshot is lost")]
     return Description(
         used_bytes=0,
         nbd_uris={name: f"nbd+unix:///{name}?socket={kept.socket}" for name in kept.served},
+        hold=hold if is_locked else None,
         facts=facts,
     )

@@ -101,6 +101,7 @@ def test_take_list_and_show_tell_that_the_vm_cannot_be_started_and_it_cannot(off
     said = snapmount(*only, off.name, mountpoint)
     assert f"{off.name} cannot be started until the snapshot is deleted" in said.stderr
     assert f"{off.name} cannot be started until the snapshot is deleted" in snapmount("show", off.name).stdout
+    assert f"active: {off.name} cannot be started until" in snapmount("list").stdout
     assert off.virsh_fails("start", "--paused", off.name)
     assert off.state() == "shut off"
     assert state_of(off.name) == ("active", None)
