@@ -164,7 +164,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_while_a_snapshot_is_taken_undoes_it_and_clears_the_terminal(clean: None, tmp_path: Path) -> None:
     """libvirt does not answer; the server has been forked, and what shows the progress is a thread."""
     script = """
-from snapmount.cli import main
+from snapmount.cli.commands import main
 code = main(["vm1", "--iscsi", "--target", "tgt", "-c", "qemu:///system?socket=" + sys.stdin.readline().strip()])
 print(code)
 """
