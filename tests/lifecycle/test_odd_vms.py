@@ -17,14 +17,13 @@ from snapmount.boot.definition import TCG
 from snapmount.core.user import User
 
 from ..boot.test_definition import MODULES, NODES, WISH
-from ..rig import traces, vm
+from ..rig import luks, traces, vm
 from ..rig.command import read_direct, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
 NAME = f"{vm.PREFIX}-odd"
 QUOTED = f"{NAME} a'b\"&<>"  # which libvirt escapes in the names of some of its files
-LUKS = ["--object", "secret,id=key,data=pass", "-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"]
 
 # As libvirt tells of a VM that runs.  QEMU's processor has more than is told here, as it has after an update.
 ODD = f"""\
@@ -130,16 +129,14 @@ def encrypted(clean: None) -> Iterator[vm.VM]:
     with vm.running(NAME, [vm.Disk("vda", "qcow2", fill=filled)], start=False) as odd:
         image, plain = odd.directory / "vda.qcow2", odd.directory / "vda.img"
         image.unlink()
-        encrypt = ["qemu-img", "convert", "-O", "qcow2", *LUKS, str(plain), str(image)]
-        # QEMU measures first how fast it derives keys: now and then it is "unable to get accurate CPU usage"
-        wait_for(lambda: subprocess.run(encrypt).returncode == 0, "the disk is encrypted")
+        luks.encrypt(plain, image)
         (odd.directory / "key.xml").write_text(f"<secret private='yes'><uuid>{key}</uuid></secret>")
         (odd.directory / "key").write_text("pass")
         odd.virsh("secret-define", str(odd.directory / "key.xml"))
         try:
             odd.virsh("secret-set-value", key, "--plain", "--file", str(odd.directory / "key"))
-            luks = f"<encryption format='luks'><secret type='passphrase' uuid='{key}'/></encryption>"
-            redefine(odd, "<target dev='vda'", f"{luks}<target dev='vda'")
+            encryption = f"<encryption format='luks'><secret type='passphrase' uuid='{key}'/></encryption>"
+            redefine(odd, "<target dev='vda'", f"{encryption}<target dev='vda'")
             odd.start(paused=True)
             yield odd
         finally:
