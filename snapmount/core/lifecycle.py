@@ -29,11 +29,6 @@ class State(Enum):
         """Whether it is being made, or can be read."""
         return self in (State.STARTING, State.ACTIVE)
 
-    @property
-    def may_cost_the_guest(self) -> bool:
-        """Whether what keeps the point in time may still be there, so that it must be watched."""
-        return self in (State.STARTING, State.ACTIVE, State.ENDING)
-
     def check_next(self, state: State) -> None:
         """Raise ValueError where that state may not follow."""
         if state not in _NEXT[self]:

@@ -2,7 +2,7 @@
 
 To write another one, say `tape`, make a folder here, `sources/tape/`, with
 
-- `state.py`: a frozen dataclass of what the record must keep for it, which core/document.py reads and writes, and
+- `state.py`: a frozen SourceState of what the record must keep for it, which core/document.py reads and writes, and
   KIND = "tape"; it imports nothing heavy, since `list` loads it;
 - `description.py`: `describe(record, directory)`, a core.description.Description: what `list`, `show` and JSON tell of
   it; light too;

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from ...core.document import Reshaped, from_document
+from ...core.document import from_document
 from ...core.fingerprint import Fingerprint
 from ...core.imagechain import Layer
 from ...core.user import User
 from ...records.documents import HasSource
+from ..sourcestate import SourceState
 
 KIND = "offline"
 
@@ -36,8 +37,13 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class OfflineState(Reshaped):
-    """Where the disks lie, and what their files were like at the snapshot's moment."""
+class OfflineState(SourceState):
+    """Where the disks lie, and what their files were like at the snapshot's moment.
+
+    In the record: {"kind": "offline", "directory", "chains", "fingerprints", "reader"}.
+    """
+
+    kind: ClassVar[str] = KIND
 
     directory: str  # the snapshot's, ours alone, for the socket
     chains: tuple[Chain, ...]  # of the disks, in their order
@@ -53,17 +59,6 @@ class OfflineState(Reshaped):
     def served(self) -> dict[str, tuple[Layer, ...]]:
         """The disks that it exports."""
         return {chain.disk: chain.layers for chain in self.chains if chain.path is None}
-
-    def document_of(self, written: dict[str, Any]) -> dict[str, Any]:
-        """Its shape in the record: {"kind": "offline", "directory", "chains", "fingerprints", "reader"}."""
-        return {"kind": KIND, **written}
-
-    @classmethod
-    def fields_of(cls, document: dict[str, Any]) -> dict[str, Any]:
-        kind = document.pop("kind")
-        if kind != KIND:
-            raise ValueError(f"its source is {kind!r}, not {KIND!r}")
-        return document
 
 
 def of(kept: HasSource) -> OfflineState:

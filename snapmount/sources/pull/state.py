@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from ...core.document import Reshaped, from_document
+from ...core.document import from_document
 from ...records.documents import HasSource
+from ..sourcestate import SourceState
 from .space import DEFAULT_POLICY, ScratchPolicy
 
 KIND = "pull"
 
 
 @dataclass(frozen=True)
-class PullState(Reshaped):
-    """What libvirt's backup job needs, and what is made for it."""
+class PullState(SourceState):
+    """What libvirt's backup job needs, and what is made for it.
+
+    In the record: {"kind": "pull", "socket", "scratch", "policy"}.
+    """
+
+    kind: ClassVar[str] = KIND
 
     socket: str  # of QEMU's NBD server: the proof that a backup job is ours
     scratch: str  # directory of the scratch files, ours alone
     policy: ScratchPolicy = DEFAULT_POLICY  # how it uses scratch space
-
-    def document_of(self, written: dict[str, Any]) -> dict[str, Any]:
-        """Its shape in the record: {"kind": "pull", "socket", "scratch", "policy"}."""
-        return {"kind": KIND, **written}
-
-    @classmethod
-    def fields_of(cls, document: dict[str, Any]) -> dict[str, Any]:
-        kind = document.pop("kind")
-        if kind != KIND:
-            raise ValueError(f"its source is {kind!r}, not {KIND!r}")
-        return document
 
     @property
     def directory(self) -> Path:
