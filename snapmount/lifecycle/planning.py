@@ -15,7 +15,7 @@ from ..core.diskdefinition import DiskDefinition
 from ..core.iscsi import PortalRequest
 from ..core.plan import Choice
 from ..core.snapshot import Snapshot
-from ..errors import NotFoundError
+from ..errors import NotFoundError, StateError
 from ..host import blocking, datadirectory, mounts
 from ..host.processes import Process
 from ..hypervisor import writers
@@ -88,8 +88,12 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         await blocking.on_path(request.mountpoint, CHECK_S, mounts.check_mountpoint, request.mountpoint)
     source = await registry.serving(domain, request.source)
     subject = await _subject(request, store, connection, domain, warn)
-    planned = await source.plan(subject)
-    await _check_writers(domain, subject.selection.chosen, connection, request.choice)
+    try:
+        planned = await source.plan(subject)
+        await _check_writers(domain, subject.selection.chosen, connection, request.choice)
+    except StateError:
+        check_alone(domain, request.connect, store)  # what refuses may be that of a snapshot taken since then
+        raise
     snapshot = Snapshot(
         id=subject.snapshot_id,
         vm_name=domain.name,
@@ -115,6 +119,18 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         is_open=request.allow_other,
     )
     return Plan(subject, record, planned.directory)
+
+
+def check_alone(domain: hypervisor.Domain, connect: str, store: Store) -> None:
+    """Raise StateError if another process is taking, or has taken, a snapshot of the VM since we have looked."""
+    for other in store.load_all()[0]:
+        is_of_same = (other.snapshot.vm_uuid, other.connect) == (domain.uuid, connect)
+        if is_of_same and other.state.is_alive and store.is_served(other.id):
+            raise StateError(
+                f"{other.snapshot.vm_name} has a snapshot already: {other.id}, {other.state.value}, "
+                f"of {store.holder(other.id)}",
+                names.command("snapmount", "delete", other.id),
+            )
 
 
 async def _subject(

@@ -13,15 +13,13 @@ from pathlib import Path
 import trio
 
 from .. import hypervisor
-from ..core import names
 from ..core.image import Image
 from ..core.publishing import choose_portals, target_of
-from ..errors import StateError
 from ..host import datadirectory
 from ..publish import iscsi
 from ..records import journal
 from ..records.exclusion import exclusive
-from ..records.record import Publication, Record
+from ..records.record import Publication
 from ..records.store import Lease, Store
 from ..sources import registry
 from . import nvram, planning
@@ -43,7 +41,7 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
         async with hypervisor.connected(request.connect) as connection:
             planned = await planning.make(request, store, connection, reporter.warn)
             async with exclusive(store):
-                _check_alone(planned.record, store)
+                planning.check_alone(planned.subject.domain, request.connect, store)
                 record = replace(planned.record, standby=reporter.standby)
                 lease = store.lease(record, lasts=registry.of(record).OUTLIVES_REBOOT)
             stack.callback(lease.release)
@@ -66,18 +64,6 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
 async def _undo(lease: Lease) -> None:
     with trio.CancelScope(shield=True):
         await tear_down(lease)
-
-
-def _check_alone(record: Record, store: Store) -> None:
-    """Raise StateError where another process is taking, or has taken, a snapshot of the VM since we have looked."""
-    for other in store.load_all()[0]:
-        is_of_same = (other.snapshot.vm_uuid, other.connect) == (record.snapshot.vm_uuid, record.connect)
-        if is_of_same and other.state.is_alive and store.is_served(other.id):
-            raise StateError(
-                f"{other.snapshot.vm_name} has a snapshot already: {other.id}, {other.state.value}, "
-                f"of {store.holder(other.id)}",
-                names.command("snapmount", "delete", other.id),
-            )
 
 
 async def _make(planned: planning.Plan, lease: Lease) -> None:
