@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 from dataclasses import dataclass
 
 import trio
@@ -13,7 +12,7 @@ import trio
 from .. import hypervisor
 from ..core import names, units
 from ..errors import NotBootedError, UnreachableError, UsageError
-from ..host import blocking, endings
+from ..host import blocking, descriptors, endings
 from .scratchvm import ScratchVm
 
 WAIT_TIMEOUT_S = 300.0  # unless the user says otherwise
@@ -197,11 +196,11 @@ class Console:
         followed, and nothing but a file is read.
         """
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = descriptors.opened_file(self._path)
         except OSError:
             return  # not there yet, or no more
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or any(os.path.samestat(status, os.fstat(each)) for each in self._files):
+        if any(os.path.samestat(status, os.fstat(each)) for each in self._files):
             os.close(descriptor)
             return
         for older in self._files[:-1]:

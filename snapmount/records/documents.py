@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from ..core.document import dump, from_document, to_document
 from ..errors import StateError
+from ..host import descriptors
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -52,10 +52,10 @@ def read(path: Path, kind: type[T], check: Callable[[T], object] = lambda _: Non
 
 def _bytes_of(path: Path) -> bytes:
     """Raises OSError, also for what is no regular file of ours, and for one that is too large to be one."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = descriptors.opened_file(path)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        if status.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, "it is no file of ours")
         if status.st_size > MAX_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))

@@ -19,7 +19,7 @@ from ....core import units
 from ....core.snapshot import Disk
 from ....core.user import User
 from ....errors import SpaceError
-from ....host import execution, usage
+from ....host import descriptors, execution, usage
 from ....hypervisor import directories
 from ....images import qcow2
 from ....records.kept import Kept
@@ -108,9 +108,8 @@ class Opened:
         if disk not in self._descriptors:
             if self._is_closed:  # this is a thread that was left behind
                 raise FileNotFoundError(errno.ENOENT, "nobody looks any more")
-            follow = 0 if state.of(self._record).policy.device(disk) else os.O_NOFOLLOW
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | follow
-            self._descriptors[disk] = os.open(path(self._record, disk), flags)
+            is_device = state.of(self._record).policy.device(disk) is not None
+            self._descriptors[disk] = descriptors.opened(path(self._record, disk), follow=is_device)
         return self._descriptors[disk]
 
     def _check(self, disk: str, descriptor: int) -> None:
