@@ -13,6 +13,7 @@ from .. import hypervisor
 from ..core import domainxml, names, plan
 from ..core.diskdefinition import DiskDefinition
 from ..core.iscsi import PortalRequest
+from ..core.lifecycle import State
 from ..core.plan import Choice
 from ..core.snapshot import Snapshot
 from ..errors import NotFoundError, StateError
@@ -126,9 +127,10 @@ def check_alone(domain: hypervisor.Domain, connect: str, store: Store) -> None:
     for other in store.load_all()[0]:
         is_of_same = (other.snapshot.vm_uuid, other.connect) == (domain.uuid, connect)
         if is_of_same and other.state.is_alive and store.is_served(other.id):
+            is_shown = other.state is State.ACTIVE
+            where = other.whereabouts if is_shown else f"{other.state.value}, of {store.holder(other.id)}"
             raise StateError(
-                f"{other.snapshot.vm_name} has a snapshot already: {other.id}, {other.state.value}, "
-                f"of {store.holder(other.id)}",
+                f"{other.snapshot.vm_name} has a snapshot already: {other.id}, {where}",
                 names.command("snapmount", "delete", other.id),
             )
 

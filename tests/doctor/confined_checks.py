@@ -12,6 +12,7 @@ import json
 import os
 import random
 import subprocess
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from snapmount.core.iscsi import PORT, Credentials, Lun, Target
 from snapmount.core.publishing import parse_portal
 
 from ..publish.iscsi import lio_checks
-from ..rig import bootsector, command, initiator, libvirtd, traces, vm
+from ..rig import bootsector, command, initiator, libvirtd, servers, traces, vm
 from ..rig.command import read_direct, snapmount, snapmount_json
 from ..rig.initiator import wait_for
 
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Will be removed in 1.0")  # what
 PROFILES = Path("/etc/apparmor.d")
 SLOW_S = 600  # nothing is fast in a VM in a VM
 SIZE = 8 * vm.MIB
+BLOCK = 65536
 FORBIDDEN = Path("/var/lib/libvirt/images/snapmount-test-forbidden.raw")
 
 
@@ -240,3 +242,51 @@ def test_nothing_is_left_and_the_original_goes_on(
     assert not original.has_job()
     overwrite(original, 0x5B)
     assert original.state() == "paused"
+
+
+# -- a VM that is shut off ---------------------------------------------------------------------------------------------
+
+
+def test_an_offline_vm_s_luns_are_recovered_under_a_reader_and_deleted_with_a_session_logged_in(
+    confined_libvirt: None,
+) -> None:
+    disks = [vm.Disk("vda", size=SIZE, fill=fill), vm.Disk("vdb", "qcow2", size=SIZE, fill=fill)]
+    with vm.running(f"{vm.PREFIX}-off", disks, start=False, direct_kernel=False) as off:
+        taken = snapmount_json("--iscsi", "--target", "lio", off.name)
+        assert (taken["source"], taken["iscsi"]["target"]) == ("offline", "lio")
+        target, credentials = target_of(taken["iscsi"]), Credentials(taken["iscsi"]["user"], taken["iscsi"]["secret"])
+        with initiator.running(), initiator.session(target, target.portals[0], credentials) as devices:
+            whole = sha256(*devices)
+            assert whole[0] == hashlib.sha256((off.directory / "vda.img").read_bytes()).hexdigest()
+            with reading(devices[0]) as reads:
+                servers.kill(taken)
+                assert [each["id"] for each in snapmount_json("recover")["reattached"]] == [taken["id"]]
+                since = len(reads)
+                wait_for(lambda: any(reads[since:]), "it is read again")
+            assert set(reads) - {None} == {initiator.read(devices[0], BLOCK)}, "never other bytes"
+            assert sha256(*devices) == whole
+            snapmount("delete", "--force", off.name)
+            assert lio_checks.traces() == []
+    assert traces.found() == []
+
+
+@contextlib.contextmanager
+def reading(device: Path) -> Iterator[list[bytes | None]]:
+    """Read the device's first block again and again while the block lasts; what was read, None for an error."""
+    reads: list[bytes | None] = []
+    is_over = threading.Event()
+
+    def read() -> None:
+        while not is_over.is_set():
+            try:
+                reads.append(initiator.read(device, BLOCK))
+            except OSError:
+                reads.append(None)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield reads
+    finally:
+        is_over.set()
+        reader.join()

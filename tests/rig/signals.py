@@ -60,7 +60,7 @@ def interrupted(
     """
     for _ in range(10):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-            wait_for(is_under_way, f"{command} is under way")
+            wait_for(lambda: is_under_way() or process.poll() is not None, f"{command} is under way")
             process.send_signal(number)
             _, complaint = process.communicate(timeout=60)
         if process.returncode != 0:
