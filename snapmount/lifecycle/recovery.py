@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+
+import trio
 
 from ..core import names
 from ..core.lifecycle import State
@@ -16,6 +19,9 @@ from . import adoption, orphans, server
 from .orphans import Orphan
 
 Tell = Callable[[str], None]
+
+OTHERS_S = 30.0  # that another process is given to recover a snapshot, or to give it back
+POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def _meant(words: Sequence[str], store: Store, done: Recovery, tell: Tell) -> li
     if not words:
         records, broken = store.load_all()
         done.errors += broken
-        return [record for record in records if is_dead(record, store)]
+        return [record for record in records if _is_left_dead(record, store)]
     found = []
     for word in words:
         try:
@@ -132,8 +138,26 @@ def _meant(words: Sequence[str], store: Store, done: Recovery, tell: Tell) -> li
         except SnapmountError as error:
             done.errors.append(error)
             continue
-        if is_dead(record, store):
+        if _is_left_dead(record, store):
             found.append(record)
+        elif now := store.load(record.id):
+            tell(f"snapshot {record.id} is {store.state(now).value}, in the hands of {store.holder(record.id)}")
         else:
-            tell(f"snapshot {record.id} is {store.state(record).value}, in the hands of {store.holder(record.id)}")
+            tell(f"snapshot {record.id} has just been ended")
     return found
+
+
+def _is_left_dead(record: Record, store: Store) -> bool:
+    """Whether it is dead; where another process is about to recover or undo it, when that has succeeded or failed."""
+    with contextlib.suppress(trio.TooSlowError):
+        interruptible.run(_until_nobody_recovers, record, store)
+    now = store.load(record.id)
+    return now is not None and is_dead(now, store)
+
+
+async def _until_nobody_recovers(record: Record, store: Store) -> None:
+    with trio.fail_after(OTHERS_S):
+        while store.state(store.load(record.id) or record) in (State.DEAD, State.LEFTOVER):
+            if not store.is_served(record.id):
+                return
+            await trio.sleep(POLL_S)
