@@ -53,7 +53,7 @@ class Stage:
 
     def make_guest(self) -> None:
         self._of_guest.close()
-        running = vm.running(GUEST, DISKS, command_line=f"snapmount.seed={GUEST_SEED}")
+        running = vm.running(GUEST, DISKS, command_line=f"snapmount.seed={GUEST_SEED} snapmount.pause=200")
         self.guest = self._of_guest.enter_context(running)
         self.guest.keeps_writing(100)
         self.replay = prefix.Replay(GUEST_SEED, [disk.size for disk in DISKS])

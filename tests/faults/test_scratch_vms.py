@@ -37,7 +37,7 @@ SEED = 7
 
 def test_a_copy_gets_io_errors_when_the_original_ends_and_is_removed_cleanly(clean: None) -> None:
     disks = [vm.Disk("vda", size=1024 * vm.MIB)]  # so large that not all of it is in the overlay soon
-    with vm.running(f"{vm.PREFIX}-own", disks, command_line=f"snapmount.seed={SEED}") as original:
+    with vm.running(f"{vm.PREFIX}-own", disks, command_line=f"snapmount.seed={SEED} snapmount.pause=1000") as original:
         scratch, told = boot("--wait-for", UP, original.name)
         original.virsh("destroy", original.name)
         wait_for(lambda: snapmount_json("list")[0]["state"] == "lost", "the loss is told")

@@ -180,7 +180,7 @@ def test_the_server_keeps_nothing_open_of_its_caller_s(writer: vm.VM, mountpoint
 @pytest.mark.parametrize("kind", ["chain", "block"])
 def test_origins_of_other_kinds_hold_a_prefix_too(clean: None, mountpoint: Path, kind: str) -> None:
     disks = [vm.Disk("vda", kind), vm.Disk("vdb", kind)]
-    with vm.running(f"{vm.PREFIX}-{kind}", disks, command_line=f"snapmount.seed={SEED}") as guest:
+    with vm.running(f"{vm.PREFIX}-{kind}", disks, command_line=f"snapmount.seed={SEED} snapmount.pause=1000") as guest:
         guest.keeps_writing(500)
         snapmount(guest.name, mountpoint)
         guest.keeps_writing(500)
@@ -225,7 +225,9 @@ def test_the_owner_of_the_view_is_qemu_s_user_alone(writer: vm.VM, mountpoint: P
 def test_a_disk_with_an_iothread_costs_no_qemu_its_life(clean: None, mountpoint: Path) -> None:
     """Older ones crash as soon as an NBD client of such a disk goes away."""
     disks = [vm.Disk("vda", iothread=True), vm.Disk("vdb", "qcow2")]
-    with vm.running(f"{vm.PREFIX}-iothread", disks, command_line=f"snapmount.seed={SEED}") as threaded:
+    with vm.running(
+        f"{vm.PREFIX}-iothread", disks, command_line=f"snapmount.seed={SEED} snapmount.pause=1000"
+    ) as threaded:
         qemu = threaded.qemu_pid()
         said = subprocess.run([f"/proc/{qemu}/exe", "--version"], capture_output=True, text=True, check=True).stdout
         version = tuple(map(int, re.findall(r"version (\d+)\.(\d+)\.(\d+)", said)[0]))

@@ -36,7 +36,11 @@ def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account)
     mountpoint = account.home / "mount point"
     account.run("mkdir", mountpoint)
     with vm.running(
-        f"{vm.PREFIX}-user", disks, command_line=f"snapmount.seed={SEED}", uri="qemu:///session", account=account
+        f"{vm.PREFIX}-user",
+        disks,
+        command_line=f"snapmount.seed={SEED} snapmount.pause=1000",
+        uri="qemu:///session",
+        account=account,
     ) as guest:
         guest.keeps_writing(100)
         taken = run_json(guest.name, mountpoint)
