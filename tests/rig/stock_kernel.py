@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,6 +33,14 @@ BIN = Path(sys.executable).parent
 RESULTS = "results"  # lines of JSON, see within.py
 OUTPUT = "output"  # of the command
 VM_OUTPUT = "vm-output"
+
+# A second view of the host's root, whose files the VM keeps in memory, as nobody changes them: programs start twice as
+# fast from it as from what virtme-ng mounts, cache=none (https://docs.kernel.org/filesystems/9p.html).
+CACHED = "cached"
+CACHED_AT = f"/run/{CACHED}"
+CACHED_DIRECTORIES = ("/usr/bin", "/usr/sbin", sysconfig.get_path("stdlib"), "/usr/lib/python3", str(ROOT))
+DEVICE = f"-fsdev local,id={CACHED},path=/,security_model=none,readonly=on,multidevs=remap"
+DEVICE += f" -device virtio-9p-pci,fsdev={CACHED},mount_tag={CACHED}"
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ def _vng(command: list[str], shared: Path) -> list[str]:
     script.chmod(0o755)
     vng = [BIN / "vng", "--run", build(), "--user", "root", "--rwdir", shared, "--cwd", shared]
     vng += ["--overlay-rwdir=/etc", "--overlay-rwdir=/var", "--cpus", "1", "--memory", "2G"]
-    vng += ["--disable-microvm", "--exec", script]
+    vng += ["--disable-microvm", "--append=cryptomgr.notests", f"--qemu-opts={DEVICE}", "--exec", script]
     if guest.domain_type() != "kvm":
         vng += ["--disable-kvm"]
     return list(map(str, vng))
@@ -180,6 +189,9 @@ def _script(command: list[str], shared: Path) -> str:
 exec >{shared}/{OUTPUT} 2>&1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 export SNAPMOUNT_RESULTS={shared}/{RESULTS} PYTHONDONTWRITEBYTECODE=1
+mkdir {CACHED_AT}
+mount -t 9p -o ro,version=9p2000.L,trans=virtio,msize=524288,cache=loose {CACHED} {CACHED_AT}
+for directory in {shlex.join(CACHED_DIRECTORIES)}; do mount --bind "{CACHED_AT}$directory" "$directory"; done
 cd {shlex.quote(str(ROOT))}
 {shlex.join(command)}
 dmesg | tail -n 50
