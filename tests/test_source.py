@@ -246,6 +246,7 @@ HOUSE = (
         "attach",
         "publish",
         "sources",
+        "storage",
         "images",
         "hypervisor",
         "records",

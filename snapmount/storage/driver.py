@@ -1,8 +1,8 @@
 """What a driver is: the protocol that each of them keeps, and the values it speaks in.
 
 A driver clones image files and block devices of this host, while a VM that writes to them is paused, by means of what
-they are stored on.  It knows nothing of VMs, disks' formats and records: a path goes in, a path of the same bytes, which
-nobody writes to, comes out.
+they are stored on.  It knows nothing of VMs, disks' formats and records: a path goes in, a path of the same bytes,
+which nobody writes to, comes out.  What a hook takes may also lie in a network, and have a URL in place of a path.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from ..core.extents import Extent
 from ..core.user import User
 
 
+def is_url(frozen: str) -> bool:
+    """Whether it is a URL that describes a snapshot, whose bytes this host cannot read, and no path."""
+    return not frozen.startswith("/")
+
+
 @dataclass(frozen=True)
 class Clone:
     """What a driver makes in one piece: frozen images of one or several origins.
@@ -23,12 +28,12 @@ class Clone:
     """
 
     driver: str  # the driver's name, see drivers.py
-    origins: tuple[str, ...]  # absolute paths, symbolic links resolved
-    frozen: tuple[str, ...]  # where each is found once the clone has been made and activated
+    origins: tuple[str, ...]  # absolute paths, symbolic links resolved; for hooks also network origins, as they print
+    frozen: tuple[str, ...]  # where each is found once it has been activated; () if nothing but activate() can tell
     kept: Mapping[str, Any] = field(default_factory=dict)  # what this driver alone needs to find its clone: JSON
 
     def of(self, origin: str) -> str:
-        """The frozen image of that origin."""
+        """The frozen image of that origin: an absolute path, or a URL (see is_url())."""
         return self.frozen[self.origins.index(origin)]
 
 
@@ -83,9 +88,10 @@ class Driver(Protocol):
     async def create(self, clone: Clone) -> None:
         """Take it, while the guest is paused.  Raises SnapmountError."""
 
-    async def activate(self, clone: Clone) -> None:
-        """See that the frozen paths can be read, after create() as after a restart of the host.  Idempotent.  Raises
-        StateError if the clone is there no more, UnreachableError if that may pass.
+    async def activate(self, clone: Clone) -> Clone:
+        """See that the frozen paths can be read, after create() as after a restart of the host; the clone, with where
+        they are now, which a device number may have changed.  Idempotent.  Raises StateError if the clone is there no
+        more, UnreachableError if that may pass.
         """
 
     async def why_lost(self, clone: Clone) -> str | None:
