@@ -37,6 +37,32 @@ class Layer:
         return own + (self.data.paths if self.data else ())
 
 
+@dataclass(frozen=True)
+class Chain:
+    """What a disk consists of."""
+
+    disk: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def path(self) -> str | None:
+        """Of a disk that is one raw image of this host: it is read without QEMU."""
+        top = self.layers[0]
+        is_plain = len(self.layers) == 1 and top.format == "raw" and isinstance(top.origin, str)
+        return str(top.origin) if is_plain else None
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether QEMU's lock keeps others from writing to it: all of it is files of this host."""
+        parts = [part for layer in self.layers for part in (layer, layer.data) if part]
+        return all(isinstance(part.origin, str) and not part.is_device for part in parts)
+
+
+def served(chains: Sequence[Chain]) -> dict[str, tuple[Layer, ...]]:
+    """The disks that QEMU has to read for us, by their names, with their layers."""
+    return {chain.disk: chain.layers for chain in chains if chain.path is None}
+
+
 def paths(chain: Sequence[Layer]) -> tuple[str, ...]:
     """The files and block devices of this host that a disk consists of, its first one first."""
     return tuple(path for layer in chain for path in layer.paths)

@@ -72,7 +72,7 @@ async def _reopened(stack: AsyncExitStack, lease: Lease) -> OpenSnapshot:
         raise _lost(record, reason)
     guard = await stack.enter_async_context(guarded(lease))
     try:
-        images = await stack.enter_async_context(registry.of(record).open(record))
+        images = await stack.enter_async_context(registry.of(record).open(record, guard.watch))
     except StateError as error:
         raise _lost(record, error.message) from error
     for disk, image in zip(record.snapshot.disks, images, strict=True):

@@ -34,7 +34,7 @@ class Guard:
 
     def __init__(self, lease: Lease, watch: Watch) -> None:
         self._claim = lease
-        self._watch = watch
+        self.watch = watch
         self._shown: Shown | None = None
         self._came_before: SnapmountError | None = None  # the loss, before it was shown
 
@@ -52,16 +52,16 @@ class Guard:
         If that is before it is shown, the scope is cancelled, and SpaceError raised where it had to be given up, else
         UnreachableError.
         """
-        loss = await self._watch.wait_lost()
+        loss = await self.watch.wait_lost()
         if self._shown:
-            await lose(self._claim, self._watch, loss, self._shown)
+            await lose(self._claim, self.watch, loss, self._shown)
             return
         log.error("the snapshot is %s before it is readable: %s", loss.state.value, loss.reason)
         self._came_before = self._error(loss)
         scope.cancel()
         if loss.state is State.GAVE_UP:  # the guest waits; all else is undone by who has begun it
             with trio.CancelScope(shield=True):
-                await self._watch.release(loss, lambda _: None)
+                await self.watch.release(loss, lambda _: None)
         raise self._came_before
 
     def _error(self, loss: Loss) -> SnapmountError:

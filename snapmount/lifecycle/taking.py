@@ -50,7 +50,7 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             lease.write_definition(planned.subject.xml)
             await _make(planned, lease)
         guard = await stack.enter_async_context(guarded(lease))
-        images = await stack.enter_async_context(registry.of(lease.record).open(lease.record))
+        images = await stack.enter_async_context(registry.of(lease.record).open(lease.record, guard.watch))
         _note_sizes(lease, images)
         if request.luns:
             async with exclusive(store):

@@ -97,9 +97,9 @@ class Source(Protocol):
         then is undone by release() and destroy().
         """
 
-    def open(self, record: Record) -> AbstractAsyncContextManager[Sequence[OpenImage]]:
-        """Its disks, in their order, after a take and after a crash alike.  Raises StateError where they are gone,
-        UnreachableError where they cannot be had now.
+    def open(self, record: Record, watch: Watch) -> AbstractAsyncContextManager[Sequence[OpenImage]]:
+        """Its disks, in their order, after a take and after a crash alike; `watch` is what watched() has given, which
+        may have to know.  Raises StateError where they are gone, UnreachableError where they cannot be had now.
         """
 
     async def why_lost(self, record: Record) -> str | None:

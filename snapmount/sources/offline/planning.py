@@ -8,15 +8,15 @@ from ...core import imagechain, names, plan
 from ...core.diskdefinition import DiskDefinition
 from ...core.document import to_document
 from ...core.fingerprint import Fingerprint
+from ...core.imagechain import Chain
 from ...core.snapshot import Disk
 from ...errors import StateError
 from ...host import blocking, datadirectory
 from ...hypervisor import Domain, writers
-from ...images import fingerprint
+from ...images import chain, fingerprint
+from ...images.chain import Found, Owner
 from ..source import Plan, Subject
-from . import chain
-from .chain import Found
-from .state import Chain, OfflineState
+from .state import OfflineState
 
 LOOK_S = 30.0
 
@@ -27,7 +27,8 @@ async def plan_snapshot(subject: Subject) -> Plan:
         raise StateError(f"{subject.domain.name} is shut off: there is no guest to quiesce", "no --quiesce")
     chosen = subject.selection.chosen
     _check_bypass(subject)
-    found = [await chain.find(subject.domain.name, disk, subject.connection, subject.user) for disk in chosen]
+    vm = Owner(subject.domain.name, subject.user, names.command("virsh", "start", subject.domain.name))
+    found = [await chain.find(vm, disk, subject.connection) for disk in chosen]
     chains = tuple(Chain(disk.name, each.layers) for disk, each in zip(chosen, found, strict=True))
     await _check_writers(subject, chains)
     await _warn(subject, chains)

@@ -7,33 +7,30 @@ made is a socket alone.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-
-import trio
 
 from ... import hypervisor
 from ...core import imagechain, names
 from ...core.image import OpenImage
 from ...core.imagechain import Layer
 from ...core.origin import NetworkOrigin
-from ...errors import LeftoverError, NotFoundError, StateError
+from ...errors import LeftoverError, StateError
 from ...host import blocking, datadirectory
 from ...hypervisor import directories
-from ...images import fingerprint, lock, nbd, raw
+from ...images import disks, fingerprint
+from ...images.disks import Access
 from ...records.kept import Kept
 from ...records.record import Record
 from ...records.store import Lease
-from ..source import ByHand, Subject
-from . import daemon, state
-from .daemon import Daemon
+from ..source import ByHand, Subject, Watch
+from . import state
 from .planning import plan_snapshot as plan
 from .planning import why_not
 from .state import OfflineState
-from .watch import Custody, custody, watched
+from .watch import OfflineWatch, watched
 
 __all__ = [
     "OUTLIVES_REBOOT",
@@ -75,73 +72,21 @@ def _make(kept: OfflineState) -> None:
 
 
 @asynccontextmanager
-async def open(record: Record) -> AsyncIterator[Sequence[OpenImage]]:  # noqa: A001
-    """The raw images of this host themselves, and the exports of a daemon for all others."""
-    kept, held = state.of(record), custody(record.id)
-    async with AsyncExitStack() as stack:
-        try:
-            images = await _opened_files(stack, kept, record)
-            locks = [await _locked(stack, path) for path in _served_paths(kept)]
-        except NotFoundError as error:  # by now it is the snapshot that has gone
-            raise StateError(error.message, error.remedy) from error
-        if kept.served:
-            served_by = await stack.enter_async_context(daemon.serving(kept.served, Path(kept.socket), kept.reader))
-            images |= await _exports(stack, kept, record)
-            nursery = await stack.enter_async_context(_cancelled_at_the_end())
-            nursery.start_soon(_tell_end, served_by, held)
-            nursery.start_soon(_let_go, served_by, locks, held)
+async def open(record: Record, watch: Watch) -> AsyncIterator[Sequence[OpenImage]]:  # noqa: A001
+    """The images where they lie."""
+    assert isinstance(watch, OfflineWatch)
+    kept = state.of(record)
+    access = Access(kept.socket, kept.reader, record.read_timeout_s, _served_paths(kept))
+    async with disks.opened(kept.chains, access, watch.custody) as images:
         changed = await blocking.call(LOOK_S, fingerprint.first_change, kept.fingerprints)
         if changed:
             raise StateError(changed)
-        yield [images[chain.disk] for chain in kept.chains]
-
-
-async def _opened_files(stack: AsyncExitStack, kept: OfflineState, record: Record) -> dict[str, OpenImage]:
-    return {
-        chain.disk: await stack.enter_async_context(raw.opened(chain.disk, chain.path, record.read_timeout_s))
-        for chain in kept.chains
-        if chain.path is not None
-    }
-
-
-async def _exports(stack: AsyncExitStack, kept: OfflineState, record: Record) -> dict[str, OpenImage]:
-    budget, read_s = nbd.Budget(len(kept.served)), record.read_timeout_s
-    return {
-        name: await stack.enter_async_context(nbd.opened(name, kept.socket, name, read_s, budget))
-        for name in kept.served
-    }
+        yield images
 
 
 def _served_paths(kept: OfflineState) -> Sequence[str]:
     """The daemon locks the first image of each disk only: an NBD export lets others write to what that rests on."""
     return list(dict.fromkeys(path for layers in kept.served.values() for path in imagechain.paths(layers)))
-
-
-async def _locked(stack: AsyncExitStack, path: str) -> int:
-    """QEMU's lock of an image, which is not read by us, until the stack is closed."""
-    with trio.CancelScope(shield=True):  # else a thread left behind would open what nobody closes
-        descriptor = await blocking.on_path(path, LOOK_S, lock.held, path)
-    stack.callback(os.close, descriptor)
-    return descriptor
-
-
-@asynccontextmanager
-async def _cancelled_at_the_end() -> AsyncIterator[trio.Nursery]:
-    async with trio.open_nursery() as nursery:
-        yield nursery
-        nursery.cancel_scope.cancel()
-
-
-async def _tell_end(served_by: Daemon, held: Custody) -> None:
-    held.daemon_has_ended(await served_by.wait_ended())
-
-
-async def _let_go(served_by: Daemon, locks: Sequence[int], held: Custody) -> None:
-    """Once the snapshot is lost, it must not keep the VM from being started."""
-    await held.released.wait()
-    for descriptor in locks:
-        lock.release(descriptor)
-    await served_by.end()
 
 
 async def why_lost(record: Record) -> str | None:

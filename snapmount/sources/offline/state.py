@@ -5,35 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...core import imagechain
 from ...core.document import from_document
 from ...core.fingerprint import Fingerprint
-from ...core.imagechain import Layer
+from ...core.imagechain import Chain, Layer
 from ...core.user import User
 from ...records.documents import HasSource
 from ..sourcestate import SourceState
 
 KIND = "offline"
-
-
-@dataclass(frozen=True)
-class Chain:
-    """What a disk consists of."""
-
-    disk: str
-    layers: tuple[Layer, ...]
-
-    @property
-    def path(self) -> str | None:
-        """Of a disk that is one raw image of this host: it is read without QEMU."""
-        top = self.layers[0]
-        is_plain = len(self.layers) == 1 and top.format == "raw" and isinstance(top.origin, str)
-        return str(top.origin) if is_plain else None
-
-    @property
-    def is_locked(self) -> bool:
-        """Whether QEMU's lock keeps others from writing to it: all of it is files of this host."""
-        parts = [part for layer in self.layers for part in (layer, layer.data) if part]
-        return all(isinstance(part.origin, str) and not part.is_device for part in parts)
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,7 @@ class OfflineState(SourceState):
     @property
     def served(self) -> dict[str, tuple[Layer, ...]]:
         """The disks that it exports."""
-        return {chain.disk: chain.layers for chain in self.chains if chain.path is None}
+        return imagechain.served(self.chains)
 
 
 def of(kept: HasSource) -> OfflineState:

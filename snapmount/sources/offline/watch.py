@@ -14,50 +14,24 @@ from ...core.lifecycle import State
 from ...errors import UnreachableError
 from ...host.logs import Problems
 from ...images import fingerprint
+from ...images.disks import Custody
 from ...records.record import Record
 from ...records.store import Store
 from ..source import Loss
 from . import state
-from .state import OfflineState
 
 log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
 
 
-class Custody:
-    """What open() and the watch of a snapshot in one process tell each other."""
+class OfflineWatch:
+    """A Watch (see source.py)."""
 
-    def __init__(self) -> None:
-        self.released = trio.Event()  # the point in time is lost: nothing is to be held any longer
-        self._ended = trio.Event()
-        self._how = ""
-
-    def daemon_has_ended(self, how: str) -> None:
-        self._how = how
-        self._ended.set()
-
-    async def wait_daemon_ended(self) -> str:
-        """Return how."""
-        await self._ended.wait()
-        return self._how
-
-
-_custodies: dict[str, Custody] = {}  # of the snapshots that this process watches, by id
-
-
-def custody(snapshot_id: str) -> Custody:
-    """That of a snapshot; of one that is not watched, one that tells nobody."""
-    return _custodies.get(snapshot_id) or Custody()
-
-
-class Watch:
-    """See sources.source.Watch."""
-
-    def __init__(self, record: Record, kept: OfflineState, custody: Custody) -> None:
+    def __init__(self, record: Record) -> None:
+        self.custody = Custody()
         self._record = record
-        self._kept = kept
-        self._custody = custody
+        self._kept = state.of(record)
 
     async def wait_lost(self) -> Loss:
         """An image has been changed, the VM started, or the daemon has ended."""
@@ -69,14 +43,14 @@ class Watch:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first, partial(fingerprint.wait_changed, self._kept.fingerprints))
-            nursery.start_soon(first, self._custody.wait_daemon_ended)
+            nursery.start_soon(first, self.custody.wait_daemon_ended)
             if not all(chain.is_locked for chain in self._kept.chains):
                 nursery.start_soon(first, partial(wait_started, self._record))
         return Loss(State.LOST, why[0])
 
     async def release(self, _loss: Loss, _tell: Callable[[str], None]) -> None:
         """Let go of the images, so that the VM can be started."""
-        self._custody.released.set()
+        self.custody.released.set()
 
 
 async def wait_started(record: Record) -> str:
@@ -96,10 +70,6 @@ async def wait_started(record: Record) -> str:
 
 
 @asynccontextmanager
-async def watched(record: Record, _store: Store) -> AsyncIterator[Watch]:
+async def watched(record: Record, _store: Store) -> AsyncIterator[OfflineWatch]:
     """See Source."""
-    found = _custodies[record.id] = Custody()
-    try:
-        yield Watch(record, state.of(record), found)
-    finally:
-        del _custodies[record.id]
+    yield OfflineWatch(record)

@@ -24,7 +24,7 @@ from ...images import nbd
 from ...records.kept import Kept
 from ...records.record import Record
 from ...records.store import Lease
-from ..source import ByHand, Subject
+from ..source import ByHand, Subject, Watch
 from . import job, state
 from .planning import plan
 from .scratch import devices, files
@@ -77,7 +77,7 @@ async def create(subject: Subject, lease: Lease) -> datetime:
 
 
 @asynccontextmanager
-async def open(record: Record) -> AsyncIterator[Sequence[OpenImage]]:  # noqa: A001
+async def open(record: Record, _watch: Watch) -> AsyncIterator[Sequence[OpenImage]]:  # noqa: A001
     """The exports of QEMU's NBD server.  One that does not answer may do so later; one that is not there is lost."""
     disks = [disk.name for disk in record.snapshot.disks]
     budget, read_s, socket = nbd.Budget(len(disks)), record.read_timeout_s, state.of(record).socket

@@ -9,10 +9,10 @@ import pytest
 
 from snapmount.core.document import from_document, to_document
 from snapmount.core.fingerprint import Fingerprint
-from snapmount.core.imagechain import Layer
+from snapmount.core.imagechain import Chain, Layer
 from snapmount.core.origin import Host, NetworkOrigin
 from snapmount.core.user import User
-from snapmount.sources.offline.state import Chain, OfflineState
+from snapmount.sources.offline.state import OfflineState
 
 FAR = NetworkOrigin("nbd", "x", (Host("h", "1"), Host(socket="/s")))
 PLAIN = Chain("vda", (Layer("raw", "/images/a"),))

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import trio
 
-from ...core import imagechain, names, qemulock
-from ...core.imagechain import Layer
-from ...core.user import User
-from ...errors import StateError, UnreachableError
-from ...host import execution, privileges
-from ...images import nbd
+from ..core import imagechain, names, qemulock
+from ..core.imagechain import Layer
+from ..core.user import User
+from ..errors import StateError, UnreachableError
+from ..host import execution, privileges
+from . import nbd
 
 log = logging.getLogger(__name__)
 

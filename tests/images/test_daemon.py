@@ -1,4 +1,4 @@
-"""The daemon of the source `offline` exports disks as they are, by the formats that it is told; it ends with us."""
+"""The daemon of images exports disks as they are, by the formats that it is told; it ends with us."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from snapmount.core.origin import Host, NetworkOrigin
 from snapmount.core.user import User
 from snapmount.errors import StateError
 from snapmount.host.processes import Process
-from snapmount.images import nbd
-from snapmount.sources.offline import daemon
+from snapmount.images import daemon, nbd
 
-from ...rig import vm
-from ...rig.libvirtd import wait_for
+from ..rig import vm
+from ..rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it runs as another user")
 KIB = 1 << 10
@@ -35,7 +34,7 @@ import sys, trio
 from pathlib import Path
 from snapmount.core.imagechain import Layer
 from snapmount.core.user import User
-from snapmount.sources.offline import daemon
+from snapmount.images import daemon
 async def main(image, socket):
     async with daemon.serving({"vda": [Layer("raw", image)]}, Path(socket), User(65534, 65534, ())) as served:
         await trio.to_thread.run_sync(lambda: None)
