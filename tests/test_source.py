@@ -197,6 +197,7 @@ PURE_MODULES = (
     *("snapmount.boot.definition", "snapmount.boot.hardware", "snapmount.doctor.health", "snapmount.publish.tree"),
     *("snapmount.publish.initiators", "snapmount.sources.pull.refusals", "snapmount.sources.pull.scratch.place"),
     *("snapmount.host.fuseconf", "snapmount.records.kept", "snapmount.sources.pull.space"),
+    *("snapmount.storage.driver", "snapmount.storage.hookdocument"),
 )
 PURE_NAMES = [name for name in MODULES if is_within(name, *PURE_MODULES)]
 

@@ -1,0 +1,225 @@
+"""The driver for all storage that snapmount does not know itself: a hook of the administrator's does it.
+
+A hook takes one origin at a time, and is asked once for each.  What it needs to find a snapshot again it says in its
+plan, so that its delete undoes a take of which nobody knows how far it has come.  settings.py tells which one serves an
+origin, unless one is named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import trio
+
+from ..core import names
+from ..core.document import DocumentError, from_document, to_document
+from ..core.extents import Extent
+from ..core.user import User
+from ..errors import LeftoverError, SnapmountError, SpaceError, StateError, UnreachableError
+from ..host import blocking, devices
+from . import hookprogram, settings
+from .driver import Clone, Offer, Room, Task
+from .hookdocument import (
+    VERSION,
+    ChangedQuestion,
+    Older,
+    PlanAnswer,
+    PlanQuestion,
+    Question,
+    SnapshotQuestion,
+    Verb,
+    read_changed,
+    read_done,
+    read_plan,
+    read_status,
+)
+
+T = TypeVar("T")
+
+NAME = "hook"
+
+# What each verb may take.  The guest is paused while hooks take their snapshots.
+DEADLINES_S: Mapping[Verb, float] = {
+    Verb.PLAN: 10.0,
+    Verb.TAKE: 10.0,
+    Verb.STATUS: 30.0,
+    Verb.CHANGED: 600.0,
+    Verb.DELETE: 60.0,
+}
+LOOKED_AT_S = 5.0
+CHANGED_MAX_BYTES = 64 << 20  # a million extents
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a clone's record keeps for this driver."""
+
+    hook: str
+    snapshot: str
+    name: str
+    reader: User
+    state: Mapping[str, Any]
+
+
+class HookDriver:
+    """Keeps the protocol Driver by means of the hook at that path, else of those that the settings name.
+
+    A clone is undone and read by the hook that has made it, whichever this driver has.
+    """
+
+    def __init__(self, hook: str | None = None, settings_path: str = settings.PATH) -> None:
+        self._hook = hook
+        self._settings = settings_path
+
+    async def why_not(self, origin: str) -> str | None:
+        """As Driver says: also what keeps the hook from being run."""
+        try:
+            known = await devices.names(origin)
+            hook = await self._serving(known)
+            return f"none is set for it in {self._settings}" if hook is None else (await _plan(hook, known)).why_not
+        except SnapmountError as error:
+            return error.message
+
+    async def plan(self, task: Task) -> Sequence[Offer]:
+        """One for each origin.  Raises StateError."""
+        return [await self._offer(task, origin) for origin in task.origins]
+
+    async def _offer(self, task: Task, origin: str) -> Offer:
+        known = await devices.names(origin)
+        hook = await self._serving(known)
+        if hook is None:
+            raise StateError(f"{origin}: no hook is set for it in {self._settings}")
+        answer = await _plan(hook, known)
+        if answer.pause_s is None:
+            raise StateError(f"{origin}: {hook}: {answer.why_not}")
+        kept = Kept(hook, task.snapshot_id, _name(task.snapshot_id, origin), task.reader, answer.state)
+        clone = Clone(NAME, (origin,), (), to_document(kept))
+        return Offer(clone, answer.pause_s, answer.remedy, answer.guest_pays)
+
+    async def _serving(self, known: Sequence[str]) -> str | None:
+        if self._hook is not None:
+            return self._hook
+        read = await blocking.on_path(self._settings, LOOKED_AT_S, settings.read, self._settings)
+        return read.hook_of(*known)
+
+    async def prepare(self, clone: Clone) -> None:
+        """Nothing: what a hook can do before the pause, it does when it plans."""
+
+    async def create(self, clone: Clone) -> None:
+        """As Driver says.  A take is waited for, cancelled or not, so that remove() finds what it has made: it has a
+        deadline of its own.
+        """
+        with trio.CancelScope(shield=True):
+            await _ask(clone, _question(clone, Verb.TAKE), StateError, read_done)
+
+    async def activate(self, clone: Clone) -> Clone:
+        """As Driver says."""
+        status = await _ask(clone, _question(clone, Verb.STATUS), UnreachableError, read_status)
+        if status.frozen is None:
+            raise StateError(f"{_kept(clone).hook}: {clone.origins[0]}: {status.lost}")
+        return replace(clone, frozen=(status.frozen,))
+
+    async def why_lost(self, clone: Clone) -> str | None:
+        """As Driver says.  Raises UnreachableError if the hook fails, which does not tell."""
+        return (await _ask(clone, _question(clone, Verb.STATUS), UnreachableError, read_status)).lost
+
+    async def rooms(self, clone: Clone) -> Sequence[Room]:
+        """Those that the hook knows of: none perhaps, of storage that watches itself."""
+        return (await _ask(clone, _question(clone, Verb.STATUS), SpaceError, read_status)).rooms
+
+    async def changed(self, older: Clone, newer: Clone, origin: str) -> Sequence[Extent]:
+        """As Driver says."""
+        before, now = _kept(older), _question(newer, Verb.CHANGED)
+        question = ChangedQuestion(
+            **{each.name: getattr(now, each.name) for each in fields(now)},
+            older=Older(before.snapshot, before.name, before.state),
+        )
+        answer = await _ask(newer, question, StateError, read_changed, CHANGED_MAX_BYTES)
+        if isinstance(answer, str):
+            raise StateError(f"{_kept(newer).hook}: {origin}: {answer}")
+        return answer
+
+    async def remove(self, clone: Clone) -> None:
+        """As Driver says.  A take that has outlived who started it is ended first."""
+        with trio.CancelScope(shield=True):
+            await _end_left(_kept(clone))
+            await _ask(clone, _question(clone, Verb.DELETE), LeftoverError, read_done)
+
+    def by_hand(self, clone: Clone) -> Sequence[str]:
+        """As Driver says."""
+        question = json.dumps(to_document(_question(clone, Verb.DELETE)))
+        return [f"{names.command('printf', '%s', question)} | {names.command(_kept(clone).hook, Verb.DELETE.value)}"]
+
+
+def _name(snapshot_id: str, origin: str) -> str:
+    """What the snapshot of that origin is called on its storage, which may hold other disks of the VM too."""
+    return f"{names.directory(snapshot_id)}-{hashlib.sha256(os.fsencode(origin)).hexdigest()[:8]}"
+
+
+def _kept(clone: Clone) -> Kept:
+    try:
+        return from_document(Kept, clone.kept, "kept")
+    except DocumentError as error:
+        raise StateError(
+            f"what is recorded of a hook's snapshot of {clone.origins[0]} cannot be used: {error}"
+        ) from error
+
+
+def _question(clone: Clone, verb: Verb) -> SnapshotQuestion:
+    kept = _kept(clone)
+    return SnapshotQuestion(
+        VERSION, verb, DEADLINES_S[verb], clone.origins[0], kept.snapshot, kept.name, kept.reader, kept.state
+    )
+
+
+async def _plan(hook: str, known: Sequence[str]) -> PlanAnswer:
+    """Raises StateError."""
+    question = PlanQuestion(VERSION, Verb.PLAN, DEADLINES_S[Verb.PLAN], known[0], tuple(known))
+    return await _answer(hook, question, StateError, read_plan)
+
+
+async def _ask(
+    clone: Clone,
+    question: SnapshotQuestion,
+    kind: type[SnapmountError],
+    read: Callable[[bytes], T],
+    most_bytes: int = hookprogram.ANSWER_MAX_BYTES,
+) -> T:
+    """What the hook that has made the clone answers."""
+    return await _answer(_kept(clone).hook, question, kind, read, most_bytes)
+
+
+async def _answer(
+    hook: str,
+    question: Question,
+    kind: type[SnapmountError],
+    read: Callable[[bytes], T],
+    most_bytes: int = hookprogram.ANSWER_MAX_BYTES,
+) -> T:
+    """Raises an error of that kind, which names the hook, the verb and what is wrong."""
+    verb = question.verb.value
+    takes = question.name if isinstance(question, SnapshotQuestion) and question.verb is Verb.TAKE else None
+    try:
+        answer = await hookprogram.run(
+            hook, verb, json.dumps(to_document(question)).encode(), question.deadline_s, most_bytes, takes
+        )
+        return await trio.to_thread.run_sync(read, answer)
+    except hookprogram.HookError as failure:
+        error = kind(f"the hook {hook} {verb} {failure.why}", failure.remedy)
+        error.evidence = failure.said
+        raise error from failure
+    except DocumentError as error:
+        raise kind(f"what the hook {hook} {verb} has answered cannot be used: {error}") from error
+
+
+async def _end_left(kept: Kept) -> None:
+    """Raises LeftoverError."""
+    with trio.move_on_after(DEADLINES_S[Verb.DELETE]):
+        if await trio.to_thread.run_sync(hookprogram.end_left, kept.name, abandon_on_cancel=True):
+            return
+    raise LeftoverError(f"the hook {kept.hook} {Verb.TAKE.value} of {kept.name} runs on, and cannot be killed")
