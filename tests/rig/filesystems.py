@@ -7,16 +7,26 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 from . import vm
 
+# How each kind is made, and Debian's package that has the program; XFS wants 300 MiB.
+MKFS = {
+    "ext4": (["-m", "0"], "e2fsprogs"),
+    "ext2": (["-m", "0"], "e2fsprogs"),
+    "xfs": (["-m", "reflink=1"], "xfsprogs"),
+    "btrfs": ([], "btrfs-progs"),
+}
+
 
 @contextlib.contextmanager
-def mounted(mib: int, kind: str = "ext4", name: str = vm.PREFIX) -> Iterator[Path]:
-    """A file system of that many MiB that QEMU's user can reach; kind is ext4, ext2 or tmpfs.  The directory that it is
-    in has a name that begins with `name`.
+def mounted(mib: int, kind: str = "ext4", name: str = vm.PREFIX, options: Sequence[str] = ()) -> Iterator[Path]:
+    """A file system of that many MiB that QEMU's user can reach; kind is tmpfs, or one of MKFS, with these options in
+    place of the usual ones.  The directory that it is in has a name that begins with `name`.
 
     VMs that are started before do not see it.
     """
@@ -31,7 +41,7 @@ def mounted(mib: int, kind: str = "ext4", name: str = vm.PREFIX) -> Iterator[Pat
             image = directory / "image"
             with image.open("wb") as f:
                 f.truncate(mib * vm.MIB)
-            subprocess.run([f"mkfs.{kind}", "-q", "-m", "0", image], check=True)
+            make(image, kind, options)
             command = ["mount", str(vm.loop_device(image, stack)), str(mountpoint)]
         subprocess.run(command, check=True)
         stack.callback(subprocess.run, ["umount", str(mountpoint)], check=True)
@@ -39,9 +49,17 @@ def mounted(mib: int, kind: str = "ext4", name: str = vm.PREFIX) -> Iterator[Pat
         yield mountpoint
 
 
+def make(image: Path, kind: str, options: Sequence[str] = ()) -> None:
+    """Make a file system in that file or device."""
+    usual, package = MKFS[kind]
+    if not shutil.which(f"mkfs.{kind}"):
+        pytest.skip(f"this host lacks {package}: run contrib/setup --test")
+    subprocess.run([f"mkfs.{kind}", "-q", *(options or usual), image], check=True, capture_output=True)
+
+
 def remove_left_over(directory: Path) -> None:
     """Remove what a killed program has left of mounted()."""
-    for kind in ("ext4", "ext2", "tmpfs"):
+    for kind in (*MKFS, "tmpfs"):
         subprocess.run(["umount", "-q", "-l", directory / kind])
     devices = subprocess.run(["losetup", "-j", directory / "image"], capture_output=True, text=True).stdout
     for line in devices.splitlines():
