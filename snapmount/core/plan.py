@@ -83,6 +83,27 @@ def refuse_writers(
         )
 
 
+def check_bypass(vm: str, chosen: Sequence[DiskDefinition], choice: Choice) -> None:
+    """Raise StateError for disks that can be written past the VM's QEMU.  They must be excluded by name: silence would
+    pass for a whole snapshot.
+    """
+    faults = {disk.name: how for disk in chosen if (how := _bypass(disk))}
+    edit = f"{names.command('virsh', 'edit', vm)}   (where nobody else writes to it: to take <shareable/> away)"
+    is_shared = all(disk.is_shareable for disk in chosen if disk.name in faults)
+    refuse_writers(vm, faults, chosen, choice, edit if is_shared else None)
+
+
+def _bypass(disk: DiskDefinition) -> str | None:
+    """How the disk can be written past the VM's QEMU; None where its definition tells of no way."""
+    if disk.device == "lun":
+        return "is passed through to the guest (device='lun')"
+    if disk.kind in ("vhostuser", "vhostvdpa"):
+        return f"is served by another process ({disk.kind})"
+    if disk.is_shareable and not disk.is_readonly:
+        return "may be shared with other VMs and hosts (<shareable/>)"
+    return None
+
+
 def _reason_to_leave_out(disk: DiskDefinition, choice: Choice) -> str | None:
     if disk.device in ("cdrom", "floppy"):
         return {"cdrom": "CD-ROM", "floppy": "floppy"}[disk.device]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ...core import domainxml, names
 from ...core.document import to_document
+from ...core.plan import check_bypass
 from ...core.snapshot import Disk
 from ...errors import StateError
 from ..source import Plan, Subject
@@ -31,7 +32,7 @@ async def plan(subject: Subject) -> Plan:
     """See Source."""
     domain, chosen = subject.domain, subject.selection.chosen
     await _check_no_job(subject)
-    refusals.check_bypass(domain.name, chosen, subject.choice)
+    check_bypass(domain.name, chosen, subject.choice)
     version = await domain.qemu_version(subject.connect)
     refusals.check_iothreads(domain.name, chosen, subject.choice, version)
     await domain.block_jobs.check_none(disk.name for disk in chosen)

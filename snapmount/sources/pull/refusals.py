@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...core import names, plan
+from ...core import names
 from ...core.diskdefinition import DiskDefinition
 from ...core.plan import Choice
 from ...errors import StateError
@@ -35,24 +35,3 @@ def check_iothreads(
             f"snapshot of such a disk; QEMU {needed} and later do not",
             choice.without(threaded, chosen) or edit,
         )
-
-
-def check_bypass(vm: str, chosen: Sequence[DiskDefinition], choice: Choice) -> None:
-    """Raise StateError for disks that can be written past the VM's QEMU.  They must be excluded by name: silence would
-    pass for a whole snapshot.
-    """
-    faults = {disk.name: how for disk in chosen if (how := _bypass(disk))}
-    edit = f"{names.command('virsh', 'edit', vm)}   (where nobody else writes to it: to take <shareable/> away)"
-    is_shared = all(disk.is_shareable for disk in chosen if disk.name in faults)
-    plan.refuse_writers(vm, faults, chosen, choice, edit if is_shared else None)
-
-
-def _bypass(disk: DiskDefinition) -> str | None:
-    """How the disk can be written past the VM's QEMU; None where its definition tells of no way."""
-    if disk.device == "lun":
-        return "is passed through to the guest (device='lun')"
-    if disk.kind in ("vhostuser", "vhostvdpa"):
-        return f"is served by another process ({disk.kind})"
-    if disk.is_shareable and not disk.is_readonly:
-        return "may be shared with other VMs and hosts (<shareable/>)"
-    return None

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 import trio
 
 from ... import hypervisor
+from ...core import filling
 from ...core.lifecycle import State
 from ...errors import NotFoundError, SpaceError, UnreachableError
 from ...host import blocking
@@ -117,7 +118,7 @@ class JobWatch:
         has_started = False
         while not self._is_lost.is_set():
             self._look_now = trio.Event()
-            wait_s = space.LONGEST_WAIT_S
+            wait_s = filling.LONGEST_WAIT_S
             try:
                 usage = await self._look()
             except SpaceError as error:
@@ -271,7 +272,7 @@ class JobWatch:
                         self._armed[disk] = length
                     except UnreachableError as error:
                         log.info("%s", error.message)  # the job has ended, or the connection
-                        await trio.sleep(space.LONGEST_WAIT_S)
+                        await trio.sleep(filling.LONGEST_WAIT_S)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(set_all)

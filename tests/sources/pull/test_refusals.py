@@ -25,7 +25,7 @@ COMMAND = ("snapmount", "vm 1", "/mnt")
 def select(disks: Sequence[DiskDefinition], only: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> Selection:
     choice = Choice(only, exclude, COMMAND)
     selection = plan.select("vm1", disks, choice)
-    refusals.check_bypass("vm1", selection.chosen, choice)
+    plan.check_bypass("vm1", selection.chosen, choice)
     return selection
 
 

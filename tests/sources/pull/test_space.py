@@ -13,15 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.core.document import from_document, to_document
+from snapmount.core.filling import BURST_BYTES_PER_S, LONGEST_WAIT_S, SHORTEST_WAIT_S, Pool
 from snapmount.core.units import GIB, KIB, MIB
 from snapmount.errors import SpaceError
 from snapmount.sources.pull import space
 from snapmount.sources.pull.space import (
     CLUSTER_BYTES,
     FLOOR_BYTES,
-    LONGEST_WAIT_S,
-    Pool,
-    Rate,
     ScratchPolicy,
     Space,
     Usage,
@@ -33,7 +31,6 @@ from ...strategies import PROPERTY, disk_names, text
 NOW = datetime(2026, 11, 23, 19, 20, 11, tzinfo=UTC)
 sizes = st.integers(min_value=0, max_value=1 << 50)
 limits = st.none() | st.integers(min_value=MIB, max_value=1 << 50)
-seconds = st.floats(min_value=0.001, max_value=1000)
 
 
 def pool(free: int, remaining: int = 100 * GIB, bytes_per_s: float = 0.0) -> Pool:
@@ -146,49 +143,7 @@ def test_a_block_device_is_judged_by_its_size() -> None:
         space.judge_device("vda", "/dev/sdx", 63 * MIB, GIB, ScratchPolicy())
 
 
-# -- how fast it grows -------------------------------------------------------------------------------------------------
-
-
-@PROPERTY
-@given(st.lists(st.tuples(seconds, sizes), min_size=1))
-def test_a_rate_is_never_negative_nor_above_the_fastest_growth(steps: list[tuple[float, int]]) -> None:
-    rate, fastest = Rate.begin(0, 0), 0.0
-    for passed, total in steps:
-        fastest = max(fastest, (total - rate.total) / passed)
-        rate = rate.after(rate.at_s + passed, total)
-        assert 0 <= rate.bytes_per_s <= fastest * 1.001 + 1
-
-
-@PROPERTY
-@given(st.integers(min_value=0, max_value=1 << 30), st.integers(min_value=1, max_value=50))
-def test_how_often_one_looks_makes_no_difference(bytes_per_step: int, looks: int) -> None:
-    often = Rate.begin(0, 0)
-    for step in range(1, looks + 1):
-        often = often.after(step / 8, step * bytes_per_step)
-    once = Rate.begin(0, 0).after(looks / 8, looks * bytes_per_step)
-    assert often.bytes_per_s == pytest.approx(once.bytes_per_s)
-
-
-def test_the_rate_follows_what_happens_and_forgets_what_has_been() -> None:
-    rate = Rate.begin(0, 0).after(60, 60 * GIB)
-    assert rate.bytes_per_s == pytest.approx(GIB)
-    assert rate.after(120, 60 * GIB).bytes_per_s < 1
-    assert Rate.begin(0, 0).after(0.05, 50 * MIB).bytes_per_s < 30 * MIB, "a moment's burst is no rate"
-
-
-def test_a_clock_that_stands_still_changes_nothing() -> None:
-    rate = Rate.begin(5, 0)
-    assert rate.after(5, GIB) == rate
-
-
 # -- when it is given up -----------------------------------------------------------------------------------------------
-
-
-def test_the_reserve_grows_with_the_rate_but_not_beyond_what_can_still_come() -> None:
-    assert pool(GIB).reserve == FLOOR_BYTES
-    assert pool(GIB, bytes_per_s=GIB).reserve == 3 * GIB
-    assert pool(GIB, remaining=MIB, bytes_per_s=GIB).reserve == MIB
-    assert pool(0, remaining=0, bytes_per_s=GIB).reserve == 0
 
 
 @PROPERTY
@@ -211,7 +166,7 @@ def test_one_looks_again_before_the_room_is_used_up(used: int, limit: int, growt
     assert 0 < there.wait_s <= LONGEST_WAIT_S
     if there.left_s is not None:
         assert there.left_s >= 0
-        assert there.wait_s <= max(there.left_s / 2, space.SHORTEST_WAIT_S) or growth > space.BURST_BYTES_PER_S
+        assert there.wait_s <= max(there.left_s / 2, SHORTEST_WAIT_S) or growth > BURST_BYTES_PER_S
 
 
 def test_the_reason_tells_what_has_run_out_with_figures_and_the_time() -> None:

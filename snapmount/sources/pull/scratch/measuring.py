@@ -7,12 +7,13 @@ from pathlib import Path
 
 import trio
 
+from ....core.filling import Pool, Rate
 from ....errors import SpaceError, UnreachableError
 from ....host import blocking, usage
 from ....hypervisor import Domain
 from ....records.record import Record
 from .. import state
-from ..space import Pool, Rate, Usage
+from ..space import Usage
 from . import devices
 from .files import Opened, Used
 
