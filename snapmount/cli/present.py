@@ -123,6 +123,7 @@ class Shown:
                 "standby_pid": record.standby and record.standby.pid,
                 "log": str(log) if log.exists() else None,
             },
+            "pause_s": self._description.pause_s,
         }
 
     def taken(self) -> str:
@@ -141,6 +142,8 @@ class Shown:
             lines.append(_indented(luns.lun_rows(record.publication)))
             lines.append(_indented(luns.facts(record.publication, self._credentials, self.with_secret)))
         lines += _left_out(snapshot.left_out)
+        if self._description.pause_s is not None:
+            lines.append(f"the VM was paused for {units.moment(self._description.pause_s)}")
         lines += self._recipes()
         if record.expires_s is not None:
             lines.append(f"it ends by itself in {units.duration(self._expires_in_s)}")

@@ -16,6 +16,8 @@ from ..lifecycle.planning import LunRequest, Request
 from ..sources.pull.planning import ScratchOptions
 from ..sources.pull.space import ScratchPolicy
 from ..sources.pull.state import KIND as PULL
+from ..sources.storage.choice import DEFAULT_MAX_PAUSE_S, StorageOptions
+from ..sources.storage.state import KIND as STORAGE
 
 if TYPE_CHECKING:
     import argparse
@@ -31,12 +33,12 @@ def take(arguments: argparse.Namespace) -> Request:
         luns=_luns(arguments, uri) if arguments.iscsi else None,
         expire_s=arguments.expire,
         **_disks(arguments),
-        source=None if arguments.source == "auto" else arguments.source,
+        source=_source(arguments),
         quiesce=arguments.quiesce,
         allow_other=arguments.allow_other,
         read_timeout_s=arguments.read_timeout,
         verbs_meant=tuple(arguments.verbs_meant),
-        **_scratch(arguments),
+        options=_scratch(arguments) | _storage(arguments),
     )
 
 
@@ -44,7 +46,7 @@ def take_to_boot(arguments: argparse.Namespace) -> Request:
     """The snapshot that `boot` takes, which ends with its last scratch VM.  Raises UsageError."""
     booting = Process.of_pid(os.getpid())
     of_disks, of_scratch = _disks(arguments), _scratch(arguments)
-    return Request(arguments.source, None, _uri(arguments), booting=booting, **of_disks, **of_scratch)
+    return Request(arguments.source, None, _uri(arguments), booting=booting, **of_disks, options=of_scratch)
 
 
 def boot(arguments: argparse.Namespace) -> BootRequest:
@@ -77,13 +79,36 @@ def _disks(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _scratch(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of a Request, what is asked for scratch space."""
+    """Of a Request's options, what is asked for scratch space."""
     directory, devices = arguments.scratch_dir, tuple(arguments.scratch_device)
     names.check_utf_8(directory or "", "the scratch directory")
     for _, device in devices:
         names.check_utf_8(device, "the scratch device")
     policy = ScratchPolicy(arguments.scratch_limit, arguments.scratch_reserve, devices)
-    return {"options": {PULL: ScratchOptions(directory and os.path.abspath(directory), policy)}}
+    return {PULL: ScratchOptions(directory and os.path.abspath(directory), policy)}
+
+
+def _source(arguments: argparse.Namespace) -> str | None:
+    """Which source is asked for, by its name or by what only one has.  Raises UsageError."""
+    wanted: str = arguments.source
+    asked = [option for option, value in _of_storage(arguments).items() if value]
+    if wanted not in ("auto", STORAGE) and asked:
+        raise UsageError(f"{asked[0]} is for --source storage, not for --source {wanted}", "--source storage")
+    if asked:
+        return STORAGE
+    return None if wanted == "auto" else wanted
+
+
+def _of_storage(arguments: argparse.Namespace) -> dict[str, bool]:
+    return {"--storage": bool(arguments.storage), "--max-pause": arguments.max_pause is not None}
+
+
+def _storage(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of a Request's options, what is asked of storage."""
+    for _, driver in arguments.storage:
+        names.check_utf_8(driver, "the storage driver")
+    max_pause_s = DEFAULT_MAX_PAUSE_S if arguments.max_pause is None else arguments.max_pause
+    return {STORAGE: StorageOptions(tuple(arguments.storage), max_pause_s)}
 
 
 def _luns(arguments: argparse.Namespace, uri: str) -> LunRequest:

@@ -57,6 +57,11 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def moment(seconds: float) -> str:
+    """A span of time that is short: '43 ms', '1.2 s'."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f}".removesuffix(".0") + " s"
+
+
 def rate(bytes_per_s: float) -> str:
     """A rate as people read it: '312 MiB/s'."""
     return f"{size(round(bytes_per_s))}/s"

@@ -44,6 +44,8 @@ async def commands(lease: Lease, *, is_released: bool) -> str:
     lines += [command("umount", "-l", mount.path) for mount in mounts.current() if mount.source == record.mount_source]
     source = registry.of(record).by_hand(record.kept)
     lines += [] if is_released else source.release
+    if record.paused_run is not None:
+        lines.append(command(*virsh, "resume", record.snapshot.vm_name))
     if record.frozen:
         lines.append(command(*virsh, "domfsthaw", record.snapshot.vm_name))
     if await _is_stopped(record):

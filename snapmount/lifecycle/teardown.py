@@ -24,7 +24,7 @@ from ..core.lifecycle import State
 from ..errors import LeftoverError, SnapmountError, StateError, UnreachableError
 from ..host import blocking, datadirectory, endings, mounts
 from ..host.logs import Problems
-from ..hypervisor import quiesce
+from ..hypervisor import pause, quiesce
 from ..records import journal
 from ..records.record import Record
 from ..records.store import Lease
@@ -44,9 +44,9 @@ RETRY_S = 0.5
 
 
 async def tear_down(lease: Lease) -> None:
-    """Thaw the guest, destroy the scratch VMs, unplug disks, withdraw the LUNs, unmount, let the source end what costs
-    the guest and remove what it has made, and remove the record.  Each step is idempotent, and all together end within
-    DEADLINE_S.
+    """Let the guest go on, destroy the scratch VMs, unplug disks, withdraw the LUNs, unmount, let the source end what
+    costs the guest and remove what it has made, and remove the record.  Each step is idempotent, and all together end
+    within DEADLINE_S.
 
     Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
     """
@@ -54,15 +54,15 @@ async def tear_down(lease: Lease) -> None:
     source = registry.of(record)
     try:
         with _deadline(DEADLINE_S):
-            not_thawed = await _thaw(lease)
+            not_going_on = await _let_go_on(lease)
             until_s = trio.current_time() + _patience_s(record)
             await _persistently(partial(free, lease), until_s)
             log.info("unmounting %s", record.mountpoint)
             await mounts.unmount(record.mount_source)
             await _persistently(partial(source.release, record.kept), until_s)
             is_released = True
-            if not_thawed:
-                raise not_thawed
+            if not_going_on:
+                raise not_going_on
             await _end_standby(record)
             await source.destroy(record.kept)
             await _in_time(_remove_view, record)
@@ -85,15 +85,19 @@ def _who_tries_on(record: Record) -> str:
     return ""
 
 
-async def _thaw(lease: Lease) -> UnreachableError | None:
-    """First of all, since the guest waits; where that cannot be, the job must be ended all the same."""
+async def _let_go_on(lease: Lease) -> UnreachableError | None:
+    """First of all, since the guest waits; where that cannot be, the job must be ended all the same.  A guest that is
+    paused cannot thaw anything.
+    """
+    record = lease.record
     try:
-        await quiesce.thaw(lease.record)
+        await pause.resume(record)
+        await quiesce.thaw(record)
     except UnreachableError as error:
         return error
-    if lease.record.frozen:
-        with contextlib.suppress(StateError):  # it is thawed, also where that cannot be written down
-            lease.update(frozen=False)
+    if record.frozen or record.paused_run is not None:
+        with contextlib.suppress(StateError):  # it goes on, also where that cannot be written down
+            lease.update(frozen=False, paused_run=None)
     return None
 
 

@@ -58,6 +58,7 @@ class Record(Reshaped):
     reason: str | None = None  # why it is LOST, or was given up; it stays when the snapshot ends
     problem: str | None = None  # of LEFTOVER: what could not be undone
     frozen: bool = False  # the guest's file systems may be frozen: they must be thawed
+    paused_run: int | None = None  # libvirt's id of that run of the VM which may be paused: it must be resumed
     is_hidden: bool = False  # nobody asked for the mount: it is for LUNs or scratch VMs alone
     is_for_boot: bool = False  # taken for scratch VMs: it ends with the last of them
     is_open: bool = False  # every user may read the files

@@ -17,11 +17,18 @@ from .offline.state import OfflineState
 from .pull import description as pull
 from .pull.state import KIND as PULL
 from .pull.state import PullState
+from .storage import description as storage
+from .storage.state import KIND as STORAGE
+from .storage.state import StorageState
 
 Describe = Callable[[Record, Path, bool], Description]
 
-STATES: Mapping[str, type[PullState] | type[OfflineState]] = {PULL: PullState, OFFLINE: OfflineState}
-DESCRIPTIONS: Mapping[str, Describe] = {PULL: pull.describe, OFFLINE: offline.describe}
+STATES: Mapping[str, type[PullState] | type[OfflineState] | type[StorageState]] = {
+    PULL: PullState,
+    OFFLINE: OfflineState,
+    STORAGE: StorageState,
+}
+DESCRIPTIONS: Mapping[str, Describe] = {PULL: pull.describe, OFFLINE: offline.describe, STORAGE: storage.describe}
 
 
 def check(kept: HasSource) -> None:

@@ -11,8 +11,10 @@ from .offline.state import KIND as OFFLINE
 from .pull import source as pull
 from .pull.state import KIND as PULL
 from .source import Source
+from .storage import source as storage
+from .storage.state import KIND as STORAGE
 
-SOURCES: Mapping[str, Source] = {PULL: pull, OFFLINE: offline}
+SOURCES: Mapping[str, Source] = {PULL: pull, OFFLINE: offline, STORAGE: storage}
 
 
 async def serving(domain: Domain, wanted: str | None) -> Source:

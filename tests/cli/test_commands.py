@@ -50,6 +50,8 @@ def test_take_has_its_documented_defaults() -> None:
         "scratch_limit": None,
         "scratch_reserve": False,
         "scratch_device": [],
+        "storage": [],
+        "max_pause": None,
         "source": "auto",
         "quiesce": False,
         "allow_other": False,

@@ -45,6 +45,7 @@ class Disk:
     fill: Callable[[Path], None] | None = None  # writes into the raw image before the VM is started
     iothread: bool = False  # a thread of its own serves it
     block_bytes: int = 512  # of a logical block
+    place: Path | None = None  # the directory of its images; None: the VM's
 
 
 @dataclass
@@ -186,7 +187,7 @@ class VM:
     def read_disks(self) -> list[bytes]:
         """What the disks hold at one moment, as their files tell, past QEMU."""
         with self.suspended(), tempfile.TemporaryDirectory(dir=self.directory) as copies:
-            return [_read_image(self.directory, disk, Path(copies, disk.name)) for disk in self.disks]
+            return [_read_image(disk.place or self.directory, disk, Path(copies, disk.name)) for disk in self.disks]
 
     def state(self) -> str:
         return self.virsh("domstate", "--", self.name).strip()
@@ -310,7 +311,7 @@ def _direct_kernel(vm: VM, command_line: str) -> str:
 
 
 def _disk_xml(directory: Path, disk: Disk, stack: contextlib.ExitStack) -> str:
-    path, is_block = make_image(directory, disk), disk.kind in ("block", "qcow2-block")
+    path, is_block = make_image(disk.place or directory, disk), disk.kind in ("block", "qcow2-block")
     if is_block:
         path = loop_device(path, stack)
     form = "raw" if disk.kind in ("raw", "block") else "qcow2"

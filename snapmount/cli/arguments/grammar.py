@@ -211,8 +211,8 @@ def _add_take(verbs: Any, parents: list[Parser]) -> None:
         "--source",
         choices=["auto", *kinds.STATES],
         default="auto",
-        help="how to take it: by a backup job of the running VM (pull), or from the images of one that is shut off "
-        "(offline); default: as the VM is",
+        help="how to take it: by a backup job of the running VM (pull), from the images of one that is shut off "
+        "(offline), or by what its disks are stored on (storage); default: pull or offline, as the VM is",
     )
     take.add_argument(
         "--quiesce", action="store_true", help="freeze the guest's file systems at that moment (guest agent)"
@@ -232,6 +232,7 @@ def _add_take(verbs: Any, parents: list[Parser]) -> None:
         "--expire", metavar="TIME", type=values.duration, help="end the snapshot after this time: 90s, 15m, 2h, 1d"
     )
     _add_scratch(take)
+    _add_storage(take)
     _add_iscsi(take)
     take.set_defaults(verb="take")
 
@@ -341,6 +342,24 @@ def _add_scratch(verb: argparse.ArgumentParser) -> None:
         default=[],
         type=values.disk_device,
         help="on an empty block device, for this disk (repeatable)",
+    )
+
+
+def _add_storage(take: argparse.ArgumentParser) -> None:
+    group = take.add_argument_group("--source storage", "the VM is paused for a moment, in which its disks are cloned")
+    group.add_argument(
+        "--storage",
+        metavar="DISK=DRIVER",
+        action="append",
+        default=[],
+        type=values.disk_driver,
+        help="which driver, or the path of the hook that, clones this disk (repeatable; default: the first that can)",
+    )
+    group.add_argument(
+        "--max-pause",
+        metavar="SECONDS",
+        type=values.pause,
+        help="refuse to pause the VM for longer; 0: take one raw image without a pause (default: 1)",
     )
 
 

@@ -19,6 +19,17 @@ def seconds(text: str) -> float:
     return value
 
 
+def pause(text: str) -> float:
+    """A number of seconds; 0 is one."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, or 0")
+    return value
+
+
 def memory(text: str) -> int:
     """The KiB of a size such as 512M or 2G."""
     try:
@@ -38,6 +49,14 @@ def disk_device(text: str) -> tuple[str, str]:
     if not (disk and separator and device.startswith("/")):
         raise argparse.ArgumentTypeError(f"{text} is not of the form vda=/dev/NAME")
     return disk, device
+
+
+def disk_driver(text: str) -> tuple[str, str]:
+    """A disk and the storage driver, or the path of the hook, for it."""
+    disk, separator, driver = text.partition("=")
+    if not (disk and separator and driver):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form vda=DRIVER or vda=/path/to/hook")
+    return disk, driver
 
 
 def count(text: str) -> int:

@@ -1,0 +1,128 @@
+"""The source for VMs whose disks are stored on what can clone them, as the functions of the protocol Source.
+
+What it makes is the clones, and a directory for a socket.  Nothing of it rests on QEMU: it outlives the VM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from ...core import imagechain, units
+from ...core.document import to_document
+from ...core.image import OpenImage
+from ...errors import LeftoverError, NotFoundError, StateError
+from ...host import blocking, datadirectory
+from ...hypervisor import directories, quiesce
+from ...images import disks, fingerprint
+from ...images.disks import Access
+from ...records.kept import Kept
+from ...records.record import Record
+from ...records.store import Lease
+from ..source import ByHand, Subject, Watch
+from . import capture, clones, state
+from .planning import plan_snapshot as plan
+from .planning import why_not
+from .state import StorageState
+from .watch import StorageWatch, watched
+
+__all__ = [
+    "OUTLIVES_REBOOT",
+    "by_hand",
+    "check_unused",
+    "create",
+    "destroy",
+    "open",
+    "plan",
+    "release",
+    "watched",
+    "why_lost",
+    "why_not",
+]
+
+log = logging.getLogger(__name__)
+
+OUTLIVES_REBOOT = True
+LOOK_S = 30.0
+REMOVE_S = 20.0
+
+
+async def create(subject: Subject, lease: Lease) -> datetime:
+    """Make the clones: the point in time."""
+    kept = state.of(lease.record)
+    await blocking.on_path(kept.directory, LOOK_S, _make, kept, done="written")
+    await clones.prepare(kept)
+    async with quiesce.frozen(subject.domain, lease) if subject.quiesce else contextlib.nullcontext():
+        moment, pause_s = await capture.take(subject, lease, kept)
+    log.info("%s: cloned, paused for %s: this is the snapshot's moment", subject.domain.name, units.moment(pause_s))
+    kept = replace(await clones.activated(kept), pause_s=pause_s)
+    lease.update(source=to_document(kept))
+    return moment
+
+
+def _make(kept: StorageState) -> None:
+    datadirectory.make()
+    Path(kept.directory).mkdir(mode=0o700)
+
+
+@asynccontextmanager
+async def open(record: Record, watch: Watch) -> AsyncIterator[Sequence[OpenImage]]:  # noqa: A001
+    """The clones, with what they rest on."""
+    assert isinstance(watch, StorageWatch)
+    kept = await clones.activated(state.of(record))
+    try:
+        chains = await clones.shown(kept)
+    except NotFoundError as error:
+        raise StateError(error.message, error.remedy) from error
+    access = Access(kept.socket, kept.reader, record.read_timeout_s, _locked_paths(kept))
+    async with disks.opened(chains, access, watch.custody) as images:
+        changed = await blocking.call(LOOK_S, fingerprint.first_change, kept.fingerprints)
+        if changed:
+            raise StateError(changed)
+        yield images
+
+
+def _locked_paths(kept: StorageState) -> Sequence[str]:
+    """What the daemon reads and somebody else could write to: the clones are nobody's but ours."""
+    read = [path for layers in imagechain.served(kept.chains).values() for path in imagechain.paths(layers)]
+    return [path for path in kept.shared if path in read]
+
+
+async def why_lost(record: Record) -> str | None:
+    """See Source.  After a restart of the host the clones are activated first."""
+    kept = state.of(record)
+    try:
+        kept = await clones.activated(kept)
+    except StateError as error:
+        return error.message
+    if why := await clones.why_lost(kept):
+        return why
+    return await blocking.call(LOOK_S, fingerprint.first_change, kept.fingerprints)
+
+
+async def release(kept: Kept) -> None:
+    """What costs the guest is that its writes need new space: remove the clones."""
+    log.info("removing the clones of %s", kept.vm_name)
+    await clones.remove(state.of(kept))
+
+
+async def check_unused(_kept: Kept) -> None:
+    """Who reads the clones is the snapshot's server alone, with its daemon."""
+
+
+async def destroy(kept: Kept) -> None:
+    """Remove the clones, and the directory with the socket in it."""
+    await clones.remove(state.of(kept))
+    directory = state.of(kept).directory
+    await blocking.on_path(directory, REMOVE_S, directories.remove, Path(directory), done="removed", kind=LeftoverError)
+
+
+def by_hand(kept: Kept) -> ByHand:
+    """See Source."""
+    told = state.of(kept)
+    return ByHand(destroy=clones.by_hand(told), paths=[told.directory])

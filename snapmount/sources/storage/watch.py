@@ -1,0 +1,165 @@
+"""Looks after a snapshot that was taken by storage: whether its clones are there, and whether the guest's writes, which
+need new space for their sake, find some.
+
+The snapshot is given up before they do not: its clones are removed.  That the VM ends is no matter.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+
+import trio
+
+from ...core import filling, limits, units
+from ...core.filling import Pool, Rate
+from ...core.lifecycle import State
+from ...errors import SnapmountError, SpaceError
+from ...host.logs import Problems
+from ...images import fingerprint
+from ...images.disks import Custody
+from ...records.record import Record
+from ...records.store import Store
+from ...storage.driver import Room
+from ..source import Loss
+from . import clones, state
+from .state import StorageState
+
+log = logging.getLogger(__name__)
+
+LOOK_SHARE = 4  # the longer a look takes, the longer until the next one
+CLONES_S = 5.0  # between looks at the clones themselves
+RETRY_S = 0.2
+MORE_SPACE = "--source pull, whose scratch may lie elsewhere, or more space"
+
+
+class Gauge:
+    """Measures the space that the guest's writes take from, and how fast it goes."""
+
+    def __init__(self, kept: StorageState, most_bytes: int) -> None:
+        self._kept = kept
+        self._most_bytes = most_bytes  # that the clones can come to hold alone
+        self._filling: dict[str, Rate] = {}
+
+    async def read(self) -> list[Pool]:
+        """The places now.  Raises SpaceError."""
+        rooms = await clones.rooms(self._kept)
+        now = trio.current_time()
+        for room in rooms:
+            before = self._filling.get(room.place)
+            free = -room.free_bytes
+            self._filling[room.place] = before.after(now, free) if before else Rate.begin(now, free)
+        return [self._pool(room) for room in rooms]
+
+    def _pool(self, room: Room) -> Pool:
+        floor = min(limits.FLOOR_BYTES, room.total_bytes // 4)
+        rate = self._filling[room.place].bytes_per_s
+        return Pool(room.place, room.free_bytes, min(self._most_bytes, room.total_bytes), rate, floor)
+
+
+class StorageWatch:
+    """A Watch (see source.py)."""
+
+    def __init__(self, record: Record, kept: StorageState) -> None:
+        self.custody = Custody()
+        self._kept = kept
+        self._record = record
+        self._gauge = Gauge(kept, sum(disk.size_bytes for disk in record.snapshot.disks))
+        self._loss: Loss | None = None
+        self._is_lost = trio.Event()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watch, until the snapshot is lost; it starts with a first look at the space."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lost_by, partial(fingerprint.wait_changed, self._kept.fingerprints))
+            nursery.start_soon(self._lost_by, self.custody.wait_daemon_ended)
+            nursery.start_soon(self._lost_by, self._wait_clone_gone)
+            nursery.start_soon(self._wait_short, task_status.started)
+            await self._is_lost.wait()
+            nursery.cancel_scope.cancel()
+
+    async def wait_lost(self) -> Loss:
+        """See Watch."""
+        await self._is_lost.wait()
+        assert self._loss
+        return self._loss
+
+    def _lose(self, loss: Loss) -> None:
+        """The first reason is the one."""
+        self._loss = self._loss or loss
+        self._is_lost.set()
+
+    async def _lost_by(self, wait: Callable[[], Awaitable[str]]) -> None:
+        self._lose(Loss(State.LOST, await wait()))
+
+    async def _wait_clone_gone(self) -> str:
+        """Return when a clone cannot be read any more, and why."""
+        problems = Problems(log, "the clones cannot be looked at: %s")
+        while True:
+            await trio.sleep(CLONES_S)
+            try:
+                if why := await clones.why_lost(self._kept):
+                    return why
+                problems.over()
+            except SnapmountError as error:
+                problems.met(error.message)
+
+    async def _wait_short(self, started: Callable[[], None]) -> None:
+        """Look again and again, until there is too little space."""
+        problems = Problems(log, "the space that the guest writes to cannot be watched: %s")
+        has_started = False
+        while True:
+            began, wait_s = trio.current_time(), filling.LONGEST_WAIT_S
+            try:
+                pools = await self._gauge.read()
+                problems.over()
+            except SpaceError as error:
+                problems.met(error.message)
+            else:
+                wait_s = _wait_s(pools)
+                for pool in pools:
+                    if pool.free < pool.reserve:
+                        self._lose(Loss(State.GAVE_UP, _why(pool), MORE_SPACE))
+            if not has_started:
+                has_started = True
+                started()
+            await trio.sleep(max(wait_s, LOOK_SHARE * (trio.current_time() - began)))
+
+    async def release(self, _loss: Loss, _tell: Callable[[str], None]) -> None:
+        """Let go of the clones and remove them, however often that must be tried."""
+        self.custody.released.set()
+        problems = Problems(log, "the clones cannot be removed yet: %s")
+        while True:
+            try:
+                with trio.CancelScope(shield=True):
+                    await clones.remove(self._kept)
+                return
+            except SnapmountError as error:
+                problems.met(error.message)
+            await trio.sleep(RETRY_S)
+
+
+def _wait_s(pools: list[Pool]) -> float:
+    headroom = min((room for pool in pools if (room := pool.headroom) is not None), default=None)
+    return filling.wait_s(headroom, pools)
+
+
+def _why(pool: Pool) -> str:
+    """In words that follow a colon."""
+    return (
+        f"the guest's writes were about to find no space ({units.size(max(0, pool.free))} left in {pool.name} at "
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, going at {units.rate(pool.bytes_per_s)})"
+    )
+
+
+@asynccontextmanager
+async def watched(record: Record, _store: Store) -> AsyncIterator[StorageWatch]:
+    """See Source."""
+    watch = StorageWatch(record, state.of(record))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch.run)
+        yield watch
+        nursery.cancel_scope.cancel()
