@@ -15,6 +15,7 @@ PACKAGES = {
     **dict.fromkeys(("dd",), "coreutils"),
     **dict.fromkeys(("mount", "umount"), "mount"),
     **dict.fromkeys(("fallocate", "findmnt", "setpriv", "wipefs"), "util-linux"),
+    "btrfs": "btrfs-progs",
     "fusermount3": "fuse3",
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",

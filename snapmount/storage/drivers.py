@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import NotFoundError
-from . import reflink
+from . import btrfs, reflink
 from .driver import Driver
 from .hook import HookDriver
 
 # In the order in which a disk is offered to them.
 DRIVERS: Mapping[str, Driver] = {
     "hook": HookDriver(),
+    "btrfs": btrfs,
     "reflink": reflink,
 }
 

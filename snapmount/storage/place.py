@@ -31,7 +31,7 @@ def make(directory: str) -> None:
     with _directory(directory) as descriptor:
         owner = os.fstat(descriptor).st_uid
         if owner != os.geteuid():  # who may write the parent may have put another one in its place
-            raise _not_ours(directory)
+            raise not_ours(directory)
         os.setxattr(descriptor, MARK, _mark(directory))
         os.fchmod(descriptor, 0o711)
 
@@ -43,7 +43,7 @@ def opened(directory: str) -> Iterator[int]:
     """
     with _directory(directory) as descriptor:
         if not _is_marked(descriptor, directory):
-            raise _not_ours(directory)
+            raise not_ours(directory)
         yield descriptor
 
 
@@ -62,7 +62,7 @@ def remove(directory: str, files: Sequence[str]) -> None:
 
 def _empty(descriptor: int, directory: str, files: Sequence[str]) -> None:
     if not _is_marked(descriptor, directory):
-        raise _not_ours(directory)
+        raise not_ours(directory)
     for name in files:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=descriptor)
@@ -77,7 +77,7 @@ def _directory(path: str) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except NotADirectoryError:
-        raise _not_ours(path) from None
+        raise not_ours(path) from None
     try:
         yield descriptor
     finally:
@@ -98,7 +98,8 @@ def _mark(directory: str) -> bytes:
     return os.fsencode(os.path.basename(directory))
 
 
-def _not_ours(directory: str) -> PermissionError:
+def not_ours(directory: str) -> PermissionError:
+    """The error for what lies there and is not ours."""
     return PermissionError(errno.EPERM, "what is there is not snapmount's", directory)
 
 

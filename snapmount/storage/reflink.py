@@ -1,13 +1,12 @@
 """The driver for image files on file systems with reflinks, such as XFS and btrfs: each file is cloned with FICLONE.
 
-How long that takes, and keeps the guest from writing, depends on how many extents the file has.  The clones lie in a
-directory of ours beside the images, place.py; one directory of images is one Clone.
+How long that takes, and keeps the guest from writing, depends on how many extents the file has.  The clones lie in
+directories of ours beside the images, place.py.  All images of one file system are one Clone.
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -58,8 +57,9 @@ def _kept(clone: Clone) -> Kept:
     return from_document(Kept, clone.kept, "kept")
 
 
-def _directory(clone: Clone) -> str:
-    return os.path.dirname(clone.frozen[0])
+def _directories(clone: Clone) -> list[str]:
+    """Those of ours."""
+    return list(dict.fromkeys(map(os.path.dirname, clone.frozen)))
 
 
 # -- what could be made ------------------------------------------------------------------------------------------------
@@ -98,24 +98,27 @@ def _lacks(origin: str) -> str:
 
 
 async def plan(task: Task) -> Sequence[Offer]:
-    """See Driver.  An Offer for each directory of images."""
-    return [
-        await calls.on_path(directory, _offer, task, directory, list(origins))
-        for directory, origins in itertools.groupby(sorted(task.origins, key=os.path.dirname), os.path.dirname)
-    ]
+    """See Driver.  An Offer for each file system: its journal lets no two files be cloned at once."""
+    by_mount: dict[str, list[str]] = {}
+    for origin in task.origins:
+        by_mount.setdefault(place.mountpoint(origin), []).append(origin)
+    return [await calls.on_path(mount, _offer, task, mount, origins) for mount, origins in by_mount.items()]
 
 
-def _offer(task: Task, directory: str, origins: Sequence[str]) -> Offer:
-    ours = place.path(directory, task.snapshot_id, NAME)
-    kept = Kept(place.mountpoint(origins[0]), task.reader.uid, task.reader.gid)
-    frozen = [str(Path(ours) / os.path.basename(origin)) for origin in origins]
+def _offer(task: Task, mounted_on: str, origins: Sequence[str]) -> Offer:
+    kept = Kept(mounted_on, task.reader.uid, task.reader.gid)
     extents = {origin: _count(origin) for origin in origins}
     return Offer(
-        Clone(NAME, tuple(origins), tuple(frozen), to_document(kept)),
+        Clone(NAME, tuple(origins), tuple(_frozen(task, origin) for origin in origins), to_document(kept)),
         pause_s=sum(FILE_S + count * EXTENT_S for count in extents.values()),
         remedy=_defragment(max(extents, key=lambda origin: extents[origin])),
-        guest_pays=f"what it overwrites goes to new blocks of {directory}, which adds extents to its images",
+        guest_pays=f"what it overwrites goes to new blocks of {mounted_on}, which adds extents to its images",
     )
+
+
+def _frozen(task: Task, origin: str) -> str:
+    directory, name = os.path.split(origin)
+    return str(Path(place.path(directory, task.snapshot_id, NAME)) / name)
 
 
 def _count(origin: str) -> int:
@@ -137,18 +140,20 @@ def _defragment(origin: str) -> str | None:
 
 async def prepare(clone: Clone) -> None:
     """See Driver.  What is dirty of an origin would be written by FICLONE, while the guest waits."""
-    directory = _directory(clone)
-    await calls.make(directory, _make, directory, clone)
+    for directory in _directories(clone):
+        await calls.make(directory, _make, clone, directory)
     await calls.at_once(_write_back, ((origin,) for origin in clone.origins))
 
 
-def _make(directory: str, clone: Clone) -> None:
+def _make(clone: Clone, directory: str) -> None:
     place.make(directory)
     with place.opened(directory) as descriptor:
-        for origin, frozen in zip(clone.origins, clone.frozen, strict=True):
-            new = files.opened(os.path.basename(frozen), descriptor, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            with files.opened(origin) as source, new as target:
-                reflinks.match_nocow(target, source)
+        for origin in clone.origins:
+            parent, name = os.path.split(clone.of(origin))
+            if parent == directory:
+                new = files.opened(name, descriptor, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                with files.opened(origin) as source, new as target:
+                    reflinks.match_nocow(target, source)
 
 
 async def _write_back(origin: str) -> None:
@@ -206,30 +211,35 @@ def _sealed(frozen: str) -> Fingerprint | None:
 
 async def activate(clone: Clone) -> Clone:
     """See Driver.  What a crash of the host must not take away is written to the disk."""
-    await calls.on_path(_directory(clone), _activate, clone)
+    await calls.on_path(clone.origins[0], _activate, clone)
     return clone
 
 
 def _activate(clone: Clone) -> None:
-    directory = _directory(clone)
+    if why := _why_hidden(clone):
+        raise UnreachableError(why)
     if why := _why_lost(clone):
-        is_hidden = not os.path.exists(directory) and place.why_hidden(directory, _kept(clone).mounted_on)
-        raise UnreachableError(why) if is_hidden else StateError(why)
-    for path in (*clone.frozen, directory, os.path.dirname(directory)):
+        raise StateError(why)
+    directories = _directories(clone)
+    for path in (*clone.frozen, *directories, *map(os.path.dirname, directories)):
         with files.opened(path) as descriptor:
             os.fsync(descriptor)
 
 
 async def why_lost(clone: Clone) -> str | None:
     """See Driver."""
-    return await calls.on_path(_directory(clone), _why_lost, clone)
+    return await calls.on_path(clone.origins[0], _why_lost, clone)
 
 
 def _why_lost(clone: Clone) -> str | None:
-    directory = _directory(clone)
-    if not os.path.lexists(directory):
-        return place.why_hidden(directory, _kept(clone).mounted_on) or f"{directory} has been removed or renamed"
-    return next((why for frozen in clone.frozen if (why := _change(frozen))), None)
+    return _why_hidden(clone) or next((why for frozen in clone.frozen if (why := _change(frozen))), None)
+
+
+def _why_hidden(clone: Clone) -> str | None:
+    """Why it is out of sight, if nothing of it is there; else None."""
+    if any(map(os.path.lexists, _directories(clone))):
+        return None
+    return place.why_hidden(clone.frozen[0], _kept(clone).mounted_on)
 
 
 def _change(frozen: str) -> str | None:
@@ -244,15 +254,15 @@ def _change(frozen: str) -> str | None:
 
 
 async def rooms(clone: Clone) -> Sequence[Room]:
-    """See Driver."""
-    return [await calls.on_path(_directory(clone), _room, clone, kind=SpaceError)]
+    """See Driver.  Several if the images lie in directories with quotas of their own."""
+    return await calls.on_path(clone.origins[0], _rooms, clone, kind=SpaceError)
 
 
-def _room(clone: Clone) -> Room:
-    parent = os.path.dirname(_directory(clone))
-    if why := place.why_hidden(parent, _kept(clone).mounted_on):
+def _rooms(clone: Clone) -> list[Room]:
+    if why := _why_hidden(clone):
         raise SpaceError(why)
-    return files.room(parent)
+    rooms = [files.room(os.path.dirname(directory)) for directory in _directories(clone)]
+    return list({(room.free_bytes, room.total_bytes): room for room in reversed(rooms)}.values())
 
 
 async def changed(older: Clone, newer: Clone, origin: str) -> Sequence[Extent]:
@@ -278,17 +288,23 @@ def _changed(older: str, newer: str) -> list[Extent]:
 
 async def remove(clone: Clone) -> None:
     """See Driver."""
-    await calls.on_path(_directory(clone), _remove, clone, done="removed", kind=LeftoverError)
-
-
-def _remove(clone: Clone) -> None:
-    directory = _directory(clone)
-    why = place.why_hidden(directory, _kept(clone).mounted_on)
-    if why and not os.path.lexists(directory):
+    if why := await calls.on_path(clone.origins[0], _why_hidden, clone, kind=LeftoverError):
         raise LeftoverError(why)
-    place.remove(directory, [os.path.basename(frozen) for frozen in clone.frozen])
+    problem = None
+    for directory in _directories(clone):
+        try:
+            await calls.on_path(directory, _remove, clone, directory, done="removed", kind=LeftoverError)
+        except LeftoverError as error:
+            problem = problem or error
+    if problem:
+        raise problem
+
+
+def _remove(clone: Clone, directory: str) -> None:
+    in_each = map(os.path.split, clone.frozen)
+    place.remove(directory, [name for parent, name in in_each if parent == directory])
 
 
 def by_hand(clone: Clone) -> Sequence[str]:
     """See Driver."""
-    return [names.command("rm", "-f", *clone.frozen), names.command("rmdir", _directory(clone))]
+    return [names.command("rm", "-f", *clone.frozen), names.command("rmdir", *_directories(clone))]

@@ -110,20 +110,39 @@ async def test_the_pause_is_that_of_the_file_s_extents(images: Path) -> None:
     assert listed(images) == [origin.name]
 
 
-async def test_images_of_one_directory_are_cloned_in_one_piece(images: Path) -> None:
-    (images / "a").mkdir()
-    (images / "b").mkdir()
-    origins = [images / name for name in ("a/vda.img", "b/vdb.img", "a/vdc.img")]
+async def test_images_of_one_file_system_are_cloned_in_one_piece_one_after_the_other(images: Path) -> None:
+    origins = [images / name for name in ("a/vda.img", "b/vda.img", "a/vdc.img")]
     for number, origin in enumerate(origins):
+        origin.parent.mkdir(exist_ok=True)
         clones.image(origin, seed=number)
-    offers = await reflink.plan(Task(ID, list(map(str, origins)), READER))
-    assert [offer.clone.origins for offer in offers] == [(str(origins[0]), str(origins[2])), (str(origins[1]),)]
-    for offer in offers:
-        clone = await clones.take(reflink, offer.clone)
-        for each in clone.origins:
-            assert clones.read(clone.of(each)) == clones.read(each)
+    (offer,) = await reflink.plan(Task(ID, list(map(str, origins)), READER))
+    assert offer.pause_s == pytest.approx(3 * (reflink.FILE_S + reflink.EXTENT_S))
+    clone = await clones.take(reflink, offer.clone)
+    assert [clones.read(clone.of(str(origin))) for origin in origins] == list(map(clones.read, origins))
+    assert len(await reflink.rooms(clone)) == 1
+    await reflink.remove(clone)
+    assert clones.places(images / "a") == clones.places(images / "b") == []
+
+
+async def test_images_of_two_file_systems_are_cloned_in_two_pieces(xfs: Path, btrfs: Path) -> None:
+    origins = [str(clones.image(directory / "vda.img")) for directory in (xfs, btrfs)]
+    offers = await reflink.plan(Task(ID, origins, READER))
+    assert [offer.clone.origins for offer in offers] == [(origins[0],), (origins[1],)]
+
+
+async def test_what_cannot_be_removed_in_one_directory_keeps_nothing_in_another(xfs: Path) -> None:
+    for name in ("a", "b"):
+        (xfs / name).mkdir()
+    clone = await clones.planned(reflink, *(clones.image(xfs / name / "vda.img") for name in ("a", "b")))
+    await clones.take(reflink, clone)
+    stranger = Path(clone.frozen[0]).with_name("notes")
+    stranger.touch()
+    with pytest.raises(LeftoverError, match="notes"):
         await reflink.remove(clone)
-        assert clones.places(Path(clone.origins[0]).parent) == []
+    assert clones.places(xfs / "b") == []
+    stranger.unlink()
+    await reflink.remove(clone)
+    assert clones.places(xfs / "a") == []
 
 
 async def test_the_guest_s_writes_take_the_space_of_the_images_file_system(images: Path) -> None:
@@ -231,7 +250,7 @@ def copy_over(path: Path) -> None:
         (lambda path: os.truncate(path, 5), "FILE has 5 bytes now, it had 262144"),
         (copy_over, "FILE is another file now"),
         (Path.unlink, "FILE has been removed or renamed"),
-        (lambda path: shutil.rmtree(path.parent), "DIRECTORY has been removed or renamed"),
+        (lambda path: shutil.rmtree(path.parent), "FIRST has been removed or renamed"),
         (lambda path: os.removexattr(path, place.MARK), "FILE was not finished, or is another file now"),
     ],
     ids=["written", "truncated", "replaced", "removed", "removed with its directory", "without its note"],
@@ -241,7 +260,7 @@ async def test_what_becomes_of_a_clone_is_told(xfs: Path, do: Callable[[Path], o
         assert await reflink.why_lost(clone) is None
         frozen = Path(clone.frozen[1])
         do(frozen)
-        told = told.replace("FILE", str(frozen)).replace("DIRECTORY", str(frozen.parent))
+        told = told.replace("FILE", str(frozen)).replace("FIRST", clone.frozen[0])
         assert await reflink.why_lost(clone) == told
         with pytest.raises(StateError) as caught:
             await reflink.activate(clone)
@@ -323,6 +342,23 @@ async def test_what_others_have_put_beside_a_clone_is_named_and_left(xfs: Path) 
     await reflink.remove(clone)
 
 
+async def test_a_file_system_that_is_full_meanwhile_is_told_and_the_origin_is_as_it_was() -> None:
+    with filesystems.mounted(300, "xfs") as directory:
+        origin = clones.fragmented(directory / "vda.img", 8000)
+        content, clone = origin.read_bytes(), await clones.planned(reflink, origin)
+        await reflink.prepare(clone)
+        with filesystems.filled(directory, leave=0):
+            with pytest.raises(SpaceError, match="cannot be cloned: No space left on device"):
+                await reflink.create(clone)
+            assert str(await reflink.why_lost(clone)).endswith("was not finished, or is another file now")
+            await reflink.remove(clone)
+            with pytest.raises(SpaceError, match="cannot be made: No space left on device"):
+                await reflink.prepare(clone)
+            await reflink.remove(clone)
+        assert origin.read_bytes() == content
+        assert clones.places(directory) == []
+
+
 async def test_a_clone_in_another_place_than_ours_is_not_removed(xfs: Path) -> None:
     origin = clones.image(xfs / "vda.img")
     clone = await clones.planned(reflink, origin)
@@ -374,7 +410,7 @@ def _as_ordinary_user(origin: str) -> str:
     clone = Clone("reflink", (origin,), (f"{directory}/vda.img",), {"mounted_on": "/", "uid": READER.uid, "gid": 1})
     if why := reflink._why_not(origin):
         return why
-    reflink._make(directory, clone)
+    reflink._make(clone, directory)
     reflink._clone(reflink._kept(clone), origin, clone.frozen[0])
     if why := reflink._why_lost(clone):
         return why
