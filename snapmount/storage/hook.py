@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -32,6 +33,7 @@ from .hookdocument import (
     PlanQuestion,
     Question,
     SnapshotQuestion,
+    StatusAnswer,
     Verb,
     read_changed,
     read_done,
@@ -47,9 +49,9 @@ NAME = "hook"
 DEADLINES_S: Mapping[Verb, float] = {
     Verb.PLAN: 10.0,
     Verb.TAKE: 10.0,
-    Verb.STATUS: 30.0,
+    Verb.STATUS: 20.0,
     Verb.CHANGED: 600.0,
-    Verb.DELETE: 60.0,
+    Verb.DELETE: 30.0,
 }
 LOOKED_AT_S = 5.0
 CHANGED_MAX_BYTES = 64 << 20  # a million extents
@@ -75,6 +77,7 @@ class HookDriver:
     def __init__(self, hook: str | None = None, settings_path: str = settings.PATH) -> None:
         self._hook = hook
         self._settings = settings_path
+        self._told: dict[str, tuple[StatusAnswer, float]] = {}  # by name; until when it holds
 
     async def why_not(self, origin: str) -> str | None:
         """As Driver says: also what keeps the hook from being run."""
@@ -99,7 +102,7 @@ class HookDriver:
             raise StateError(f"{origin}: {hook}: {answer.why_not}")
         kept = Kept(hook, task.snapshot_id, _name(task.snapshot_id, origin), task.reader, answer.state)
         clone = Clone(NAME, (origin,), (), to_document(kept))
-        return Offer(clone, answer.pause_s, answer.remedy, answer.guest_pays)
+        return Offer(clone, answer.pause_s, answer.remedy, answer.guest_pays, is_concurrent=True)
 
     async def _serving(self, known: Sequence[str]) -> str | None:
         if self._hook is not None:
@@ -114,23 +117,37 @@ class HookDriver:
         """As Driver says.  A take is waited for, cancelled or not, so that remove() finds what it has made: it has a
         deadline of its own.
         """
+        self._told.clear()
         with trio.CancelScope(shield=True):
             await _ask(clone, _question(clone, Verb.TAKE), StateError, read_done)
 
     async def activate(self, clone: Clone) -> Clone:
         """As Driver says."""
-        status = await _ask(clone, _question(clone, Verb.STATUS), UnreachableError, read_status)
+        status = await self._status(clone, UnreachableError)
         if status.frozen is None:
             raise StateError(f"{_kept(clone).hook}: {clone.origins[0]}: {status.lost}")
         return replace(clone, frozen=(status.frozen,))
 
     async def why_lost(self, clone: Clone) -> str | None:
         """As Driver says.  Raises UnreachableError if the hook fails, which does not tell."""
-        return (await _ask(clone, _question(clone, Verb.STATUS), UnreachableError, read_status)).lost
+        return (await self._status_of_late(clone, UnreachableError)).lost
 
     async def rooms(self, clone: Clone) -> Sequence[Room]:
         """Those that the hook knows of: none perhaps, of storage that watches itself."""
-        return (await _ask(clone, _question(clone, Verb.STATUS), SpaceError, read_status)).rooms
+        return (await self._status_of_late(clone, SpaceError)).rooms
+
+    async def _status_of_late(self, clone: Clone, kind: type[SnapmountError]) -> StatusAnswer:
+        """What the hook has told last, if that holds still: who watches a snapshot asks every second."""
+        told, until = self._told.get(_kept(clone).name, (None, 0.0))
+        return told if told and time.monotonic() < until else await self._status(clone, kind)
+
+    async def _status(self, clone: Clone, kind: type[SnapmountError]) -> StatusAnswer:
+        name = _kept(clone).name
+        self._told.pop(name, None)
+        status = await _ask(clone, _question(clone, Verb.STATUS), kind, read_status)
+        if status.lost is None:
+            self._told[name] = status, time.monotonic() + status.holds_s
+        return status
 
     async def changed(self, older: Clone, newer: Clone, origin: str) -> Sequence[Extent]:
         """As Driver says."""
@@ -146,6 +163,7 @@ class HookDriver:
 
     async def remove(self, clone: Clone) -> None:
         """As Driver says.  A take that has outlived who started it is ended first."""
+        self._told.clear()
         with trio.CancelScope(shield=True):
             await _end_left(_kept(clone))
             await _ask(clone, _question(clone, Verb.DELETE), LeftoverError, read_done)

@@ -23,6 +23,7 @@ from .driver import Room
 T = TypeVar("T")
 
 VERSION = 1  # of the questions and answers
+HOLDS_S, HOLDS_MAX_S = 5.0, 60.0
 FROZEN_MAX = 4096  # characters; PATH_MAX
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")  # RFC 3986: a scheme; ASCII without blanks
@@ -105,11 +106,12 @@ class Done:
 
 @dataclass(frozen=True)
 class StatusAnswer:
-    """Either lost, or frozen, with the rooms that the hook knows of."""
+    """Either lost, as before it is taken, or frozen, and the rooms that the hook knows of."""
 
     lost: str | None = None  # why
     frozen: str | None = None  # an absolute path, or a URL
     rooms: tuple[Room, ...] = ()
+    holds_s: float = HOLDS_S  # for how long it need not be asked again
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ def read_status(answer: bytes) -> StatusAnswer:
     for i, room in enumerate(read.rooms):
         if not 0 <= room.free_bytes <= room.total_bytes:
             raise DocumentError(f"rooms[{i}] has {room.free_bytes} free bytes of {room.total_bytes}")
+    if not 0 <= read.holds_s <= HOLDS_MAX_S:
+        raise DocumentError(f"holds_s is {read.holds_s:g}, not from 0 to {HOLDS_MAX_S:g}")
     return read
 
 

@@ -14,7 +14,7 @@ STORAGE HOOKS in the man page tells the same.
 
 from __future__ import annotations
 
-import posixpath
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -63,15 +63,16 @@ def read(path: str = PATH) -> Settings:
         settings = from_document(Settings, tomllib.loads(text.decode()))
         for prefix, hook in settings.hooks.items():
             _check(prefix, hook)
+        resolved = {os.path.realpath(prefix): hook for prefix, hook in settings.hooks.items() if prefix.startswith("/")}
     except (ValueError, RecursionError) as error:  # a DocumentError, a TOMLDecodeError and a UnicodeDecodeError are
         raise StateError(f"{path} cannot be used: {error}") from error
-    return settings
+    return Settings({**resolved, **settings.hooks})  # origins are without symbolic links
 
 
 def _check(prefix: str, hook: object) -> None:
     where = f'hooks."{prefix}"'
     if prefix.startswith("/"):
-        if posixpath.normpath(prefix) != (prefix.rstrip("/") or "/"):
+        if os.path.normpath(prefix) != (prefix.rstrip("/") or "/"):
             raise DocumentError(f"{where} is a path with '.', '..' or '//' in it")
     elif not _NETWORK.fullmatch(prefix):
         raise DocumentError(f"{where} is neither an absolute path nor the name of a network disk, such as rbd:pool")

@@ -97,6 +97,7 @@ async def test_the_life_of_a_snapshot_is_a_question_for_each_step(path: Path) ->
     assert await driver.why_not(ORIGIN) is None
     (offer,) = await offered(driver, ORIGIN)
     assert (offer.pause_s, offer.remedy, offer.guest_pays) == (0.25, "a faster filer", "little")
+    assert offer.is_concurrent
     assert asked(program, "plan") == {
         "version": 1,
         "verb": "plan",
@@ -123,7 +124,7 @@ async def test_the_life_of_a_snapshot_is_a_question_for_each_step(path: Path) ->
     assert question == common | {"verb": "take", "deadline_s": 10.0}
 
     assert (await driver.activate(clone)).of(ORIGIN) == "/dev/zd16"
-    assert asked(program, "status") == common | {"verb": "status", "deadline_s": 30.0}
+    assert asked(program, "status") == common | {"verb": "status", "deadline_s": 20.0}
     assert await driver.why_lost(clone) is None
     assert list(await driver.rooms(clone)) == [Room("the pool", 5, 9)]
 
@@ -133,7 +134,7 @@ async def test_the_life_of_a_snapshot_is_a_question_for_each_step(path: Path) ->
     assert asked(program, "changed") == common | {"verb": "changed", "deadline_s": 600.0, "older": before}
 
     await driver.remove(clone)
-    assert asked(program, "delete") == common | {"verb": "delete", "deadline_s": 60.0}
+    assert asked(program, "delete") == common | {"verb": "delete", "deadline_s": 30.0}
 
 
 async def test_each_origin_is_a_clone_of_its_own_with_a_name_of_its_own(path: Path) -> None:
@@ -170,6 +171,24 @@ async def test_a_lost_snapshot_is_told_from_a_hook_that_fails(path: Path) -> Non
     ):
         with pytest.raises(kind, match=f"the hook {failing} status has failed \\(exit status 3\\)"):
             await function(clone_of(failing))
+
+
+async def test_a_status_holds_as_long_as_the_hook_says(path: Path) -> None:
+    answer = {"frozen": "/dev/zd16", "rooms": [{"place": "p", "free_bytes": 1, "total_bytes": 2}], "holds_s": 60}
+    program = answering(path, {"status": answer, "delete": {}})
+    driver, clone = HookDriver(), clone_of(program)
+    await driver.activate(clone)
+    answering(path, {"status": {"lost": "it has gone", "holds_s": 0}})
+    assert list(await driver.rooms(clone)) == [Room("p", 1, 2)]
+    assert await driver.why_lost(clone) is None
+    with pytest.raises(StateError, match="it has gone"):
+        await driver.activate(clone)
+    assert await driver.why_lost(clone) == "it has gone"
+    answering(path, {"status": answer})
+    assert await driver.why_lost(clone) is None
+    answering(path, {"status": {"lost": "it has gone"}})
+    await driver.remove(clone)
+    assert await driver.why_lost(clone) == "it has gone"
 
 
 async def test_what_has_changed_may_be_untold(path: Path) -> None:
@@ -322,12 +341,12 @@ async def test_at_its_deadline_a_hook_is_killed_with_all_that_it_has_started(pat
     async def removed() -> None:
         with pytest.raises(LeftoverError) as caught:
             await HookDriver().remove(clone_of(program))
-        assert caught.value.message == f"the hook {program} delete has not ended within 60 s, and is killed: busy"
+        assert caught.value.message == f"the hook {program} delete has not ended within 30 s, and is killed: busy"
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(removed)
         await there(f"{path}.begun")
-        mock_clock.jump(60.0)
+        mock_clock.jump(30.0)
     await gone(int(said(f"{path}.pid")))
 
 

@@ -90,6 +90,7 @@ def test_changed_extents_are_in_order_and_may_be_zeros() -> None:
             {"frozen": "/x", "rooms": [{"place": "p", "free_bytes": 3, "total_bytes": 2}]},
             "rooms[0] has 3 free bytes of 2",
         ),
+        ("status", {"frozen": "/x", "holds_s": 61}, "holds_s is 61, not from 0 to 60"),
         ("changed", {}, "extents is missing"),
         ("changed", {"extents": [[0, 1]]}, "extents[0] is [0, 1], not an object"),
         ("changed", {"extents": [{"start": 0, "length": 0}]}, "extents[0] starts at 0 and has 0 bytes"),

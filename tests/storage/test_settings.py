@@ -56,6 +56,13 @@ def test_the_root_is_for_all_that_has_no_other() -> None:
     assert hooks.hook_of("rbd:a/b") is None
 
 
+def test_a_directory_may_be_named_by_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "images").symlink_to("/srv/vms")
+    read = settings.read(written(tmp_path / "storage.toml", f'[hooks]\n"{tmp_path}/images" = "/a"'))
+    assert read.hook_of("/srv/vms/x.raw") == "/a"
+    assert read.hook_of(f"{tmp_path}/images/x.raw") == "/a"
+
+
 def test_no_file_is_no_hook(tmp_path: Path) -> None:
     assert settings.read(str(tmp_path / "storage.toml")) == Settings()
     assert settings.read(str(tmp_path / "no" / "storage.toml")).hook_of("/srv/x") is None

@@ -54,7 +54,8 @@ class Choice:
         """How long the VM is expected to be paused: different drivers work at the same time."""
         each: dict[str, float] = {}
         for offer in self.offers:
-            each[offer.clone.driver] = each.get(offer.clone.driver, 0.0) + offer.pause_s
+            others_s = 0.0 if offer.is_concurrent else each.get(offer.clone.driver, 0.0)
+            each[offer.clone.driver] = max(each.get(offer.clone.driver, 0.0), others_s + offer.pause_s)
         return SUSPEND_S + max(each.values(), default=0.0)
 
     @property

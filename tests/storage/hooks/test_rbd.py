@@ -133,7 +133,7 @@ async def test_a_snapshot_is_mapped_to_be_read_and_unmapped_to_be_deleted(host: 
     assert cluster.state()["images"]["vms/vm1"] == ["daily"]
     assert cluster.state()["devices"] == [ITSELF]
     await driver.remove(clone)
-    assert await driver.why_lost(clone) == f"there is no snapshot {snapshot} any more"
+    assert await driver.why_lost(clone) == f"there is no snapshot {snapshot}"
 
 
 async def test_an_image_that_has_gone_is_a_lost_snapshot(host: Host, cluster: Cluster) -> None:

@@ -125,7 +125,7 @@ async def test_a_volume_s_snapshot_is_its_device(host: Host, pool: Pool) -> None
     assert host.calls("zfs") == [["destroy", snapshot]]
     assert pool.snapshots() == ["tank/vm1@daily"]
     await driver.remove(clone)
-    assert await driver.why_lost(clone) == f"there is no snapshot {snapshot} any more"
+    assert await driver.why_lost(clone) == f"there is no snapshot {snapshot}"
 
 
 async def test_the_command_lines_are_these(host: Host, pool: Pool, tmp_path: Path) -> None:
@@ -134,14 +134,16 @@ async def test_the_command_lines_are_these(host: Host, pool: Pool, tmp_path: Pat
     driver = host.install("zfs")
     clone = (await offered(driver, origin)).clone
     assert host.calls("zfs") == []
+    assert list(await driver.rooms(clone)) == [Room("tank/images", 1000, 1500)]  # before it is taken
+    host.calls("zfs")
     await driver.create(clone)
     snapshot = f"tank/images@{clone.kept['name']}"
     assert host.calls("zfs") == [["snapshot", snapshot]]
     image(tmp_path / ".zfs" / "snapshot" / clone.kept["name"])
     assert await driver.why_lost(clone) is None
     assert host.calls("zfs") == [
-        ["list", "-Hp", "-t", "snapshot", "-o", "name", snapshot],
         ["list", "-Hp", "-o", "available,used", "tank/images"],
+        ["list", "-Hp", "-t", "snapshot", "-o", "name", snapshot],
     ]
 
 
