@@ -38,7 +38,7 @@ def parse(mountinfo: str) -> list[Mount]:
         fields = line.split(" ")
         separator = fields.index("-")
         is_shared = any(field.startswith("shared:") for field in fields[6:separator])
-        path, fstype, source = _unescaped(fields[4]), fields[separator + 1], _unescaped(fields[separator + 2])
+        path, fstype, source = unescaped(fields[4]), fields[separator + 1], unescaped(fields[separator + 2])
         major, minor = map(int, fields[2].split(":"))
         is_writable = "rw" in fields[separator + 3].split(",")
         mounts.append(Mount(path, fstype, source, is_shared, fields[0], os.makedev(major, minor), is_writable))
@@ -52,7 +52,7 @@ def holding(path: str, mounts: Iterable[Mount]) -> Mount | None:
     return next((mount for mount in reversed(above) if len(mount.path) == deepest), None)
 
 
-def _unescaped(field: str) -> str:
+def unescaped(field: str) -> str:
     """Undo the kernel's octal escapes of blank, tab, newline and backslash."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)
 

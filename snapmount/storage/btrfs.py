@@ -6,11 +6,11 @@ the images, also if the subvolume is all that is mounted.  It is itself no part 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..core import names
 from ..core.document import from_document, to_document
 from ..core.extents import Extent
 from ..errors import LeftoverError, MissingError, SnapmountError, SpaceError, StateError, UnreachableError
-from ..host import execution, programs, subvolumes
+from ..host import execution, mounts, programs, subvolumes
 from . import calls, differences, files, place
 from .driver import Clone, Offer, Room, Task
 
@@ -50,6 +50,7 @@ class Kept:
     subvolume: str  # its top directory
     uuid: str  # of the subvolume
     inodes: tuple[int, ...]  # of the origins; a file has the same one in a snapshot
+    gid: int  # the group that may read what it may read of the origins
 
 
 def _kept(clone: Clone) -> Kept:
@@ -97,16 +98,22 @@ def _why_not(origin: str) -> str | None:
     return None
 
 
+def _uuid(directory: str) -> str:
+    """Of the subvolume that a directory lies in.  Raises OSError."""
+    with files.opened(directory) as descriptor:
+        return subvolumes.read(descriptor).uuid
+
+
 def _swap_file(top: str) -> str | None:
     """A file in that subvolume that the kernel swaps to (btrfs(5), "SWAPFILE SUPPORT"; proc_swaps(5))."""
+    ours = _uuid(top)
     for line in Path("/proc/swaps").read_text(errors="surrogateescape").split("\n")[1:]:
-        path, _, kind = line.partition(" ")
+        escaped, _, kind = line.partition(" ")
         if kind.split()[:1] == ["file"]:
-            try:
-                if subvolumes.top(path) == top:
+            path = mounts.unescaped(escaped)
+            with contextlib.suppress(OSError):  # that is none on btrfs
+                if _uuid(os.path.dirname(path)) == ours:
                     return path
-            except OSError:
-                continue
     return None
 
 
@@ -127,9 +134,8 @@ def _top(origin: str) -> str:
 
 def _offer(task: Task, top: str, origins: Sequence[str]) -> Offer:
     snapshot = Path(place.path(top, task.snapshot_id, NAME)) / SNAPSHOT
-    with files.opened(top) as descriptor:
-        uuid = subvolumes.read(descriptor).uuid
-    kept = Kept(place.mountpoint(top), top, uuid, tuple(os.stat(origin).st_ino for origin in origins))
+    inodes = tuple(os.stat(origin).st_ino for origin in origins)
+    kept = Kept(place.mountpoint(top), top, _uuid(top), inodes, task.reader.gid)
     frozen = tuple(str(snapshot / os.path.relpath(origin, top)) for origin in origins)
     return Offer(
         Clone(NAME, tuple(origins), frozen, to_document(kept)),
@@ -144,7 +150,7 @@ def _offer(task: Task, top: str, origins: Sequence[str]) -> Offer:
 async def prepare(clone: Clone) -> None:
     """See Driver.  A snapshot begins with a commit of the file system: what is dirty is written before."""
     subvolume, directory = _kept(clone).subvolume, _directory(clone)
-    await calls.make(directory, place.make, directory)
+    await calls.make(directory, place.make, directory, _kept(clone).gid)
     await _btrfs(f"{subvolume} cannot be written back", "filesystem", "sync", subvolume)
 
 
@@ -168,11 +174,11 @@ async def _btrfs(what: str, *command: str, kind: type[SnapmountError] = StateErr
     await execution.output(["btrfs", *command], math.inf, what, kind, **options)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def _in_place(clone: Clone, kind: type[SnapmountError] = StateError) -> AsyncIterator[dict[str, Any]]:
     """What runs a program in our directory, by the descriptor that was looked at, whatever is at its path by now."""
     directory = _directory(clone)
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         descriptor = await calls.on_path(directory, stack.enter_context, place.opened(directory), kind=kind)
         yield {"cwd": f"/proc/{os.getpid()}/fd/{descriptor}"}
 

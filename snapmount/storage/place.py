@@ -25,15 +25,19 @@ def path(parent: str, snapshot_id: str, driver: str) -> str:
     return str(Path(parent) / f".{names.directory(snapshot_id)}-{driver}")
 
 
-def make(directory: str) -> None:
-    """Make it: others may pass through, and see nothing.  Raises OSError, FileExistsError if anything is there."""
+def make(directory: str, group: int) -> None:
+    """Make it: that group may pass through, nobody but the owner see what is in it.  Raises OSError, FileExistsError if
+    anything is there.
+    """
     Path(directory).mkdir(mode=0o700)
     with _directory(directory) as descriptor:
         owner = os.fstat(descriptor).st_uid
         if owner != os.geteuid():  # who may write the parent may have put another one in its place
             raise not_ours(directory)
         os.setxattr(descriptor, MARK, _mark(directory))
-        os.fchmod(descriptor, 0o711)
+        if group != os.getegid():
+            os.fchown(descriptor, -1, group)
+        os.fchmod(descriptor, 0o710)
 
 
 @contextlib.contextmanager

@@ -146,7 +146,7 @@ async def prepare(clone: Clone) -> None:
 
 
 def _make(clone: Clone, directory: str) -> None:
-    place.make(directory)
+    place.make(directory, _kept(clone).gid)
     with place.opened(directory) as descriptor:
         for origin in clone.origins:
             parent, name = os.path.split(clone.of(origin))

@@ -102,6 +102,11 @@ def read(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
+def run_as(uid: int, *command: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Run it as that user, with the group of that number."""
+    return subprocess.run(command, user=uid, group=uid, extra_groups=[], capture_output=True)
+
+
 def run(*command: str | Path) -> str:
     """What the command prints; it must succeed."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -95,7 +95,7 @@ async def test_a_mount_of_a_part_of_a_subvolume_is_refused(subvolume: Path, tmp_
 
 
 async def test_a_subvolume_with_a_swap_file_is_refused(subvolume: Path) -> None:
-    origin, swap = clones.image(subvolume / "vda.img"), subvolume.parent / "swap"
+    origin, swap = clones.image(subvolume / "vda.img"), subvolume.parent / "swap file"
     swap.touch()
     clones.run("chattr", "+C", swap)
     clones.run("fallocate", "-l", "4M", swap)
@@ -170,6 +170,15 @@ async def test_a_clone_keeps_the_bytes_of_its_moment_whatever_becomes_of_the_ori
     assert list(map(clones.read, clone.frozen)) == contents
     assert await btrfs.why_lost(clone) is None
     await btrfs.remove(clone)
+
+
+async def test_others_than_the_reader_s_group_see_nothing_of_the_subvolume(subvolume: Path) -> None:
+    origin = clones.image(subvolume / "vda.img")
+    (subvolume / "open to all").write_text("")
+    async with clones.taken(btrfs, origin) as clone:
+        frozen = Path(clone.frozen[0])
+        assert clones.run_as(READER.uid, "cat", frozen).stdout == origin.read_bytes()
+        assert b"Permission denied" in clones.run_as(65533, "cat", frozen.with_name("open to all")).stderr
 
 
 async def test_a_clone_of_each_kind_can_be_taken_at_once(subvolume: Path) -> None:

@@ -25,14 +25,6 @@ from ..rig.clones import BLOCK, ID, READER
 pytestmark = pytest.mark.vm
 
 
-def as_user(uid: int, *command: str | Path) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command, user=uid, group=uid, extra_groups=[], capture_output=True)
-
-
-def as_reader(*command: str | Path) -> subprocess.CompletedProcess[bytes]:
-    return as_user(READER.uid, *command)
-
-
 def listed(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
@@ -190,10 +182,15 @@ async def test_a_clone_can_be_read_by_its_reader_alone_and_written_by_nobody(ima
     origin = clones.image(images / "vda.img")
     async with clones.taken(reflink, origin) as clone:
         frozen = Path(clone.frozen[0])
-        assert as_reader("cat", frozen).stdout == origin.read_bytes()
-        assert b"Permission denied" in as_reader("dd", "if=/dev/zero", f"of={frozen}", "conv=notrunc").stderr
-        assert b"Permission denied" in as_reader("ls", frozen.parent).stderr
-        assert b"Permission denied" in as_user(65533, "cat", frozen).stderr
+        assert clones.run_as(READER.uid, "cat", frozen).stdout == origin.read_bytes()
+        assert (
+            b"Permission denied"
+            in clones.run_as(READER.uid, "dd", "if=/dev/zero", f"of={frozen}", "conv=notrunc").stderr
+        )
+        assert b"Permission denied" in clones.run_as(READER.uid, "ls", frozen.parent).stderr
+        assert b"Permission denied" in clones.run_as(65533, "cat", frozen).stderr
+        os.chown(frozen.parent, -1, 65533)
+        assert b"Permission denied" in clones.run_as(65533, "cat", frozen).stderr  # nor if it could get there
 
 
 @pytest.mark.parametrize("of_directory", ["+C", "-C"])
@@ -407,7 +404,9 @@ def test_an_ordinary_user_clones_what_is_the_user_s(images: Path) -> None:
 
 def _as_ordinary_user(origin: str) -> str:
     directory = place.path(os.path.dirname(origin), ID, reflink.NAME)
-    clone = Clone("reflink", (origin,), (f"{directory}/vda.img",), {"mounted_on": "/", "uid": READER.uid, "gid": 1})
+    clone = Clone(
+        "reflink", (origin,), (f"{directory}/vda.img",), {"mounted_on": "/", "uid": READER.uid, "gid": READER.gid}
+    )
     if why := reflink._why_not(origin):
         return why
     reflink._make(clone, directory)
