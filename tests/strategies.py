@@ -11,7 +11,7 @@ from snapmount.core.document import to_document
 from snapmount.core.domainxml import UNCONFINABLE
 from snapmount.core.leftout import LeftOut
 from snapmount.core.lifecycle import State
-from snapmount.core.snapshot import Disk, Nvram, Snapshot
+from snapmount.core.snapshot import Disk, DiskUrl, Nvram, Snapshot
 from snapmount.host.processes import Process
 from snapmount.records.record import Record
 from snapmount.sources.pull.state import PullState
@@ -53,6 +53,7 @@ snapshots = st.builds(
         )
     ).map(tuple),
     left_out=st.lists(st.builds(LeftOut, name=text, why=text)).map(tuple),
+    urls=st.lists(st.builds(DiskUrl, name=text, url=text)).map(tuple),
     nvram=st.none()
     | st.builds(
         Nvram,

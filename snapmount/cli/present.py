@@ -138,6 +138,7 @@ class Shown:
                     (each.file, units.size(each.size_bytes), each.format, each.origin, _blocks(each)) for each in files
                 )
             )
+        lines += [names.printable(f"{each.name} is at {each.url}") for each in snapshot.urls]
         if record.publication:
             lines.append(_indented(luns.lun_rows(record.publication)))
             lines.append(_indented(luns.facts(record.publication, self._credentials, self.with_secret)))
@@ -184,6 +185,7 @@ class Shown:
             *([] if record.is_hidden else [("mounted at", record.mountpoint)]),
             ("connection", record.connect),
             *_nvram_facts(snapshot.nvram),
+            *((each.name, each.url) for each in snapshot.urls),
             *self._description.facts,
             ("server", f"process {record.server.pid}" + (f", log {log}" if log else "")),
         ]

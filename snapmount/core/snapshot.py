@@ -39,6 +39,24 @@ class Disk(Reshaped):
 
 
 @dataclass(frozen=True)
+class DiskUrl(Reshaped):
+    """A disk whose snapshot lies where this host cannot read it, and the URL that a storage hook gives for it."""
+
+    ignores_unknown_keys = True
+
+    name: str
+    url: str
+
+    @property
+    def file(self) -> str:
+        """Its file in the mount."""
+        return f"{self.name}.url"
+
+    def document_of(self, written: dict[str, Any]) -> dict[str, Any]:
+        return written | {"file": self.file}
+
+
+@dataclass(frozen=True)
 class Nvram(Reshaped):
     """The variables of the VM's firmware in a snapshot: a copy of the file that QEMU keeps them in."""
 
@@ -71,6 +89,7 @@ class Snapshot(Reshaped):
     quiesced: bool
     disks: tuple[Disk, ...]
     left_out: tuple[LeftOut, ...]
+    urls: tuple[DiskUrl, ...] = ()  # disks that are shown by a URL alone
     nvram: Nvram | None = None  # where the firmware keeps variables, and they could be copied
 
     @property

@@ -17,7 +17,7 @@ import libvirt
 import trio
 
 from ..core import names
-from ..errors import SnapmountError, UnreachableError
+from ..errors import SnapmountError, StateError, UnreachableError
 from ..host.processes import boot_id
 from ..records.record import Record
 from ..records.store import Lease
@@ -48,11 +48,14 @@ class Pause:
 async def paused(domain: Domain, lease: Lease) -> AsyncIterator[Pause]:
     """Pause the VM for as long as the block lasts.  One that does not run, or is paused, stays as it is.
 
-    Raises StateError if libvirt refuses, UnreachableError if it does not answer, or the VM cannot be resumed.
+    Raises StateError if libvirt refuses, or somebody lets it run meanwhile; UnreachableError if libvirt does not
+    answer, or the VM cannot be resumed.
     """
     state, _ = await _state(domain)
     if state in _STILL:
         yield Pause(is_ours=False)
+        if (await _state(domain))[0] not in _STILL:
+            raise StateError(f"{domain.name} was resumed or started while the snapshot was taken")
         return
     lease.update(paused_run=await domain.run_id())
     pause, is_suspended = Pause(is_ours=True), False

@@ -180,6 +180,7 @@ def _tree(lease: Lease, images: Sequence[Image], variables: bytes | None) -> Tre
         for disk, image in zip(snapshot.disks, images, strict=True)
     ]
     files += [File(f"{image.name}.map", MapText(image)) for image in images]
+    files += [File(each.file, Constant(f"{each.url}\n".encode())) for each in snapshot.urls]
     files.append(File("domain.xml", Constant(xml.encode("utf-8", "surrogateescape"))))
     if snapshot.nvram and variables is not None:
         files.append(File(snapshot.nvram.file, Constant(variables)))

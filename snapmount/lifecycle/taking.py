@@ -74,7 +74,7 @@ async def _make(planned: planning.Plan, lease: Lease) -> None:
     if record.is_hidden:
         datadirectory.make_view(Path(record.mountpoint))
     moment = await registry.of(record).create(subject, lease)
-    lease.update(snapshot=replace(record.snapshot, created=moment))
+    lease.update(snapshot=replace(lease.record.snapshot, created=moment))
     await nvram.keep(subject.xml, lease)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from snapmount.core.document import DocumentError, dump, from_document, to_document
 from snapmount.core.leftout import LeftOut
-from snapmount.core.snapshot import Disk, Nvram, Snapshot
+from snapmount.core.snapshot import Disk, DiskUrl, Nvram, Snapshot
 
 from ..strategies import PROPERTY, snapshots
 
@@ -25,6 +25,7 @@ SNAPSHOT = Snapshot(
     quiesced=False,
     disks=(Disk("vda", 1 << 30, "qcow2", "/images/vda.qcow2", 1 << 29),),
     left_out=(LeftOut("sda", "CD-ROM"),),
+    urls=(DiskUrl("vdb", "https://filer/1"),),
     nvram=Nvram(540672, "raw", "/nvram/vm1_VARS.fd"),
 )
 
@@ -56,6 +57,7 @@ def test_the_document_has_the_documented_shape() -> None:
                 "file": "vda.raw",
             }
         ],
+        "urls": [{"name": "vdb", "url": "https://filer/1", "file": "vdb.url"}],
         "nvram": {"size_bytes": 540672, "format": "raw", "origin": "/nvram/vm1_VARS.fd", "file": "nvram"},
         "left_out": [{"name": "sda", "why": "CD-ROM"}],
     }
@@ -80,7 +82,13 @@ def test_a_document_from_before_block_sizes_were_told_is_read() -> None:
     assert from_document(Snapshot, document) == SNAPSHOT
 
 
-@pytest.mark.parametrize("key", to_document(SNAPSHOT))
+def test_a_document_from_before_disks_had_urls_is_read() -> None:
+    document = to_document(SNAPSHOT)
+    del document["urls"]
+    assert from_document(Snapshot, document) == replace(SNAPSHOT, urls=())
+
+
+@pytest.mark.parametrize("key", [key for key in to_document(SNAPSHOT) if key != "urls"])
 def test_a_document_that_lacks_a_fact_is_refused(key: str) -> None:
     document = to_document(SNAPSHOT)
     del document[key]

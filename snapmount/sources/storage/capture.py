@@ -46,6 +46,7 @@ async def _take_at_once(subject: Subject, kept: StorageState) -> tuple[datetime,
     """Nobody writes meanwhile, or what is made is of one moment by itself."""
     moment = datetime.now(UTC)
     await _make(subject, kept)
+    await _check_same_run(subject, kept)
     return moment, 0.0
 
 
@@ -96,14 +97,18 @@ async def _check_unchanged(subject: Subject, kept: StorageState) -> None:
     its QEMU writes to them, which a pause does not keep from it.
     """
     domain, chosen = subject.domain, subject.selection.chosen
-    if await domain.run_id() != kept.run_id:
-        raise StateError(f"{domain.name} was started or shut off while the snapshot was taken", AGAIN)
+    await _check_same_run(subject, kept)
     now = {disk.name: disk for disk in domainxml.disks(await domain.xml())}
     changed = [disk.name for disk in chosen if now.get(disk.name) != disk]
     if changed:
         raise StateError(f"{domain.name}: {', '.join(changed)} was changed while the snapshot was taken", AGAIN)
     if kept.run_id >= 0:
         await domain.block_jobs.check_none(disk.name for disk in chosen)
+
+
+async def _check_same_run(subject: Subject, kept: StorageState) -> None:
+    if await subject.domain.run_id() != kept.run_id:
+        raise StateError(f"{subject.domain.name} was started or shut off while the snapshot was taken", AGAIN)
 
 
 @contextlib.asynccontextmanager

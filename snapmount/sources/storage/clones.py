@@ -97,14 +97,10 @@ async def why_lost(kept: StorageState) -> str | None:
     return None
 
 
-async def rooms(kept: StorageState) -> Sequence[Room]:
-    """Where the guest's writes take new space for the clones' sake, each place once.  Raises SpaceError."""
-    found: dict[str, Room] = {}
-    for clone in kept.clones:
-        looked = driver_of(clone).rooms(clone)
-        for room in await in_time(LOOK_S, looked, f"looking at the space of {_named(clone)}", SpaceError):
-            found[room.place] = room
-    return list(found.values())
+async def rooms(clone: Clone) -> Sequence[Room]:
+    """Where the guest's writes take new space for the clone's sake.  Raises SpaceError."""
+    what = f"looking at the space of {_named(clone)}"
+    return await in_time(LOOK_S, driver_of(clone).rooms(clone), what, SpaceError)
 
 
 async def remove(kept: StorageState) -> None:

@@ -19,7 +19,7 @@ def describe(record: Record, _directory: Path, _is_active: bool) -> Description:
     facts += [(f"{clone.driver} clone", f"{kept.frozen.get(origin, '-')}, of {origin}") for clone, origin in clones]
     facts += [("shared image", path) for path in kept.shared]
     return Description(
-        nbd_uris={name: f"nbd+unix:///{name}?socket={kept.socket}" for name in imagechain.served(kept.chains)},
+        nbd_uris={name: f"nbd+unix:///{name}?socket={kept.socket}" for name in imagechain.served(kept.shown)},
         pause_s=kept.pause_s,
         facts=facts,
     )

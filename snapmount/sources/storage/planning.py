@@ -18,7 +18,7 @@ from ...host import blocking, datadirectory
 from ...hypervisor import Domain, writers
 from ...images import chain, fingerprint
 from ...images.chain import Found, Owner
-from ...storage.driver import Room
+from ...storage.driver import Clone, Room
 from ..source import Plan, Subject
 from . import choice, clones
 from .choice import StorageOptions, Wanted
@@ -130,22 +130,16 @@ async def _fingerprints(state: StorageState) -> tuple[Fingerprint, ...]:
 
 
 async def _judge_space(subject: Subject, state: StorageState, disks: Sequence[Disk]) -> None:
-    """Refuse a place in which the guest's writes would soon find no space; warn of one that the worst case may fill.
-
-    What can be told of once the clone is made alone, as of a snapshot's own room, is judged by the watch.
-    """
-    try:
-        rooms = await clones.rooms(state)
-    except SpaceError:
-        return
+    """Refuse a place in which the guest's writes would soon find no space; warn of one that the worst case may fill."""
     worst = sum(disk.size_bytes for disk in disks)
-    for room in rooms:
-        least = min(_least(room), worst)
+    rooms = {room.place: room for clone in state.clones for room in await _rooms(clone)}
+    for room in rooms.values():
+        least = min(limits.FLOOR_BYTES, room.total_bytes // 4, worst)
         if room.free_bytes < least:
             raise SpaceError(
                 f"{subject.domain.name}: {room.place} has {units.size(room.free_bytes)} free for what the guest writes "
                 f"while the snapshot lives; at least {units.size(least)} must be free",
-                f"--source pull   (whose scratch may lie elsewhere), or free space in {room.place}",
+                f"--source pull   (whose scratch may lie elsewhere; or free space in {room.place})",
             )
         if room.free_bytes < min(worst, room.total_bytes // 2):
             subject.warn(
@@ -155,5 +149,9 @@ async def _judge_space(subject: Subject, state: StorageState, disks: Sequence[Di
             )
 
 
-def _least(room: Room) -> int:
-    return min(limits.FLOOR_BYTES, room.total_bytes // 4)
+async def _rooms(clone: Clone) -> Sequence[Room]:
+    """None where nothing can be told before the clone is made: the watch judges it."""
+    try:
+        return await clones.rooms(clone)
+    except SpaceError:
+        return []

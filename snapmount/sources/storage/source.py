@@ -16,6 +16,7 @@ from pathlib import Path
 from ...core import imagechain, units
 from ...core.document import to_document
 from ...core.image import OpenImage
+from ...core.snapshot import DiskUrl
 from ...errors import LeftoverError, NotFoundError, StateError
 from ...host import blocking, datadirectory
 from ...hypervisor import directories, quiesce
@@ -61,7 +62,10 @@ async def create(subject: Subject, lease: Lease) -> datetime:
         moment, pause_s = await capture.take(subject, lease, kept)
     log.info("%s: cloned, paused for %s: this is the snapshot's moment", subject.domain.name, units.moment(pause_s))
     kept = replace(await clones.activated(kept), pause_s=pause_s)
-    lease.update(source=to_document(kept))
+    snapshot = lease.record.snapshot
+    readable = tuple(disk for disk in snapshot.disks if disk.name not in kept.urls)
+    urls = tuple(DiskUrl(name, url) for name, url in kept.urls.items())
+    lease.update(source=to_document(kept), snapshot=replace(snapshot, disks=readable, urls=urls))
     return moment
 
 
@@ -89,7 +93,7 @@ async def open(record: Record, watch: Watch) -> AsyncIterator[Sequence[OpenImage
 
 def _locked_paths(kept: StorageState) -> Sequence[str]:
     """What the daemon reads and somebody else could write to: the clones are nobody's but ours."""
-    read = [path for layers in imagechain.served(kept.chains).values() for path in imagechain.paths(layers)]
+    read = [path for layers in imagechain.served(kept.shown).values() for path in imagechain.paths(layers)]
     return [path for path in kept.shared if path in read]
 
 

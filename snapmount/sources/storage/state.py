@@ -12,7 +12,7 @@ from ...core.fingerprint import Fingerprint
 from ...core.imagechain import Chain, Layer
 from ...core.user import User
 from ...records.documents import HasSource
-from ...storage.driver import Clone
+from ...storage.driver import Clone, is_url
 from ..sourcestate import SourceState
 
 KIND = "storage"
@@ -50,8 +50,19 @@ class StorageState(SourceState):
 
     @property
     def shown(self) -> tuple[Chain, ...]:
-        """What the disks of the snapshot consist of: the clones, and what those rest on."""
-        return tuple(replace(chain, layers=(self._frozen(chain.layers[0]), *chain.layers[1:])) for chain in self.chains)
+        """What the disks of the snapshot consist of: the clones, and what those rest on; those with a URL left out."""
+        found = [
+            replace(chain, layers=(self._frozen(chain.layers[0]), *chain.layers[1:]))
+            for chain in self.chains
+            if chain.disk not in self.urls
+        ]
+        return tuple(found)
+
+    @property
+    def urls(self) -> Mapping[str, str]:
+        """The disks whose snapshots this host cannot read, with the URLs that describe them."""
+        tops = {chain.disk: self.frozen.get(str(chain.layers[0].origin)) for chain in self.chains}
+        return {disk: frozen for disk, frozen in tops.items() if frozen and is_url(frozen)}
 
     def _frozen(self, layer: Layer) -> Layer:
         data = layer.data and self._frozen(layer.data)

@@ -17,36 +17,37 @@ import trio
 from ...core import filling, limits, units
 from ...core.filling import Pool, Rate
 from ...core.lifecycle import State
-from ...errors import SnapmountError, SpaceError
+from ...errors import SnapmountError
 from ...host.logs import Problems
 from ...images import fingerprint
 from ...images.disks import Custody
 from ...records.record import Record
 from ...records.store import Store
-from ...storage.driver import Room
+from ...storage.driver import Clone, Room
 from ..source import Loss
 from . import clones, state
 from .state import StorageState
 
 log = logging.getLogger(__name__)
 
-LOOK_SHARE = 4  # the longer a look takes, the longer until the next one
-CLONES_S = 5.0  # between looks at the clones themselves
+LOOK_SHARE = 4  # a look at the space is taken that many times as long after one as that has taken, or later
+CLONES_S, CLONES_SHARE = 5.0, 20  # between looks at the clones themselves, and the same of those
+NO_ROOM_S = 60.0  # between looks at storage that tells of no space
 RETRY_S = 0.2
 MORE_SPACE = "--source pull, whose scratch may lie elsewhere, or more space"
 
 
 class Gauge:
-    """Measures the space that the guest's writes take from, and how fast it goes."""
+    """Measures the space that the guest's writes take from for the sake of one clone, and how fast it goes."""
 
-    def __init__(self, kept: StorageState, most_bytes: int) -> None:
-        self._kept = kept
-        self._most_bytes = most_bytes  # that the clones can come to hold alone
+    def __init__(self, clone: Clone, most_bytes: int) -> None:
+        self._clone = clone
+        self._most_bytes = most_bytes  # that it can come to hold alone
         self._filling: dict[str, Rate] = {}
 
     async def read(self) -> list[Pool]:
         """The places now.  Raises SpaceError."""
-        rooms = await clones.rooms(self._kept)
+        rooms = await clones.rooms(self._clone)
         now = trio.current_time()
         for room in rooms:
             before = self._filling.get(room.place)
@@ -67,17 +68,21 @@ class StorageWatch:
         self.custody = Custody()
         self._kept = kept
         self._record = record
-        self._gauge = Gauge(kept, sum(disk.size_bytes for disk in record.snapshot.disks))
         self._loss: Loss | None = None
         self._is_lost = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch, until the snapshot is lost; it starts with a first look at the space."""
+        most_bytes = sum(disk.size_bytes for disk in self._record.snapshot.disks)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lost_by, partial(fingerprint.wait_changed, self._kept.fingerprints))
             nursery.start_soon(self._lost_by, self.custody.wait_daemon_ended)
             nursery.start_soon(self._lost_by, self._wait_clone_gone)
-            nursery.start_soon(self._wait_short, task_status.started)
+            for (
+                clone
+            ) in self._kept.clones:  # each by itself: storage that is slow must not keep others from being watched
+                await nursery.start(self._wait_short, Gauge(clone, most_bytes))
+            task_status.started()
             await self._is_lost.wait()
             nursery.cancel_scope.cancel()
 
@@ -98,25 +103,28 @@ class StorageWatch:
     async def _wait_clone_gone(self) -> str:
         """Return when a clone cannot be read any more, and why."""
         problems = Problems(log, "the clones cannot be looked at: %s")
+        took_s = 0.0
         while True:
-            await trio.sleep(CLONES_S)
+            await trio.sleep(max(CLONES_S, CLONES_SHARE * took_s))
+            began = trio.current_time()
             try:
                 if why := await clones.why_lost(self._kept):
                     return why
                 problems.over()
             except SnapmountError as error:
                 problems.met(error.message)
+            took_s = trio.current_time() - began
 
-    async def _wait_short(self, started: Callable[[], None]) -> None:
+    async def _wait_short(self, gauge: Gauge, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look again and again, until there is too little space."""
         problems = Problems(log, "the space that the guest writes to cannot be watched: %s")
         has_started = False
         while True:
             began, wait_s = trio.current_time(), filling.LONGEST_WAIT_S
             try:
-                pools = await self._gauge.read()
+                pools = await gauge.read()
                 problems.over()
-            except SpaceError as error:
+            except SnapmountError as error:
                 problems.met(error.message)
             else:
                 wait_s = _wait_s(pools)
@@ -125,7 +133,7 @@ class StorageWatch:
                         self._lose(Loss(State.GAVE_UP, _why(pool), MORE_SPACE))
             if not has_started:
                 has_started = True
-                started()
+                task_status.started()
             await trio.sleep(max(wait_s, LOOK_SHARE * (trio.current_time() - began)))
 
     async def release(self, _loss: Loss, _tell: Callable[[str], None]) -> None:
@@ -143,6 +151,8 @@ class StorageWatch:
 
 
 def _wait_s(pools: list[Pool]) -> float:
+    if not pools:
+        return NO_ROOM_S
     headroom = min((room for pool in pools if (room := pool.headroom) is not None), default=None)
     return filling.wait_s(headroom, pools)
 

@@ -4,9 +4,7 @@ to them meanwhile, or the snapshot is lost.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -131,23 +129,11 @@ def test_a_dead_server_s_snapshot_is_recovered_with_the_same_bytes(off: vm.VM, m
     assert traces.found() == []
 
 
-def restart_host(shown: dict[str, Any], mountpoint: Path) -> None:
-    """What a restart of the host leaves: no process, no mount, no runtime directory, and another boot id."""
-    servers.kill(shown, and_standby=True)
-    subprocess.run(["umount", "-l", mountpoint], check=True)
-    shutil.rmtree(traces.RUNTIME, ignore_errors=True)
-    (record,) = traces.SCRATCH.glob(f"records-*/{shown['id']}/record.json")
-    document = json.loads(record.read_text())
-    for process in ("server", "standby"):
-        document[process]["boot_id"] = "another"
-    record.write_text(json.dumps(document))
-
-
 def test_after_a_restart_of_the_host_it_is_recovered_with_the_same_bytes(off: vm.VM, mountpoint: Path) -> None:
     only = [word for name in ("vda", "vdc") for word in ("--disk", name)]
     taken = snapmount_json(*only, off.name, mountpoint)
     before = {name: read_direct(mountpoint / name) for name in ("vda.raw", "vdc.raw")}
-    restart_host(taken, mountpoint)
+    servers.restart_host(taken, mountpoint)
     assert "re-attached to snapshot" in snapmount("recover").stdout
     assert {name: read_direct(mountpoint / name) for name in before} == before
     snapmount("delete", taken["id"])
@@ -156,7 +142,7 @@ def test_after_a_restart_of_the_host_it_is_recovered_with_the_same_bytes(off: vm
 
 def test_after_a_restart_of_the_host_changed_images_are_removed_from_the_list(small: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(small.name, mountpoint)
-    restart_host(taken, mountpoint)
+    servers.restart_host(taken, mountpoint)
     change(small.directory / "vda.img")
     assert "vda.img has been written to" in snapmount("recover").stdout
     assert traces.found() == []

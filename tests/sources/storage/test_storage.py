@@ -4,18 +4,37 @@ outlives the VM; the guest is paused for no longer than was promised, and never 
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ...rig import clones, filesystems, prefix, traces, vm
-from ...rig.command import read_direct, snapmount, snapmount_json
+from snapmount.core.limits import FLOOR_BYTES
+
+from ...rig import clones, dying, filesystems, prefix, servers, traces, vm
+from ...rig.command import assert_reads_fail, read_direct, refused, snapmount, snapmount_json, state_of
+from ...rig.libvirtd import wait_for
+from ...rig.prefix import Piece, Replay
 
 pytestmark = pytest.mark.vm
 SEED = 7
 WRITES = f"snapmount.seed={SEED} snapmount.pause=1000"
-FILES = ("vda.raw", "vdb.raw", "vdc.raw")
+SIZE = 16 << 20
+LEAVE = FLOOR_BYTES + (16 << 20)
+FLAT_OUT = {"vdy": "xfs", "vdz": "btrfs"}
+HOOK = """#!/bin/sh
+json() { sed -n "s/.*\\"$1\\": *\\"\\([^\\"]*\\)\\".*/\\1/p" "$0.asked"; }
+cat > "$0.asked"
+frozen=$(json origin).$(json name)
+case $1 in
+    plan) echo '{"pause_s": 0.01, "remedy": "another filer"}' ;;
+    take) TAKE || exit 1; cp --reflink=always "$(json origin)" "$frozen"; echo '{}' ;;
+    status) echo "{\\"frozen\\": \\"$frozen\\"}" ;;
+    delete) rm -f "$frozen"; echo '{}' ;;
+esac
+"""
 STORAGE = ("--source", "storage", "--max-pause", "20")  # a busy host without KVM takes its time
 
 
@@ -29,11 +48,8 @@ def places(libvirt: None) -> Iterator[dict[str, Path]]:
 @pytest.fixture(scope="module")
 def shared(places: dict[str, Path]) -> Iterator[vm.VM]:
     """A VM that writes all the time to disks of both formats on both file systems."""
-    disks = [
-        vm.Disk("vda", "raw", place=places["xfs"]),
-        vm.Disk("vdb", "qcow2", place=places["xfs"]),
-        vm.Disk("vdc", "raw", place=places["btrfs"]),
-    ]
+    kinds = {"vda": ("raw", "xfs"), "vdb": ("chain", "xfs"), "vdc": ("raw", "btrfs"), "vdd": ("qcow2", "btrfs")}
+    disks = [vm.Disk(name, kind, SIZE, place=places[place]) for name, (kind, place) in kinds.items()]
     with vm.running(f"{vm.PREFIX}-stored", disks, command_line=WRITES) as running:
         yield running
 
@@ -44,14 +60,27 @@ def stored(shared: vm.VM, places: dict[str, Path], clean: None) -> Iterator[vm.V
     yield shared
     shared.keeps_writing()
     assert shared.write_errors() == 0
-    assert [path for place in places.values() for path in clones.places(place)] == []
+    assert left(places) == []
+
+
+def left(places: dict[str, Path]) -> list[str]:
+    """The clones that there are."""
+    return [path for place in places.values() for path in clones.places(place)]
 
 
 def read_view(mountpoint: Path) -> list[bytes]:
-    return [read_direct(mountpoint / name) for name in FILES]
+    return [read_direct(mountpoint / f"{name}.raw") for name in ("vda", "vdb", "vdc", "vdd")]
 
 
-def test_all_disks_on_both_file_systems_are_of_one_moment(stored: vm.VM, mountpoint: Path) -> None:
+def hook(directory: Path, take: str) -> Path:
+    """One that copies the image as snapmount itself would, after this."""
+    path = directory / "hook"
+    path.write_text(HOOK.replace("TAKE", take))
+    path.chmod(0o755)
+    return path
+
+
+def test_all_disks_on_both_file_systems_are_of_one_moment_and_stay_so(stored: vm.VM, mountpoint: Path) -> None:
     taken = snapmount_json(*STORAGE, stored.name, mountpoint)
     assert taken["source"] == "storage"
     assert 0 < taken["pause_s"] < 20
@@ -64,5 +93,139 @@ def test_all_disks_on_both_file_systems_are_of_one_moment(stored: vm.VM, mountpo
     (listed,) = snapmount_json("list")
     assert listed["pause_s"] == taken["pause_s"]
     assert "the VM was paused for" in snapmount("show", stored.name).stdout
+
+    servers.kill(taken)
+    snapmount("recover", taken["id"])
+    assert read_view(mountpoint) == first
+    snapmount("delete", stored.name)
+    assert traces.found() == []
+
+
+def test_a_single_raw_image_is_taken_without_a_pause(stored: vm.VM, mountpoint: Path) -> None:
+    no_pause = ("--source", "storage", "--max-pause", "0")
+    assert "has to be paused for a moment" in refused(*no_pause, stored.name, mountpoint, code=4)
+    taken = snapmount_json(*no_pause, "--disk", "vda", stored.name, mountpoint)
+    assert taken["pause_s"] == 0
+    proven = Replay(SEED, [SIZE] * 4)
+    assert proven.prove([Piece(0, 0, read_direct(mountpoint / "vda.raw"))]) > 0
+    snapmount("delete", stored.name)
+
+
+def test_a_pause_that_would_be_too_long_is_refused_with_the_disk_that_makes_it_so(
+    stored: vm.VM, mountpoint: Path, tmp_path: Path
+) -> None:
+    slow = hook(tmp_path, "true")
+    slow.write_text(slow.read_text().replace('"pause_s": 0.01', '"pause_s": 7'))
+    said = refused("--storage", f"vdc={slow}", stored.name, mountpoint, code=4)
+    assert f"{stored.name} would be paused for about 7" in said
+    assert "most of it for vdc (hook), and --max-pause allows 1 s" in said
+    assert "another filer" in said, "what the hook says would serve better"
+
+
+@pytest.mark.parametrize("also", [dying.COMMAND, dying.STANDBY])
+def test_when_the_server_is_killed_during_the_pause_the_guest_goes_on(
+    stored: vm.VM, places: dict[str, Path], mountpoint: Path, also: str
+) -> None:
+    code, _ = dying.run("snapmount.sources.storage.clones:create", also, *STORAGE, stored.name, mountpoint)
+    assert code == (1 if also == dying.STANDBY else -signal.SIGKILL)
+    wait_for(lambda: stored.state() == "running", "it goes on")
+    wait_for(lambda: traces.found() == [], "all is undone")
+    assert left(places) == []
+
+
+@pytest.mark.parametrize(
+    ("take", "told"),
+    [
+        ("sleep 6", "were not made within the 2 s that --max-pause allows"),
+        ("exit 1", "take has failed (exit status 1)"),
+    ],
+    ids=["slow", "failing"],
+)
+def test_clones_that_fail_or_are_late_are_undone_and_the_guest_goes_on(
+    stored: vm.VM, mountpoint: Path, tmp_path: Path, take: str, told: str
+) -> None:
+    named = ("--storage", f"vdc={hook(tmp_path, take)}", "--max-pause", "2")
+    said = refused(*named, stored.name, mountpoint, code=4)
+    assert told in said
+    assert stored.state() == "running"
+    assert traces.found() == []
+
+
+def test_a_hook_takes_its_disk_at_the_same_moment_or_gives_a_url_in_its_place(
+    stored: vm.VM, mountpoint: Path, tmp_path: Path
+) -> None:
+    named = (*STORAGE, "--storage", f"vdc={hook(tmp_path, 'true')}")
+    snapmount(*named, stored.name, mountpoint)
+    prefix.prove(SEED, read_view(mountpoint))
+    snapmount("delete", stored.name)
+
+    url = "https://filer.example/snapshots/7"
+    giving = hook(tmp_path, "true")
+    giving.write_text(giving.read_text().replace('\\"$frozen\\"', f'\\"{url}\\"'))
+    taken = snapmount_json(*named, stored.name, mountpoint)
+    assert [disk["name"] for disk in taken["disks"]] == ["vda", "vdb", "vdd"]
+    assert taken["urls"] == [{"name": "vdc", "url": url, "file": "vdc.url"}]
+    assert (mountpoint / "vdc.url").read_text() == f"{url}\n"
+    assert not (mountpoint / "vdc.raw").exists()
+    assert url in snapmount("show", stored.name).stdout
+    servers.kill(taken)
+    snapmount("recover", taken["id"])
+    assert (mountpoint / "vdc.url").read_text() == f"{url}\n"
+    snapmount("delete", stored.name)
+
+
+def test_a_vm_that_is_paused_stays_so(stored: vm.VM, mountpoint: Path) -> None:
+    with stored.suspended():
+        taken = snapmount_json(*STORAGE, stored.name, mountpoint)
+        assert stored.state() == "paused"
+        prefix.prove(SEED, read_view(mountpoint))
+        assert taken["pause_s"] == 0, "not by us"
+        snapmount("delete", stored.name)
+        assert stored.state() == "paused"
+
+
+def allocated(path: Path) -> None:
+    """What the guest writes to the image needs no new space but for a clone's sake."""
+    with path.open("r+b") as f:
+        os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+
+
+def test_it_is_given_up_before_a_guest_that_writes_flat_out_finds_no_space(
+    places: dict[str, Path], mountpoint: Path, clean: None
+) -> None:
+    disks = [vm.Disk(name, "raw", 4 * SIZE, fill=allocated, place=places[place]) for name, place in FLAT_OUT.items()]
+    with vm.running(f"{vm.PREFIX}-flat-out", disks, command_line=f"snapmount.seed={SEED}") as guest:
+        for disk, place in FLAT_OUT.items():
+            with filesystems.filled(places[place], leave=LEAVE):
+                snapmount(*STORAGE, "--disk", disk, guest.name, mountpoint)
+                wait_for(lambda: state_of(guest.name)[0] == "gave up", "it is given up", 60)
+                assert "the guest's writes were about to find no space" in str(state_of(guest.name)[1])
+                wait_for(lambda: left(places) == [], "the clone is gone")
+                assert_reads_fail(mountpoint / f"{disk}.raw")
+                guest.keeps_writing(500)
+            snapmount("delete", guest.name)
+        assert guest.write_errors() == 0
+    for disk, place in FLAT_OUT.items():
+        (places[place] / f"{disk}.img").unlink()
+
+
+def test_it_outlives_the_vm_and_a_restart_of_the_host(stored: vm.VM, mountpoint: Path) -> None:
+    taken = snapmount_json(*STORAGE, stored.name, mountpoint)
+    first = read_view(mountpoint)
+    os.kill(stored.qemu_pid(), signal.SIGKILL)
+    wait_for(lambda: stored.state() == "shut off", "QEMU has gone")
+    servers.restart_host(taken, mountpoint)
+    assert "re-attached to snapshot" in snapmount("recover").stdout
+    assert read_view(mountpoint) == first
+    prefix.prove(SEED, first)
+    assert state_of(stored.name) == ("active", None)
+    snapmount("delete", stored.name)
+
+    shut_off = snapmount_json(*STORAGE, stored.name, mountpoint)
+    assert shut_off["source"] == "storage"
+    first = read_view(mountpoint)
+    stored.start()
+    stored.keeps_writing()
+    assert read_view(mountpoint) == first
     snapmount("delete", stored.name)
     assert traces.found() == []
