@@ -1,9 +1,9 @@
 """Runs a session in the background: a process of its own that tells, over a socket, how it goes until the view is
 ready.
 
-The messages are JSON, one a line: {"tell": TEXT}, {"ready": ID}, {"error": {"message", "remedy", "exit_code"}}.  If
-the foreground process goes away before the view is ready, or is to, the session sees its side of the socket close and
-undoes everything.
+The messages are JSON, one a line: {"tell": TEXT}, {"ready": ID}, {"error": {"message", "remedy", "evidence",
+"exit_code"}}.  If the foreground process goes away before the view is ready, or is to, the session sees its side of the
+socket close and undoes everything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -69,7 +69,8 @@ class SocketReporter:
         if self._is_ready:
             log.error("%s", error.message)
         else:
-            self._send({"error": {"message": error.message, "remedy": error.remedy, "exit_code": error.exit_code}})
+            told = {"message": error.message, "remedy": error.remedy, "evidence": error.evidence}
+            self._send({"error": {**told, "exit_code": error.exit_code}})
 
     async def wait_abandoned(self) -> None:
         await trio.lowlevel.wait_readable(self._sock)
@@ -206,10 +207,12 @@ def _messages(sock: socket.socket) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _remote_error(message: str, remedy: str | None, exit_code: int) -> SnapmountError:
+def _remote_error(message: str, remedy: str | None, exit_code: int, evidence: Sequence[str]) -> SnapmountError:
     """The error of that exit code: each kind has one of its own."""
     kinds: list[type[SnapmountError]] = [SnapmountError, *SnapmountError.__subclasses__()]
-    return next(kind for kind in kinds if kind.exit_code == exit_code)(message, remedy)
+    error = next(kind for kind in kinds if kind.exit_code == exit_code)(message, remedy)
+    error.evidence = tuple(evidence)
+    return error
 
 
 def _serve(begin: session.Begin, store: Store, sock: socket.socket, verbose: bool) -> NoReturn:

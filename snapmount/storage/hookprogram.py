@@ -46,7 +46,7 @@ class HookError(Exception):
     def __init__(self, why: str, said: tuple[str, ...] = (), remedy: str | None = None) -> None:
         super().__init__(why)
         self.why = why
-        self.said = said  # the last lines of its standard error
+        self.said = said  # the last lines of its standard error; () if the reason tells all of it
         self.remedy = remedy
 
 
@@ -185,7 +185,7 @@ class _Call:
     def failed(self, why: str) -> HookError:
         """The error for that, with what the hook has said last."""
         said = tuple(self._lines.last)
-        return HookError(": ".join((why, *said[-1:])), said)
+        return HookError(": ".join((why, *said[-1:])), said if len(said) > 1 else ())
 
 
 async def _ask(stream: trio.abc.SendStream, question: bytes) -> None:
