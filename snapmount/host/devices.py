@@ -13,9 +13,8 @@ UDEV_S = 5.0
 
 
 async def names(path: str) -> tuple[str, ...]:
-    """The path, and if it is a block device's the links by which udev knows it: /dev/disk/by-id/..., /dev/vg/lv.
-
-    Where there is no udev, it knows none; nor of what there is not.
+    """The path, and if it is a block device's the links by which udev, if there is one, knows it: /dev/disk/by-id/...,
+    /dev/vg/lv.
     """
     try:
         if not stat.S_ISBLK((await blocking.call(UDEV_S, os.stat, path)).st_mode):

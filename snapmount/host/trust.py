@@ -33,7 +33,7 @@ def doubt(path: Path) -> Doubt | None:
         return Doubt(why, " && ".join(mended))
     for directory in sorted({*path.parents, *path.resolve().parents}):
         found = directory.stat()
-        is_sticky = bool(found.st_mode & stat.S_ISVTX)  # who does not own the file cannot replace it (chmod(1))
+        is_sticky = bool(found.st_mode & stat.S_ISVTX)  # only its owner can replace a file (chmod(1))
         if why := _why_not(found, may_be_written=is_sticky):
             return Doubt(f"lies in {directory}, which {why}")
     return None

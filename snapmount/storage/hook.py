@@ -137,7 +137,7 @@ class HookDriver:
         return (await self._status_of_late(clone, SpaceError)).rooms
 
     async def _status_of_late(self, clone: Clone, kind: type[SnapmountError]) -> StatusAnswer:
-        """What the hook has told last, if that holds still: who watches a snapshot asks every second."""
+        """What the hook has told last, if that holds still: a watch asks every second."""
         told, until = self._told.get(_kept(clone).name, (None, 0.0))
         return told if told and time.monotonic() < until else await self._status(clone, kind)
 
@@ -162,7 +162,7 @@ class HookDriver:
         return answer
 
     async def remove(self, clone: Clone) -> None:
-        """As Driver says.  A take that has outlived who started it is ended first."""
+        """As Driver says.  A take that has outlived the process that asked for it is ended first."""
         self._told.clear()
         with trio.CancelScope(shield=True):
             await _end_left(_kept(clone))

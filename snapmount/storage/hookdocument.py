@@ -1,7 +1,7 @@
 """What snapmount and a hook say to each other: a JSON object on the hook's standard input, and one on its output.
 
-STORAGE HOOKS in the man page documents these for those who write hooks; test_docs.py holds both together.  A question
-has a key for each of its fields.  An answer may leave out what has a default, and must not have other keys.
+STORAGE HOOKS in the man page documents these; test_hookman.py holds both together.  A question has a key for each of
+its fields.  An answer may leave out what has a default, and must not have other keys.
 """
 
 from __future__ import annotations

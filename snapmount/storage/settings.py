@@ -36,7 +36,7 @@ _NETWORK = re.compile(r"[a-z][a-z0-9+]*:\S+")
 class Settings:
     """What the file says."""
 
-    hooks: Mapping[str, Any] = field(default_factory=dict)  # the hooks' paths, by where disks lie
+    hooks: Mapping[str, Any] = field(default_factory=dict)  # the hooks' paths, by what they serve
 
     def hook_of(self, *known: str) -> str | None:
         """The hook for an origin that is known by these names, if there is one."""

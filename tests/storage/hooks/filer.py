@@ -181,6 +181,7 @@ def _certificate(directory: Path) -> Path:
     certificate = directory / "filer.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-subj", "/CN=snapmount-test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    command += ["-addext", "keyUsage=digitalSignature,keyCertSign"]
     command += ["-keyout", str(directory / "key.pem"), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
     return certificate

@@ -13,7 +13,7 @@ import trio
 
 from snapmount.errors import StateError
 
-from .conftest import HOOKS, Host, offered, taken
+from .host import HOOKS, Host, offered, taken
 
 NAMES = sorted(path.name for path in HOOKS.iterdir())
 CP = """

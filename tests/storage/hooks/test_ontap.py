@@ -16,8 +16,8 @@ from snapmount.storage.driver import Room, is_url
 from snapmount.storage.hook import HookDriver
 
 from . import filer as filers
-from .conftest import SNAPSHOT, Host, offered, taken
 from .filer import Filer
+from .host import SNAPSHOT, Host, offered, taken
 
 SERIAL = "805-h{G1*6|?"  # what a query would take for operators is in it
 DEVICE = f"/dev/disk/by-id/wwn-0x600a0980{SERIAL.encode().hex()}"
@@ -196,7 +196,7 @@ async def test_what_it_cannot_take_is_told(host: Host, driver: HookDriver, filer
         assert await driver.why_not(other) == "is neither a LUN of an ONTAP filer nor a file"
 
 
-# -- who is asked, and who asks ----------------------------------------------------------------------------------------
+# -- certificate and password ------------------------------------------------------------------------------------------
 
 
 async def test_a_certificate_that_nobody_vouches_for_gets_no_password(

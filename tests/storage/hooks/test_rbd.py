@@ -16,7 +16,7 @@ from snapmount.core.origin import Host as Monitor
 from snapmount.core.origin import NetworkOrigin
 from snapmount.errors import LeftoverError, UnreachableError
 
-from .conftest import Host, offered, taken
+from .host import Host, offered, taken
 
 RBD = r"""
 state_path = os.path.join(here, "cluster.json")

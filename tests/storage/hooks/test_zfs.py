@@ -13,7 +13,7 @@ from snapmount.errors import LeftoverError, StateError, UnreachableError
 from snapmount.storage.driver import Room
 from snapmount.storage.hook import HookDriver
 
-from .conftest import Host, offered
+from .host import Host, offered
 
 DEVICES = "zvol/"  # in the test's directory
 
