@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import math
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import trio
 
 from ..core import names
 from ..core.document import from_document, to_document
@@ -36,9 +39,12 @@ __all__ = [
     "why_not",
 ]
 
+log = logging.getLogger(__name__)
+
 NAME = "btrfs"
 # Measured: 11 to 67 ms, of images of 3,000 to 65,000 extents, Linux 6.18, a busy host; more if much is to be written.
 SNAPSHOT_S = 0.07
+FREE_S = 20.0
 SNAPSHOT = "subvolume"  # its name in our directory
 
 
@@ -151,7 +157,12 @@ async def prepare(clone: Clone) -> None:
     """See Driver.  A snapshot begins with a commit of the file system: what is dirty is written before."""
     subvolume, directory = _kept(clone).subvolume, _directory(clone)
     await calls.make(directory, place.make, directory, _kept(clone).gid)
-    await _btrfs(f"{subvolume} cannot be written back", "filesystem", "sync", subvolume)
+    await calls.on_path(subvolume, _write_back, subvolume, done="written back")
+
+
+def _write_back(subvolume: str) -> None:
+    with files.opened(subvolume) as descriptor:
+        subvolumes.commit(descriptor)
 
 
 async def create(clone: Clone) -> None:
@@ -257,23 +268,26 @@ async def remove(clone: Clone) -> None:
     directory = _directory(clone)
     if why := await calls.on_path(directory, _why_hidden, clone, kind=LeftoverError):
         raise LeftoverError(why)
-    if await calls.on_path(directory, os.path.lexists, _snapshot(clone), kind=LeftoverError):
-        await _delete(clone)
+    is_made = await calls.on_path(directory, os.path.lexists, _snapshot(clone), kind=LeftoverError)
+    number = await _delete(clone) if is_made else None
     await calls.on_path(directory, place.remove, directory, [], done="removed", kind=LeftoverError)
+    if number is not None:
+        await _free(_kept(clone).subvolume, number)
 
 
-async def _delete(clone: Clone) -> None:
+async def _delete(clone: Clone) -> int:
     """By its number, which no other subvolume gets: whoever may write there cannot put another one in its place."""
     path = _snapshot(clone)
     what = f"{path} cannot be removed"
     async with _in_place(clone, LeftoverError) as options:
         number = await calls.on_path(path, _number, clone, options["cwd"], done="removed", kind=LeftoverError)
         # of the file system that the subvolume's top directory tells, which is above ours
-        command = ["subvolume", "delete", "--commit-after", "--subvolid", str(number), ".."]
+        command = ["subvolume", "delete", "--subvolid", str(number), ".."]
         try:
             await _btrfs(what, *command, kind=LeftoverError, **options)
         except MissingError as error:
             raise LeftoverError(f"{what}: {error.message}", error.remedy) from error
+    return number
 
 
 def _number(clone: Clone, directory: str) -> int:
@@ -283,6 +297,19 @@ def _number(clone: Clone, directory: str) -> int:
         if not subvolumes.is_top(descriptor) or found.parent_uuid != _kept(clone).uuid:
             raise place.not_ours(_snapshot(clone))
         return found.id
+
+
+async def _free(subvolume: str, number: int) -> None:
+    """See that the guest has its space soon.  The file system clears up behind a snapshot that has been deleted, and
+    what it clears has another use only after another commit.  If that takes long it goes on by itself.
+    """
+    what = f"{subvolume} has not yet what the snapshot took"
+    with trio.move_on_after(FREE_S):
+        try:
+            await _btrfs(what, "subvolume", "sync", subvolume, str(number))
+            await calls.on_path(subvolume, _write_back, subvolume, done="written back")
+        except SnapmountError as error:
+            log.warning("%s", error.message)
 
 
 def by_hand(clone: Clone) -> Sequence[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..core import names
-from ..host import mounts
+from ..host import mounts, subvolumes
 
 MARK = "user.snapmount"
 _NAME = re.compile(r"\.snapmount-[0-9a-f]{8}-[a-z]+")
@@ -61,7 +61,19 @@ def remove(directory: str, files: Sequence[str]) -> None:
     except FileNotFoundError:
         return
     with _directory(os.path.dirname(directory)) as parent:
-        os.fsync(parent)  # else it could be back after a crash, when there is no record of it any more
+        _commit(parent)
+
+
+def _commit(parent: int) -> None:
+    """So that nothing is back after a crash, when there is no record of it any more, and the guest that needs the space
+    has it soon.
+    """
+    try:
+        subvolumes.commit(parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP):
+            raise
+        os.fsync(parent)
 
 
 def _empty(descriptor: int, directory: str, files: Sequence[str]) -> None:

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from snapmount.errors import LeftoverError, SpaceError, StateError, UnreachableError
-from snapmount.host import execution, programs
+from snapmount.host import execution, programs, subvolumes
 from snapmount.storage import btrfs, reflink
 from snapmount.storage.driver import Clone, Task
 
 from ..rig import clones, filesystems
 from ..rig.clones import ID, READER
+from ..rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
+SOON_S = 15  # btrfs by itself takes 30
 
 
 @pytest.fixture
@@ -254,7 +256,13 @@ async def test_what_is_left_of_a_process_that_was_killed_at_any_step_is_removed(
         raise KilledError
 
     origin = clones.image(subvolume / "vda.img")
-    for module, name in [(os, "setxattr"), (os, "fchmod"), (execution, "output"), (btrfs, "_check_subvolume")]:
+    for module, name in [
+        (os, "setxattr"),
+        (os, "fchmod"),
+        (subvolumes, "commit"),
+        (btrfs, "_check_subvolume"),
+        (execution, "output"),
+    ]:
         clone = await clones.planned(btrfs, origin)
         with monkeypatch.context() as patched:
             patched.setattr(module, name, killed)
@@ -339,7 +347,9 @@ async def test_by_hand_is_done_what_we_could_not(subvolume: Path, monkeypatch: p
     assert clones.places(subvolume) == []
 
 
-async def test_a_clone_is_removed_while_it_is_read(subvolume: Path) -> None:
+async def test_a_clone_is_removed_while_it_is_read(subvolume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its space is the reader's until that ends, which nobody waits for long."""
+    monkeypatch.setattr(btrfs, "FREE_S", 0.1)
     origin = clones.image(subvolume / "vda.img")
     clone = await clones.take(btrfs, await clones.planned(btrfs, origin))
     descriptor = os.open(clone.frozen[0], os.O_RDONLY)
@@ -347,6 +357,15 @@ async def test_a_clone_is_removed_while_it_is_read(subvolume: Path) -> None:
         await btrfs.remove(clone)
     finally:
         os.close(descriptor)
+
+
+async def test_the_space_is_back_soon_after_a_clone_is_removed(subvolume: Path) -> None:
+    origin = clones.image(subvolume / "vda.img", blocks=(64 << 20) // clones.BLOCK)
+    async with clones.taken(btrfs, origin):
+        origin.unlink()
+        clones.run("sync")
+        before = filesystems.free_bytes(subvolume)
+    wait_for(lambda: filesystems.free_bytes(subvolume) > before + (48 << 20), "the space is back", SOON_S)
 
 
 # -- what has changed --------------------------------------------------------------------------------------------------

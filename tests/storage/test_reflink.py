@@ -28,6 +28,7 @@ from ..rig.clones import BLOCK, ID, READER
 from ..rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
+SOON_S = 15  # btrfs by itself takes 30
 ROOT = Path(__file__).parents[2]
 AS_ORDINARY_USER = """
 import os, sys, trio
@@ -253,6 +254,15 @@ async def test_odd_names_of_images_and_their_directories_do_not_matter(images: P
     for command in reflink.by_hand(clone):
         clones.run("env", "-C", images, "sh", "-c", command)
     assert listed(directory) == [origin.name]
+
+
+async def test_the_space_is_back_soon_after_a_clone_is_removed(images: Path) -> None:
+    origin = clones.image(images / "vda.img", blocks=(64 << 20) // BLOCK)
+    async with clones.taken(reflink, origin):
+        origin.unlink()
+        clones.run("sync")
+        before = filesystems.free_bytes(images)
+    wait_for(lambda: filesystems.free_bytes(images) > before + (48 << 20), "the space is back", SOON_S)
 
 
 # -- what may go wrong -------------------------------------------------------------------------------------------------
