@@ -163,11 +163,12 @@ class Shown:
             luns.summary(record.publication, self.sessions, self._is_active) if record.publication else "-",
             _size(self._description.used_bytes),
             *_growth(self._description.growth),
+            "-" if self._description.pause_s is None else units.moment(self._description.pause_s),
             self._held_status,
         )
-        vms = [("", f"  {vm.name}", "", "", "", "", _overlay_size(vm), "", "", vm.state) for vm in self.scratch_vms]
+        vms = [("", f"  {vm.name}", "", "", "", "", _overlay_size(vm), "", "", "", vm.state) for vm in self.scratch_vms]
         attached = [
-            ("", f"  {each.vm_name}", "", "", "", "", "", "", "", f"{each.state}: {each.disk} as {each.target}")
+            ("", f"  {each.vm_name}", "", "", "", "", "", "", "", "", f"{each.state}: {each.disk} as {each.target}")
             for each in self.attachments
         ]
         return [row, *vms, *attached]
@@ -330,7 +331,7 @@ def attached(made: Sequence[Attachment], record: Record) -> str:
 def listing(snapshots: Iterable[Shown]) -> str:
     """What `list` prints: a row a snapshot."""
     return table(
-        ("ID", "VM", "AGE", "EXPIRES", "MOUNTPOINT", "ISCSI", "SCRATCH", "GROWTH", "SCRATCH LEFT", "STATE"),
+        ("ID", "VM", "AGE", "EXPIRES", "MOUNTPOINT", "ISCSI", "SCRATCH", "GROWTH", "SCRATCH LEFT", "PAUSED", "STATE"),
         [row for each in snapshots for row in each.rows()],
     )
 

@@ -26,8 +26,9 @@ class BlockJobs:
         self._handle = handle
         self._vm_name = vm_name
 
-    async def check_none(self, disks: Iterable[str]) -> None:
-        """Raise StateError where one runs on one of these disks: libvirt makes no backup of that disk then.
+    async def check_none(self, disks: Iterable[str], why: str = "a disk can have one at a time") -> None:
+        """Raise StateError where one runs on one of these disks, and why that is refused: libvirt makes no backup of
+        that disk then.
 
         libvirt is asked, since the definition tells of those alone that mirror the disk.  Raises UnreachableError.
         """
@@ -37,7 +38,7 @@ class BlockJobs:
             if job:
                 kind = _KINDS.get(job["type"], "of another kind")
                 raise StateError(
-                    f"{self._vm_name}: a block job ({kind}) runs on {disk}, and a disk can have one at a time",
+                    f"{self._vm_name}: a block job ({kind}) runs on {disk}, and {why}",
                     f"{names.command('virsh', 'blockjob', self._vm_name, disk)}   (and wait for its end; --abort or "
                     "--pivot end it)",
                 )

@@ -86,8 +86,8 @@ def test_list_and_show_tell_all_of_a_snapshot(writer: vm.VM, mountpoint: Path) -
     assert Path(shown["server"]["log"]).stat().st_size > 0
 
     header, row = snapmount("list").stdout.splitlines()
-    columns = ["ID", "VM", "AGE", "EXPIRES", "MOUNTPOINT", "ISCSI", "SCRATCH", "GROWTH", "SCRATCH LEFT", "STATE"]
-    assert re.split(r"  +", header) == columns
+    columns = ["ID", "VM", "AGE", "EXPIRES", "MOUNTPOINT", "ISCSI", "SCRATCH", "GROWTH", "SCRATCH LEFT", "PAUSED"]
+    assert re.split(r"  +", header) == [*columns, "STATE"]
     assert row.split()[0] == shown["id"]
     assert row.split()[-1] == "active"
     details = snapmount("show", shown["id"]).stdout

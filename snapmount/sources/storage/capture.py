@@ -26,6 +26,7 @@ from .state import StorageState
 
 AGAIN = "the same command again"
 LOOK_S = 30.0
+BLOCK_JOB = "it goes on while the VM is paused"
 
 
 async def take(subject: Subject, lease: Lease, kept: StorageState) -> tuple[datetime, float]:
@@ -103,7 +104,7 @@ async def _check_unchanged(subject: Subject, kept: StorageState) -> None:
     if changed:
         raise StateError(f"{domain.name}: {', '.join(changed)} was changed while the snapshot was taken", AGAIN)
     if kept.run_id >= 0:
-        await domain.block_jobs.check_none(disk.name for disk in chosen)
+        await domain.block_jobs.check_none((disk.name for disk in chosen), BLOCK_JOB)
 
 
 async def _check_same_run(subject: Subject, kept: StorageState) -> None:

@@ -21,6 +21,7 @@ from ...images.chain import Found, Owner
 from ...storage.driver import Clone, Room
 from ..source import Plan, Subject
 from . import choice, clones
+from .capture import BLOCK_JOB
 from .choice import StorageOptions, Wanted
 from .state import KIND, StorageState
 
@@ -52,7 +53,7 @@ async def plan_snapshot(subject: Subject) -> Plan:
     )
     chosen_clones = await choice.choose(wanted)
     if run_id >= 0 and await domain.why_paused() is None:
-        await domain.block_jobs.check_none(disk.name for disk in chosen)
+        await domain.block_jobs.check_none((disk.name for disk in chosen), BLOCK_JOB)
         choice.check_pause(wanted, chosen_clones)
     state = StorageState(
         directory=str(datadirectory.path() / names.directory(subject.snapshot_id)),

@@ -5,7 +5,9 @@ outlives the VM; the guest is paused for no longer than was promised, and never 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,11 +124,20 @@ def test_a_pause_that_would_be_too_long_is_refused_with_the_disk_that_makes_it_s
     assert "another filer" in said, "what the hook says would serve better"
 
 
-@pytest.mark.parametrize("also", [dying.COMMAND, dying.STANDBY])
-def test_when_the_server_is_killed_during_the_pause_the_guest_goes_on(
-    stored: vm.VM, places: dict[str, Path], mountpoint: Path, also: str
+@pytest.mark.parametrize(
+    ("call", "also"),
+    [
+        ("snapmount.sources.storage.clones:prepare", dying.COMMAND),
+        ("snapmount.hypervisor.pause:_suspend", dying.COMMAND),
+        ("snapmount.sources.storage.clones:create", dying.COMMAND),
+        ("snapmount.sources.storage.clones:create", dying.STANDBY),
+        ("snapmount.hypervisor.pause:_resume", dying.COMMAND),
+    ],
+)
+def test_wherever_the_server_is_killed_the_guest_goes_on_and_nothing_is_left(
+    stored: vm.VM, places: dict[str, Path], mountpoint: Path, call: str, also: str
 ) -> None:
-    code, _ = dying.run("snapmount.sources.storage.clones:create", also, *STORAGE, stored.name, mountpoint)
+    code, _ = dying.run(call, also, *STORAGE, stored.name, mountpoint)
     assert code == (1 if also == dying.STANDBY else -signal.SIGKILL)
     wait_for(lambda: stored.state() == "running", "it goes on")
     wait_for(lambda: traces.found() == [], "all is undone")
@@ -174,6 +185,47 @@ def test_a_hook_takes_its_disk_at_the_same_moment_or_gives_a_url_in_its_place(
     snapmount("delete", stored.name)
 
 
+def test_a_file_system_without_space_for_what_the_guest_writes_is_refused(
+    stored: vm.VM, places: dict[str, Path], mountpoint: Path
+) -> None:
+    with stored.suspended(), filesystems.filled(places["xfs"], leave=SIZE // 4):
+        said = refused(*STORAGE, "--disk", "vda", stored.name, mountpoint, code=5)
+    assert f"{places['xfs']} has" in said
+    assert "free for what the guest writes while the snapshot lives; at least 16 MiB must be free" in said
+
+
+def test_a_disk_on_which_a_block_job_runs_is_refused(stored: vm.VM, mountpoint: Path) -> None:
+    copy = stored.directory / "copy"
+    stored.virsh("blockcopy", stored.name, "vda", str(copy), "--bandwidth", "1", "--transient-job")
+    try:
+        said = refused(*STORAGE, stored.name, mountpoint, code=4)
+    finally:
+        stored.virsh("blockjob", stored.name, "vda", "--abort")
+        copy.unlink()
+    assert "a block job (copy) runs on vda, and it goes on while the VM is paused" in said
+
+
+def test_clones_that_no_record_tells_of_any_more_are_removed(
+    stored: vm.VM, places: dict[str, Path], mountpoint: Path
+) -> None:
+    taken = snapmount_json(*STORAGE, stored.name, mountpoint)
+    assert left(places) != []
+    servers.restart_host(taken, mountpoint)
+    for records in traces.SCRATCH.glob("records-*"):
+        shutil.rmtree(records)
+    snapmount("recover")
+    assert left(places) == []
+    assert traces.found() == []
+
+
+def test_its_disks_can_be_attached_to_another_vm(stored: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
+    snapmount(*STORAGE, "--disk", "vda", "--disk", "vdd", stored.name, mountpoint)
+    snapmount("attach", stored.name, helper.name)
+    assert len(helper.targets()) == 3
+    snapmount("detach", stored.name)
+    snapmount("delete", stored.name)
+
+
 def test_a_vm_that_is_paused_stays_so(stored: vm.VM, mountpoint: Path) -> None:
     with stored.suspended():
         taken = snapmount_json(*STORAGE, stored.name, mountpoint)
@@ -193,16 +245,20 @@ def allocated(path: Path) -> None:
 def test_it_is_given_up_before_a_guest_that_writes_flat_out_finds_no_space(
     places: dict[str, Path], mountpoint: Path, clean: None
 ) -> None:
+    is_served = {"vdy": True, "vdz": False}
     disks = [vm.Disk(name, "raw", 4 * SIZE, fill=allocated, place=places[place]) for name, place in FLAT_OUT.items()]
     with vm.running(f"{vm.PREFIX}-flat-out", disks, command_line=f"snapmount.seed={SEED}") as guest:
         for disk, place in FLAT_OUT.items():
+            taken = snapmount_json(*STORAGE, "--disk", disk, guest.name, mountpoint)
+            if not is_served[disk]:
+                servers.kill(taken)  # its standby watches too
             with filesystems.filled(places[place], leave=LEAVE):
-                snapmount(*STORAGE, "--disk", disk, guest.name, mountpoint)
-                wait_for(lambda: state_of(guest.name)[0] == "gave up", "it is given up", 60)
-                assert "the guest's writes were about to find no space" in str(state_of(guest.name)[1])
-                wait_for(lambda: left(places) == [], "the clone is gone")
-                assert_reads_fail(mountpoint / f"{disk}.raw")
+                wait_for(lambda: left(places) == [], "the clone is gone", 60)
                 guest.keeps_writing(500)
+            wait_for(lambda: "about to find no space" in str(state_of(guest.name)[1]), "list tells why")
+            if is_served[disk]:
+                assert state_of(guest.name)[0] == "gave up"
+                assert_reads_fail(mountpoint / f"{disk}.raw")
             snapmount("delete", guest.name)
         assert guest.write_errors() == 0
     for disk, place in FLAT_OUT.items():
@@ -229,3 +285,25 @@ def test_it_outlives_the_vm_and_a_restart_of_the_host(stored: vm.VM, mountpoint:
     assert read_view(mountpoint) == first
     snapmount("delete", stored.name)
     assert traces.found() == []
+
+
+def test_a_guest_is_frozen_around_the_pause_and_goes_on_also_if_the_server_is_killed_in_it(
+    places: dict[str, Path], mountpoint: Path, clean: None
+) -> None:
+    directory = places["xfs"] / "frozen"
+    directory.mkdir(mode=0o755)
+    disk = vm.Disk("vda", "raw", 2 * SIZE, ext4=True, place=directory)
+    with vm.running(f"{vm.PREFIX}-frozen", [disk], agent=True, command_line="snapmount.ext4=vda") as guest:
+        guest.agent_answers()
+        taken = snapmount_json(*STORAGE, "--quiesce", guest.name, mountpoint)
+        assert taken["quiesced"] is True
+        shown = subprocess.run(["dumpe2fs", "-h", mountpoint / "vda.raw"], capture_output=True, text=True, check=True)
+        assert "needs_recovery" not in shown.stdout
+        snapmount("delete", guest.name)
+
+        create = "snapmount.sources.storage.clones:create"
+        dying.run(create, dying.COMMAND, *STORAGE, "--quiesce", guest.name, mountpoint)
+        lines = guest.output().count("lines=")
+        wait_for(lambda: guest.output().count("lines=") > lines, "it goes on, and has been thawed")
+        wait_for(lambda: traces.found() == [], "all is undone")
+    shutil.rmtree(directory)
