@@ -7,8 +7,8 @@ import mmap
 import os
 import random
 import subprocess
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from snapmount.core.document import from_document, to_document
@@ -33,13 +33,22 @@ def fragmented(path: Path, extents: int) -> Path:
     """An image file of so many extents, and as many holes: written past the cache, since XFS gives what lies in it more
     blocks than it needs.
     """
-    block = mmap.mmap(-1, BLOCK)
-    block.write(b"x" * BLOCK)
+    with written(path, range(0, 2 * extents, 2)):
+        return path
+
+
+@contextmanager
+def written(path: Path, blocks: Iterable[int]) -> Iterator[None]:
+    """Write these blocks of a file, past the cache as QEMU does, and keep it open in the block."""
+    data = mmap.mmap(-1, BLOCK)
+    data.write(b"x" * BLOCK)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
-    for number in range(extents):
-        os.pwrite(descriptor, block, 2 * number * BLOCK)
-    os.close(descriptor)
-    return path
+    try:
+        for number in blocks:
+            os.pwrite(descriptor, data, number * BLOCK)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def scribble(path: Path, seed: int, writes: int = 100) -> None:

@@ -20,7 +20,7 @@ from snapmount.core.document import to_document
 from snapmount.core.extents import HOLE, ZERO, Extent
 from snapmount.errors import LeftoverError, SpaceError, StateError, UnreachableError
 from snapmount.host import fiemap, reflinks
-from snapmount.storage import place, reflink
+from snapmount.storage import files, place, reflink
 from snapmount.storage.driver import Clone, Task
 
 from ..rig import clones, filesystems, vm
@@ -128,7 +128,25 @@ async def test_the_pause_is_that_of_the_file_s_extents(images: Path) -> None:
     (offer,) = await reflink.plan(Task(ID, [str(origin)], READER))
     assert offer.pause_s == pytest.approx(reflink.FILE_S + 1000 * reflink.EXTENT_S)
     assert str(origin) in str(offer.remedy)
+    assert ("128 KiB" in offer.guest_pays) == (files.fstype(str(images)) == "xfs")
     assert listed(images) == [origin.name]
+
+
+@pytest.mark.parametrize(("hint", "most_blocks"), [(None, 32), ("4k", 1)])
+async def test_what_xfs_takes_for_a_block_that_is_overwritten_is_as_documented(
+    xfs: Path, hint: str | None, most_blocks: int
+) -> None:
+    origin = clones.image(xfs / "vda.img", blocks=8000)
+    if hint:
+        clones.run("xfs_io", "-c", f"cowextsize {hint}", origin)
+    async with clones.taken(reflink, origin):
+        clones.run("sync")
+        before = filesystems.free_bytes(xfs)
+        with clones.written(origin, range(0, 8000, 100)):  # as a VM has it open
+            took = (before - filesystems.free_bytes(xfs)) // BLOCK
+            assert 80 * most_blocks // 2 < took < 80 * (most_blocks + 1)
+            clones.run("xfs_spaceman", "-c", "prealloc -s", xfs)
+            assert (before - filesystems.free_bytes(xfs)) // BLOCK < 160
 
 
 async def test_images_of_one_file_system_are_cloned_in_one_piece_one_after_the_other(images: Path) -> None:
