@@ -96,7 +96,9 @@ class Driver(Protocol):
         """
 
     async def why_lost(self, clone: Clone) -> str | None:
-        """Why the clone cannot be read, or is not of its moment any more; None if it is."""
+        """Why the clone cannot be read, or is not of its moment any more; None if it is.  Raises SnapmountError if that
+        cannot be told now.
+        """
 
     async def rooms(self, clone: Clone) -> Sequence[Room]:
         """Where the guest's writes take their space from now.  Raises SpaceError if that cannot be told."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import NotFoundError
-from . import btrfs, reflink
+from . import btrfs, lvm, reflink
 from .driver import Driver
 from .hook import HookDriver
 
@@ -14,6 +14,7 @@ DRIVERS: Mapping[str, Driver] = {
     "hook": HookDriver(),
     "btrfs": btrfs,
     "reflink": reflink,
+    "lvm": lvm,
 }
 
 
