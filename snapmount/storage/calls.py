@@ -35,14 +35,15 @@ async def on_path(
         raise kind(f"{path} cannot be {done}: {error.strerror}") from error
 
 
-async def make(path: str, function: Callable[..., None], *args: Any) -> None:
+async def make(path: str, function: Callable[..., object], *args: Any) -> None:
     """Call a function that makes a directory there.  It is not left behind when the caller is cancelled: what is made
     later, nobody would remove.
 
     Raises StateError, also if that takes more than ten seconds, or SpaceError.
     """
     try:
-        with trio.fail_after(MAKE_S, shield=True):
+        with trio.fail_after(MAKE_S) as scope:
+            scope.shield = True
             await on_path(path, function, *args, done="made")
     except trio.TooSlowError:
         raise StateError(f"{path}: its file system did not answer within {MAKE_S:g} s") from None
