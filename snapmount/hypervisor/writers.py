@@ -100,10 +100,10 @@ def _key(path: str) -> Key | None:
     except OSError as error:  # a file server may not let root in, but QEMU's user alone
         log.info("%s cannot be looked at (%s): who writes to it is known by this path alone", path, error.strerror)
         return path
-    return _key_of(status)
+    return key_of(status)
 
 
-def _key_of(status: os.stat_result) -> tuple[int, int, int] | None:
+def key_of(status: os.stat_result) -> tuple[int, int, int] | None:
     if stat.S_ISREG(status.st_mode):
         return status.st_dev, status.st_ino, 0
     return _key_of_device(status.st_rdev) if stat.S_ISBLK(status.st_mode) else None
@@ -148,7 +148,7 @@ def _written_by(pid: str, file_names: set[str], inodes: set[int]) -> Iterator[Ke
             is_meant = target.startswith("/dev/") or os.path.basename(target.removesuffix(DELETED)) in file_names
             yield target
             if is_meant or _inode(pid, number) in inodes:
-                key = _key_of(os.stat(link))
+                key = key_of(os.stat(link))
                 if key:
                     yield key
         except OSError:
@@ -233,7 +233,7 @@ def _block_number(path: str) -> int:
     if not path.startswith("/dev/"):
         return 0
     try:
-        key = _key_of(os.stat(path))
+        key = key_of(os.stat(path))
     except OSError:
         return 0
     return key[2] if key else 0

@@ -14,10 +14,10 @@ from functools import partial
 
 import trio
 
-from ...core import domainxml, units
+from ...core import domainxml, names, units
 from ...errors import SnapmountError, StateError
 from ...host import blocking
-from ...hypervisor import pause
+from ...hypervisor import openfiles, pause
 from ...images import fingerprint, lock
 from ...records.store import Lease
 from ..source import Subject
@@ -105,6 +105,22 @@ async def _check_unchanged(subject: Subject, kept: StorageState) -> None:
         raise StateError(f"{domain.name}: {', '.join(changed)} was changed while the snapshot was taken", AGAIN)
     if kept.run_id >= 0:
         await domain.block_jobs.check_none((disk.name for disk in chosen), BLOCK_JOB)
+        await _check_open(subject, kept)
+
+
+async def _check_open(subject: Subject, kept: StorageState) -> None:
+    """Raise StateError if what is cloned is not what the VM's QEMU writes to, since another file has its name now."""
+    domain = subject.domain
+    qemu = await domain.qemu(subject.connect)
+    if qemu is None:
+        raise StateError(domain.why_no_qemu(subject.connect))
+    try:
+        replaced = await blocking.call(LOOK_S, openfiles.not_open, _files(kept), qemu.pid)
+    except (OSError, trio.TooSlowError) as error:
+        raise StateError(f"{domain.name}: what its QEMU has open cannot be told: {error}", "--source pull") from error
+    if replaced:
+        what = "is not what its QEMU has open: another file has come to its place"
+        raise StateError(f"{domain.name}: {names.listed(replaced)} {what}", "--source pull")
 
 
 async def _check_same_run(subject: Subject, kept: StorageState) -> None:

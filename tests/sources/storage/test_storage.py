@@ -103,6 +103,22 @@ def test_all_disks_on_both_file_systems_are_of_one_moment_and_stay_so(stored: vm
     assert traces.found() == []
 
 
+def test_a_file_that_has_come_to_the_place_of_a_disk_is_not_taken_for_it(
+    stored: vm.VM, places: dict[str, Path], mountpoint: Path
+) -> None:
+    """As after a mv and a cp: QEMU goes on writing to the one that was moved."""
+    image = places["xfs"] / "vda.img"
+    aside = image.with_name("aside")
+    image.rename(aside)
+    try:
+        shutil.copyfile(aside, image)
+        message = refused(*STORAGE, stored.name, mountpoint, code=4)
+    finally:
+        aside.rename(image)
+    assert f"{image} is not what its QEMU has open" in message
+    assert left(places) == []
+
+
 def test_a_single_raw_image_is_taken_without_a_pause(stored: vm.VM, mountpoint: Path) -> None:
     no_pause = ("--source", "storage", "--max-pause", "0")
     assert "has to be paused for a moment" in refused(*no_pause, stored.name, mountpoint, code=4)
