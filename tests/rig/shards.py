@@ -33,6 +33,7 @@ LONGEST = (
     "tests/boot/test_boot.py",
     "tests/faults/test_lost_snapshots.py",
     "tests/hypervisor/test_quiesce.py",
+    "tests/sources/storage/test_storage.py",
     "tests/faults/test_scratch_vms.py",
     "tests/faults/test_odd_ends.py",
     "tests/attach/test_attach.py",
