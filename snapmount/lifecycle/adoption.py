@@ -33,10 +33,9 @@ async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIt
     """The snapshot, to be shown again.  At the end of the block it is torn down, if it has been ready; else it is left
     as it was found, for another try.
 
-    Where its point in time is lost it is torn down at once, and StateError raised, which says why, or SpaceError where
-    it has to be given up for want of scratch space.  Raises StateError or NotFoundError too where somebody else holds
-    it or has ended it, UnreachableError where libvirt or QEMU does not answer, LeftoverError where it could not be
-    undone.
+    If its point in time is lost it is torn down at once, and StateError raised, which says why, or SpaceError if it has
+    to be given up for want of space.  Raises StateError or NotFoundError too if somebody else holds it or has ended it,
+    UnreachableError where libvirt or QEMU does not answer, LeftoverError where it could not be undone.
     """
     with store.taken_over(snapshot_id) as lease:
         if lease is None:

@@ -1,7 +1,7 @@
 """Removes what a crash or a reboot has left of snapshots that have no runtime record any more.
 
 Only what is provably ours is removed: the journal names it, its name, its owner and what it holds are as we make them,
-and no backup job uses it.  All else is named, with the command that removes it, and left.
+and its source says that nothing uses it.  All else is named, with the command that removes it, and left.
 """
 
 from __future__ import annotations

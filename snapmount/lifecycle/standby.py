@@ -1,10 +1,10 @@
 """Stands by a snapshot's server, as a process of its own: when the server has gone and left its snapshot, somebody must
 see to it that the guest does not suffer.
 
-A snapshot that was readable stays dead until it is recovered or expires, and is given up before its scratch space runs
-out, which would stop the guest.  One that cannot be re-attached is undone: its guest may be frozen, or its job run on
-for ever.  The standby is forked from the server before that makes anything, sleeps as long as the server lives, and
-ends with the snapshot (teardown.py).
+A snapshot that was readable stays dead until it is recovered or expires, and is given up before the guest finds no
+space for its sake.  One that cannot be re-attached is undone: its guest may be frozen or paused, or a job run on for
+ever.  The standby is forked from the server before that makes anything, sleeps as long as the server lives, and ends
+with the snapshot (teardown.py).
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Record(Reshaped):
     mount_source: str  # the source in /proc/self/mountinfo: the proof that a mount is ours
     source: Mapping[str, Any]  # {"kind": ..., ...}: what the source that made it must know, and only that reads
     server: Process
-    standby: Process | None = None  # of the server: who watches the scratch space when that was killed
+    standby: Process | None = None  # of the server: who sees to it that the guest does not suffer when that was killed
     state: State = State.STARTING
     reason: str | None = None  # why it is LOST, or was given up; it stays when the snapshot ends
     problem: str | None = None  # of LEFTOVER: what could not be undone
