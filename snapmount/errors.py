@@ -40,7 +40,7 @@ class StateError(SnapmountError):
 
 
 class SpaceError(SnapmountError):
-    """The scratch directory is too small or cannot be used by QEMU."""
+    """The scratch directory is too small or cannot be used by QEMU; or what the guest writes would find no space."""
 
     exit_code = 5
 

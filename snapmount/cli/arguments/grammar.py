@@ -21,7 +21,7 @@ exit codes:
   3  no such VM, disk, snapshot or mountpoint
   4  its state forbids it: a backup job runs, the VM's images are in use, the mountpoint or a LUN is in use, a guest
      does not let go of a disk
-  5  the scratch directory is too small, or QEMU cannot use it
+  5  the scratch directory is too small, or QEMU cannot use it; or there is too little space for what the guest writes
   6  libvirt or QEMU does not answer, or refuses
   7  the host or the guest lacks something: /dev/fuse, an iSCSI target, the guest agent; doctor has found a problem
   8  something could not be undone; the record is kept for another `snapmount delete`

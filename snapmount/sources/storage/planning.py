@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,8 @@ from . import choice, clones
 from .capture import BLOCK_JOB
 from .choice import StorageOptions, Wanted
 from .state import KIND, StorageState
+
+log = logging.getLogger(__name__)
 
 LOOK_S = 30.0
 
@@ -55,6 +58,7 @@ async def plan_snapshot(subject: Subject) -> Plan:
     if run_id >= 0 and await domain.why_paused() is None:
         await domain.block_jobs.check_none((disk.name for disk in chosen), BLOCK_JOB)
         choice.check_pause(wanted, chosen_clones)
+    log.info("%s: to be paused for about %s at most", domain.name, units.moment(chosen_clones.pause_s))
     state = StorageState(
         directory=str(datadirectory.path() / names.directory(subject.snapshot_id)),
         clones=tuple(offer.clone for offer in chosen_clones.offers),

@@ -122,11 +122,11 @@ def test_a_file_that_has_come_to_the_place_of_a_disk_is_not_taken_for_it(
 def test_a_single_raw_image_is_taken_without_a_pause(stored: vm.VM, mountpoint: Path) -> None:
     no_pause = ("--source", "storage", "--max-pause", "0")
     assert "has to be paused for a moment" in refused(*no_pause, stored.name, mountpoint, code=4)
-    taken = snapmount_json(*no_pause, "--disk", "vda", stored.name, mountpoint)
-    assert taken["pause_s"] == 0
-    proven = Replay(SEED, [SIZE] * 4)
-    assert proven.prove([Piece(0, 0, read_direct(mountpoint / "vda.raw"))]) > 0
-    snapmount("delete", stored.name)
+    for number, disk in ((0, "vda"), (2, "vdc")):
+        taken = snapmount_json(*no_pause, "--disk", disk, stored.name, mountpoint)
+        assert taken["pause_s"] == 0
+        assert Replay(SEED, [SIZE] * 4).prove([Piece(number, 0, read_direct(mountpoint / f"{disk}.raw"))]) > 0
+        snapmount("delete", stored.name)
 
 
 def test_a_pause_that_would_be_too_long_is_refused_with_the_disk_that_makes_it_so(
