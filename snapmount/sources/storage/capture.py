@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial
 
@@ -17,7 +18,7 @@ import trio
 from ...core import domainxml, names, units
 from ...errors import SnapmountError, StateError
 from ...host import blocking
-from ...hypervisor import openfiles, pause
+from ...hypervisor import openfiles, pause, quiesce
 from ...images import fingerprint, lock
 from ...records.store import Lease
 from ..source import Subject
@@ -35,19 +36,23 @@ async def take(subject: Subject, lease: Lease, kept: StorageState) -> tuple[date
     Raises StateError if the VM or its images have changed since the plan, or the pause has taken too long;
     SnapmountError if a clone cannot be made.
     """
+    await _check_no_block_job(subject, kept)
     if kept.run_id < 0:
         async with _locked(kept):
-            return await _take_at_once(subject, kept)
-    if not kept.needs_pause:
-        return await _take_at_once(subject, kept)
-    return await _take_paused(subject, lease, kept)
+            taken = await _take_at_once(kept)
+    elif not kept.needs_pause:
+        async with _frozen(subject, lease):
+            taken = await _take_at_once(kept)
+    else:
+        taken = await _take_paused(subject, lease, kept)
+    await _check_unchanged(subject, kept)
+    return taken
 
 
-async def _take_at_once(subject: Subject, kept: StorageState) -> tuple[datetime, float]:
+async def _take_at_once(kept: StorageState) -> tuple[datetime, float]:
     """Nobody writes meanwhile, or what is made is of one moment by itself."""
     moment = datetime.now(UTC)
-    await _make(subject, kept)
-    await _check_same_run(subject, kept)
+    await _make(kept)
     return moment, 0.0
 
 
@@ -57,23 +62,28 @@ async def _take_paused(subject: Subject, lease: Lease, kept: StorageState) -> tu
 
     async def make() -> None:
         try:
-            await _make(subject, kept)
+            await _make(kept)
         except SnapmountError as error:
             failures.append(error)
         is_made.set()
 
     async with trio.open_nursery() as nursery:
-        async with pause.paused(subject.domain, lease) as paused:
+        async with _frozen(subject, lease), pause.paused(subject.domain, lease) as paused:
             moment = datetime.now(UTC)
             nursery.start_soon(make)
             with trio.move_on_at(paused.began_s + (kept.max_pause_s if paused.is_ours else clones.CREATE_S)):
                 await is_made.wait()
+            is_in_time = is_made.is_set()  # what is made later is not of the moment
         nursery.cancel_scope.cancel()
+    if not is_in_time:
+        raise _too_slow(subject.domain.name, kept, paused.lasted_s)
     if failures:
         raise failures[0]
-    if not is_made.is_set():
-        raise _too_slow(subject.domain.name, kept, paused.lasted_s)
     return moment, paused.lasted_s
+
+
+def _frozen(subject: Subject, lease: Lease) -> AbstractAsyncContextManager[None]:
+    return quiesce.frozen(subject.domain, lease) if subject.quiesce else contextlib.nullcontext()
 
 
 def _too_slow(vm: str, kept: StorageState, lasted_s: float) -> StateError:
@@ -84,28 +94,37 @@ def _too_slow(vm: str, kept: StorageState, lasted_s: float) -> StateError:
     )
 
 
-async def _make(subject: Subject, kept: StorageState) -> None:
-    """All clones at the same time, and a look at whether they are what was planned."""
-    checks = partial(_check_unchanged, subject, kept)
-    await clones.at_once([checks, *(partial(clones.create, clone) for clone in kept.clones)])
-    changed = await blocking.call(LOOK_S, fingerprint.first_change, kept.fingerprints)
-    if changed:
-        raise StateError(f"{subject.domain.name}: {changed}, while the snapshot was taken", AGAIN)
+async def _make(kept: StorageState) -> None:
+    """All clones at the same time."""
+    await clones.at_once([partial(clones.create, clone) for clone in kept.clones])
+
+
+# What is looked at before and after makes the pause no longer.
+
+
+async def _check_no_block_job(subject: Subject, kept: StorageState) -> None:
+    """Raise StateError if a job of QEMU writes to an image, which a pause does not keep it from."""
+    if kept.run_id >= 0:
+        await subject.domain.block_jobs.check_none((disk.name for disk in subject.selection.chosen), BLOCK_JOB)
 
 
 async def _check_unchanged(subject: Subject, kept: StorageState) -> None:
-    """Raise StateError if the VM has been started, shut off, or given other images since it was looked at, or a job of
-    its QEMU writes to them, which a pause does not keep from it.
+    """Raise StateError if the VM has been started, shut off, or given other images since it was looked at, as it is
+    also by a block job that has ended by now.
     """
-    domain, chosen = subject.domain, subject.selection.chosen
-    await _check_same_run(subject, kept)
+    domain = subject.domain
+    if await domain.run_id() != kept.run_id:
+        raise StateError(f"{domain.name} was started or shut off while the snapshot was taken", AGAIN)
     now = {disk.name: disk for disk in domainxml.disks(await domain.xml())}
-    changed = [disk.name for disk in chosen if now.get(disk.name) != disk]
+    changed = [disk.name for disk in subject.selection.chosen if now.get(disk.name) != disk]
     if changed:
-        raise StateError(f"{domain.name}: {', '.join(changed)} was changed while the snapshot was taken", AGAIN)
+        raise StateError(f"{domain.name}: {names.listed(changed)} was changed while the snapshot was taken", AGAIN)
+    await _check_no_block_job(subject, kept)
     if kept.run_id >= 0:
-        await domain.block_jobs.check_none((disk.name for disk in chosen), BLOCK_JOB)
         await _check_open(subject, kept)
+    what = await blocking.call(LOOK_S, fingerprint.first_change, kept.fingerprints)
+    if what:
+        raise StateError(f"{domain.name}: {what}, while the snapshot was taken", AGAIN)
 
 
 async def _check_open(subject: Subject, kept: StorageState) -> None:
@@ -121,11 +140,6 @@ async def _check_open(subject: Subject, kept: StorageState) -> None:
     if replaced:
         what = "is not what its QEMU has open: another file has come to its place"
         raise StateError(f"{domain.name}: {names.listed(replaced)} {what}", "--source pull")
-
-
-async def _check_same_run(subject: Subject, kept: StorageState) -> None:
-    if await subject.domain.run_id() != kept.run_id:
-        raise StateError(f"{subject.domain.name} was started or shut off while the snapshot was taken", AGAIN)
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,6 @@ What it makes is the clones, and a directory for a socket.  Nothing of it rests 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +18,7 @@ from ...core.image import OpenImage
 from ...core.snapshot import DiskUrl
 from ...errors import LeftoverError, NotFoundError, StateError
 from ...host import blocking, datadirectory
-from ...hypervisor import directories, quiesce
+from ...hypervisor import directories
 from ...images import disks, fingerprint
 from ...images.disks import Access
 from ...records.kept import Kept
@@ -58,8 +57,7 @@ async def create(subject: Subject, lease: Lease) -> datetime:
     kept = state.of(lease.record)
     await blocking.on_path(kept.directory, LOOK_S, _make, kept, done="written")
     await clones.prepare(kept)
-    async with quiesce.frozen(subject.domain, lease) if subject.quiesce else contextlib.nullcontext():
-        moment, pause_s = await capture.take(subject, lease, kept)
+    moment, pause_s = await capture.take(subject, lease, kept)
     log.info("%s: cloned, paused for %s: this is the snapshot's moment", subject.domain.name, units.moment(pause_s))
     kept = replace(await clones.activated(kept), pause_s=pause_s)
     snapshot = lease.record.snapshot
