@@ -27,7 +27,7 @@ from ..core.document import dump, to_document
 from ..core.image import Image, OpenImage
 from ..core.lifecycle import State
 from ..errors import InterruptedByUserError, SnapmountError, StateError, first_cause
-from ..host import mounts, titles
+from ..host import mounts, shutdown, titles
 from ..host.interruptible import received
 from ..host.processes import Process
 from ..publish import iscsi
@@ -35,6 +35,7 @@ from ..publish.fuse import filesystem
 from ..publish.tree import Constant, File, MapText, RawImage, Tree
 from ..records.record import Record
 from ..records.store import Lease
+from ..sources import registry
 from . import nvram
 from .guard import Guard
 from .teardown import free
@@ -129,7 +130,21 @@ async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
             if expiry.cancelled_caught:
                 log.info("the snapshot has expired")
         finally:
+            opened.ends = not await _outlives_shutdown(opened.lease.record)
             reporter.ending()
+
+
+async def _outlives_shutdown(record: Record) -> bool:
+    """Whether the session ends since the host is shut down, which brings SIGTERM or an unmount, and the snapshot does
+    not.
+    """
+    if not registry.of(record).OUTLIVES_REBOOT or record.is_for_boot or record.has_expired:
+        return False
+    with trio.CancelScope(shield=True):
+        is_left = await shutdown.is_under_way()
+    if is_left:
+        log.info("the host is shut down: the snapshot is left to `snapmount recover`")
+    return is_left
 
 
 def _serve_from_now_on(lease: Lease, reporter: Reporter) -> None:

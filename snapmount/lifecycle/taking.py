@@ -37,6 +37,7 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
     await planning.check_host(request)
     backend = await iscsi.choose(request.luns.backend) if request.luns else ""
     free = await iscsi.free_ports(backend, request.luns.portals) if request.luns else []
+    shown: list[OpenSnapshot] = []
     async with AsyncExitStack() as stack:
         async with hypervisor.connected(request.connect) as connection:
             planned = await planning.make(request, store, connection, reporter.warn)
@@ -45,7 +46,7 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
                 record = replace(planned.record, standby=reporter.standby)
                 lease = store.lease(record, lasts=registry.of(record).OUTLIVES_REBOOT)
             stack.callback(lease.release)
-            stack.push_async_callback(_undo, lease)
+            stack.push_async_callback(_undo, lease, shown)
             reporter.recorded(lease.record)
             lease.write_definition(planned.subject.xml)
             await _make(planned, lease)
@@ -58,10 +59,14 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
         if request.expire_s:
             expires_at = datetime.now(UTC) + timedelta(seconds=request.expire_s)
             lease.update(expires_s=time.monotonic() + request.expire_s, expires_at=expires_at)
-        yield OpenSnapshot(lease, guard, images, request.booting)
+        shown.append(OpenSnapshot(lease, guard, images, request.booting))
+        yield shown[0]
 
 
-async def _undo(lease: Lease) -> None:
+async def _undo(lease: Lease, shown: Sequence[OpenSnapshot]) -> None:
+    """Unless it was left when it was shown."""
+    if any(not each.ends for each in shown):
+        return
     with trio.CancelScope(shield=True):
         await tear_down(lease)
 

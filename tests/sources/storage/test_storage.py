@@ -234,6 +234,22 @@ def test_clones_that_no_record_tells_of_any_more_are_removed(
     assert traces.found() == []
 
 
+def test_a_shutdown_of_the_host_does_not_end_it(stored: vm.VM, mountpoint: Path, tmp_path: Path) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text("#!/bin/sh\necho stopping\nexit 1\n")
+    systemctl.chmod(0o755)
+    told_so = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    taken = snapmount_json(*STORAGE, stored.name, mountpoint, env=told_so)
+    first = read_view(mountpoint)
+    os.kill(taken["server"]["pid"], signal.SIGTERM)
+    wait_for(lambda: state_of(stored.name)[0] == "dead", "it is left")
+    wait_for(lambda: not os.path.ismount(mountpoint), "its view is not")
+    snapmount("recover")
+    assert read_view(mountpoint) == first
+    os.kill(servers.listed(taken["id"])["server"]["pid"], signal.SIGTERM)
+    wait_for(lambda: traces.found() == [], "without that SIGTERM ends it, as ever")
+
+
 def test_its_disks_can_be_attached_to_another_vm(stored: vm.VM, helper: vm.VM, mountpoint: Path) -> None:
     snapmount(*STORAGE, "--disk", "vda", "--disk", "vdd", stored.name, mountpoint)
     snapmount("attach", stored.name, helper.name)
