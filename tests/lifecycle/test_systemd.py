@@ -161,11 +161,12 @@ def test_where_nobody_can_be_told_nothing_breaks(monkeypatch: pytest.MonkeyPatch
     notify.notify(notify.READY)
 
 
-def test_the_unit_is_well_formed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [UNIT.name, "snapmount-recover.service"])
+def test_the_units_are_well_formed(tmp_path: Path, name: str) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("this host lacks systemd-analyze: run contrib/setup --test")
-    unit = tmp_path / "snapmount@vm1.service"
-    unit.write_text(UNIT.read_text().replace("ExecStart=snapmount ", f"ExecStart={SNAPMOUNT} "))
+    unit = tmp_path / name.replace("@", "@vm1")
+    unit.write_text(UNIT.with_name(name).read_text().replace("ExecStart=snapmount ", f"ExecStart={SNAPMOUNT} "))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit], capture_output=True, text=True
     )

@@ -14,6 +14,7 @@ from . import clones
 
 DEFAULT_MAX_PAUSE_S = 1.0
 SUSPEND_S = 0.05  # what suspending and resuming takes beside the clones, on a host that is not busy
+HOOK = "hook"  # the driver that takes what lies in a network
 ATOMIC = ("reflink",)  # drivers whose clone of one file is of one moment while the guest writes to it
 
 
@@ -99,7 +100,9 @@ def _named(wanted: Wanted) -> dict[str, str]:
 async def _serving(wanted: Wanted, disk: str, origins: Sequence[str], word: str | None) -> Driver:
     reasons = {}
     for name, driver in _candidates(word, wanted).items():
-        reasons[name] = await _why_not(driver, origins)
+        is_hook = name == HOOK or name.startswith("/")
+        is_far = not is_hook and not all(origin.startswith("/") for origin in origins)
+        reasons[name] = "it lies in a network" if is_far else await _why_not(driver, origins)
         if reasons[name] is None:
             return driver
     told = "; ".join(f"{name}: {why}" for name, why in reasons.items())

@@ -92,6 +92,14 @@ async def test_a_disk_that_no_driver_can_take_is_an_error_with_the_reason_of_eac
     assert "--exclude-disk vda" in str(caught.value.remedy)
 
 
+async def test_what_lies_in_a_network_is_for_hooks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = replace(WANTED, disks={"vda": ["rbd:vms/vm1"]})
+    with pytest.raises(StateError, match=r"first: it lies in a network; reflink: it lies in a network"):
+        await choice.choose(far)
+    monkeypatch.setattr(drivers, "DRIVERS", {**FAST, "hook": Storage("hook", "rbd:")})
+    assert await chosen(far) == {"rbd:vms/vm1": "hook"}
+
+
 async def test_a_driver_that_is_named_and_cannot_is_an_error_though_others_could() -> None:
     with pytest.raises(StateError, match=r"vda \(/a/vda.img\) cannot be taken by storage: other: lies not in /b$"):
         await choice.choose(asking(vda="other"))
