@@ -213,6 +213,6 @@ def test_the_command_that_takes_a_snapshot() -> None:
     snapshot = lvm.Snapshot("vg", "vm1-snapmount-3f2a91bc", "vm1", "pool", 0, False, "snapmount-3f2a91bc", 0, 0)
     common = ["lvcreate", "--yes", "--snapshot", "--permission", "r"]
     ours = ["--addtag", "snapmount-3f2a91bc", "--name", "vm1-snapmount-3f2a91bc", "vg/vm1"]
-    assert lvm.creation(snapshot) == [*common, "--setactivationskip", "y", *ours]
+    assert lvm.creation(snapshot) == [*common, "--setactivationskip", "y", "--noudevsync", *ours]
     classic = replace(snapshot, pool="", room_bytes=8 * MIB)
     assert lvm.creation(classic) == [*common, "--size", "8388608b", *ours]
