@@ -277,7 +277,7 @@ def _domain(
     if agent:
         devices += "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
         command_line += " snapmount.agent"
-    boot = _direct_kernel(vm, command_line) if direct_kernel else ""
+    boot = _direct_kernel(vm, command_line, has_tpm="<tpm" in devices) if direct_kernel else ""
     if efi:
         boot += "<firmware><feature enabled='no' name='secure-boot'/></firmware>"
     return f"""
@@ -299,12 +299,14 @@ def _domain(
 </domain>"""
 
 
-def _direct_kernel(vm: VM, command_line: str) -> str:
+def _direct_kernel(vm: VM, command_line: str, *, has_tpm: bool) -> str:
+    """A kernel that is unpacked, and so booted by PVH, does not see a TPM."""
     built = guest.build()
-    for source in (built.unpacked_kernel, built.unpacked_initrd):
+    kernel = built.kernel if has_tpm else built.unpacked_kernel
+    for source in (kernel, built.unpacked_initrd):
         shutil.copy(source, vm.directory)
     return (
-        f"<kernel>{escape(str(vm.directory / built.unpacked_kernel.name))}</kernel>"
+        f"<kernel>{escape(str(vm.directory / kernel.name))}</kernel>"
         f"<initrd>{escape(str(vm.directory / built.unpacked_initrd.name))}</initrd>"
         f"<cmdline>console=ttyS0 panic=-1 {SOONER} {escape(command_line)}</cmdline>"
     )
