@@ -195,6 +195,7 @@ def test_all_modules_are_looked_at() -> None:
 PURE_MODULES = (
     "snapmount.core",
     *("snapmount.boot.definition", "snapmount.boot.hardware", "snapmount.doctor.health", "snapmount.publish.tree"),
+    "snapmount.doctor.service",
     *("snapmount.publish.initiators", "snapmount.sources.pull.refusals", "snapmount.sources.pull.scratch.place"),
     *("snapmount.host.fuseconf", "snapmount.records.kept", "snapmount.sources.pull.space"),
     *("snapmount.storage.driver", "snapmount.storage.hookdocument"),
@@ -315,7 +316,7 @@ def test_imports_are_made_when_a_module_is_loaded_but_for_what_few_need() -> Non
     later = {name for name in MODULES if imports_of(name).later}
     assert later <= {
         "snapmount.cli.present",
-        *(f"snapmount.cli.verbs.{name}" for name in ("common", "ending", "show")),
+        *(f"snapmount.cli.verbs.{name}" for name in ("common", "doctor", "ending", "show")),
     }
 
 

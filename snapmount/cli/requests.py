@@ -49,6 +49,14 @@ def take_to_boot(arguments: argparse.Namespace) -> Request:
     return Request(arguments.source, None, _uri(arguments), booting=booting, **of_disks, options=of_scratch)
 
 
+def look(arguments: argparse.Namespace) -> Request:
+    """The snapshot that `doctor VM` thinks of.  Raises UsageError."""
+    directory = arguments.scratch_dir
+    names.check_utf_8(directory or "", "the scratch directory")
+    options = {PULL: ScratchOptions(directory and os.path.abspath(directory))}
+    return Request(arguments.vm, None, _uri(arguments), options=options)
+
+
 def boot(arguments: argparse.Namespace) -> BootRequest:
     """The scratch VM that `boot` asks for.  Raises UsageError."""
     names.check_utf_8(arguments.overlay_dir or "", "the overlay directory")  # before a snapshot is taken

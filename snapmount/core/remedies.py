@@ -24,6 +24,7 @@ _ON_FEDORA: dict[str, str] = {
     "libvirt": "libvirt-daemon-kvm",
     "QEMU": "qemu-kvm",
     "virsh": "libvirt-client",
+    "dmsetup": "device-mapper",
     "virtlogd": "libvirt-daemon-log",
     "tgt": "scsi-target-utils",
     "mount": "util-linux",

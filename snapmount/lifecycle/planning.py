@@ -23,7 +23,8 @@ from ..hypervisor import writers
 from ..records.record import Record
 from ..records.store import Store
 from ..sources import registry
-from ..sources.source import Subject
+from ..sources.source import Plan as SourcePlan
+from ..sources.source import Source, Subject
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +85,13 @@ async def check_host(request: Request) -> None:
 
 async def make(request: Request, store: Store, connection: hypervisor.Hypervisor, warn: Callable[[str], None]) -> Plan:
     """Look at the VM and the host and decide."""
-    domain = await _domain(request, connection)
+    domain = await domain_of(request, connection)
     if request.mountpoint:
         await blocking.on_path(request.mountpoint, CHECK_S, mounts.check_mountpoint, request.mountpoint)
     source = await registry.serving(domain, request.source)
-    subject = await _subject(request, store, connection, domain, warn)
+    subject = await subject_of(request, store, connection, domain, warn)
     try:
-        planned = await source.plan(subject)
-        await _check_writers(domain, subject.selection.chosen, connection, request.choice)
+        planned = await judged(source, subject)
     except StateError:
         check_alone(domain, request.connect, store)  # what refuses may be that of a snapshot taken since then
         raise
@@ -135,13 +135,24 @@ def check_alone(domain: hypervisor.Domain, connect: str, store: Store) -> None:
             )
 
 
-async def _subject(
+async def judged(source: Source, subject: Subject) -> SourcePlan:
+    """What the source would make, once it is known that nobody writes past the VM's QEMU.  Only looks.
+
+    Raises SnapmountError if it can make no snapshot.
+    """
+    planned = await source.plan(subject)
+    await _check_writers(subject.domain, subject.selection.chosen, subject.connection, subject.choice)
+    return planned
+
+
+async def subject_of(
     request: Request,
     store: Store,
     connection: hypervisor.Hypervisor,
     domain: hypervisor.Domain,
     warn: Callable[[str], None],
 ) -> Subject:
+    """What a source is told of the VM and the request.  Raises NotFoundError, StateError."""
     xml = await domain.xml()
     return Subject(
         snapshot_id=store.new_id(),
@@ -159,7 +170,7 @@ async def _subject(
     )
 
 
-async def _domain(request: Request, connection: hypervisor.Hypervisor) -> hypervisor.Domain:
+async def domain_of(request: Request, connection: hypervisor.Hypervisor) -> hypervisor.Domain:
     """The VM, which is looked up first: a verb that was mistyped is taken for one.  Raises NotFoundError."""
     try:
         return await connection.domain(request.vm)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from ..core.cost import Cost
 from ..core.image import OpenImage
 from ..core.lifecycle import State
 from ..core.plan import Choice, Selection
@@ -44,6 +45,7 @@ class Plan:
 
     disks: tuple[Disk, ...]
     state: Mapping[str, Any]  # {"kind": ..., ...}: what the record keeps for it
+    cost: Cost
     directory: str | None = None  # that it will make: named `snapmount-ID`, so that the journal tells whose it is
 
 

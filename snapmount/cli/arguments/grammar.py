@@ -125,7 +125,8 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     added.add_argument("snapshots", metavar="SNAPSHOT", nargs="*", help=_SNAPSHOT)
     added.set_defaults(verb="recover")
 
-    added = verbs.add_parser("doctor", parents=[printing], help="say what this host lacks, and what mends it")
+    added = verbs.add_parser("doctor", parents=[printing], help="say what this host lacks, or how a VM can be taken")
+    added.add_argument("vm", metavar="VM", nargs="?", help="tell which sources serve its disks, and at what cost")
     added.add_argument("-c", "--connect", metavar="URI", help="libvirt connection (default: as virsh)")
     added.add_argument("--scratch-dir", metavar="DIR", help="look at this place for scratch files too")
     added.set_defaults(verb="doctor")
@@ -252,9 +253,7 @@ def _add_boot(verbs: Any, parents: list[Parser]) -> None:
     boot.add_argument(
         "--memory", metavar="SIZE", type=values.memory, help="such as 512M or 2G (default: as the original's)"
     )
-    boot.add_argument(
-        "--vcpus", metavar="N", type=values.count, help="number of processors (default: as the original's)"
-    )
+    boot.add_argument("--vcpus", metavar="N", type=values.count, help="number of processors (default: the original's)")
     boot.add_argument(
         "--network",
         metavar="none|isolated|NAME",

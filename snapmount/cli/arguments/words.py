@@ -15,13 +15,15 @@ _DOING = {
     "delete": "ending {snapshots}",
     "recover": "recovering",
     "umount": "ending the snapshot at {mountpoint}",
-    "doctor": "looking at this host",
+    "doctor": "looking at {vm}",
 }
 
 
 def doing(arguments: argparse.Namespace) -> str:
     """What the command does."""
     said = {name: _joined(value) for name, value in vars(arguments).items()}
+    if arguments.verb == "doctor":
+        said["vm"] = arguments.vm or "this host"
     waiting = f", then waiting for {arguments.wait_for}" if said.get("wait_for") else ""
     return _DOING[arguments.verb].format_map(said) + waiting
 

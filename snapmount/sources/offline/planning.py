@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...core import imagechain, names, plan
+from ...core.cost import Cost
 from ...core.diskdefinition import DiskDefinition
 from ...core.document import to_document
 from ...core.fingerprint import Fingerprint
@@ -19,6 +20,7 @@ from ..source import Plan, Subject
 from .state import OfflineState
 
 LOOK_S = 30.0
+COST = Cost("images", 0.0, "nothing: there is none")
 
 
 async def plan_snapshot(subject: Subject) -> Plan:
@@ -35,7 +37,7 @@ async def plan_snapshot(subject: Subject) -> Plan:
     directory = datadirectory.path() / names.directory(subject.snapshot_id)
     disks = tuple(_disk(disk, each) for disk, each in zip(chosen, found, strict=True))
     state = OfflineState(str(directory), chains, await _fingerprints(chains), subject.user)
-    return Plan(disks, to_document(state), str(directory))
+    return Plan(disks, to_document(state), COST, str(directory))
 
 
 async def why_not(domain: Domain) -> StateError | None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from ...core import domainxml, names
+from ...core import domainxml, names, units
+from ...core.cost import Cost, Need
 from ...core.document import to_document
 from ...core.plan import check_bypass
 from ...core.snapshot import Disk
 from ...errors import StateError
 from ..source import Plan, Subject
 from . import job, refusals, state
-from .scratch import room
-from .space import DEFAULT_POLICY, ScratchPolicy
+from .scratch import places, room
+from .space import CLUSTER_BYTES, DEFAULT_POLICY, ScratchPolicy
 from .state import KIND, PullState
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,16 @@ async def plan(subject: Subject) -> Plan:
     directory = parent / names.directory(subject.snapshot_id)
     domainxml.check_scratch(subject.xml, str(directory))
     socket = job.socket_path(await domain.run_id(), subject.snapshot_id, directory)
-    return Plan(disks, to_document(PullState(socket, str(directory), policy)), str(directory))
+    cost = await _cost(disks, parent, policy)
+    return Plan(disks, to_document(PullState(socket, str(directory), policy)), cost, str(directory))
+
+
+async def _cost(disks: Sequence[Disk], parent: Path, policy: ScratchPolicy) -> Cost:
+    in_files = [(disk.size_bytes, 0) for disk in disks if not policy.device(disk.name)]
+    most_bytes = policy.remaining_bytes(in_files)
+    needs = (Need(str(parent), await places.free_bytes(parent), most_bytes),) if in_files else ()
+    pays = f"its first write to each {units.size(CLUSTER_BYTES)} waits until what was there is copied to scratch"
+    return Cost("backup job", 0.0, f"{pays}, and its QEMU serves what reads the snapshot", needs)
 
 
 async def _disks(subject: Subject) -> tuple[Disk, ...]:

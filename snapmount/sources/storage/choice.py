@@ -60,6 +60,16 @@ class Choice:
         return SUSPEND_S + max(each.values(), default=0.0)
 
     @property
+    def drivers(self) -> str:
+        """Those that make the clones, in words."""
+        return ", ".join(dict.fromkeys(offer.clone.driver for offer in self.offers))
+
+    @property
+    def guest_pays(self) -> str:
+        """What the clones cost the guest as long as they are there, in words."""
+        return "; ".join(dict.fromkeys(offer.guest_pays for offer in self.offers if offer.guest_pays))
+
+    @property
     def longest(self) -> Offer:
         return max(self.offers, key=lambda offer: offer.pause_s)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...core import imagechain, limits, names, plan, units
+from ...core.cost import Cost, Need
 from ...core.diskdefinition import DiskDefinition
 from ...core.document import to_document
 from ...core.fingerprint import Fingerprint
@@ -55,7 +56,8 @@ async def plan_snapshot(subject: Subject) -> Plan:
         subject.user,
     )
     chosen_clones = await choice.choose(wanted)
-    if run_id >= 0 and await domain.why_paused() is None:
+    is_to_pause = run_id >= 0 and await domain.why_paused() is None
+    if is_to_pause:
         await domain.block_jobs.check_none((disk.name for disk in chosen), BLOCK_JOB)
         choice.check_pause(wanted, chosen_clones)
     log.info("%s: to be paused for about %s at most", domain.name, units.moment(chosen_clones.pause_s))
@@ -71,8 +73,10 @@ async def plan_snapshot(subject: Subject) -> Plan:
     )
     state = replace(state, fingerprints=await _fingerprints(state))
     disks = tuple(_disk(disk, each) for disk, each in zip(chosen, found, strict=True))
-    await _judge_space(subject, state, disks)
-    return Plan(disks, to_document(state), state.directory)
+    needs = await _judge_space(subject, state, disks)
+    pause_s = chosen_clones.pause_s if is_to_pause and state.needs_pause else 0.0
+    cost = Cost(chosen_clones.drivers, pause_s, chosen_clones.guest_pays, needs)
+    return Plan(disks, to_document(state), cost, state.directory)
 
 
 def _check_guest(subject: Subject, run_id: int) -> None:
@@ -134,8 +138,11 @@ async def _fingerprints(state: StorageState) -> tuple[Fingerprint, ...]:
     return tuple([await blocking.on_path(path, LOOK_S, fingerprint.of, path) for path in state.shared])
 
 
-async def _judge_space(subject: Subject, state: StorageState, disks: Sequence[Disk]) -> None:
-    """Refuse a place in which the guest's writes would soon find no space; warn of one that the worst case may fill."""
+async def _judge_space(subject: Subject, state: StorageState, disks: Sequence[Disk]) -> tuple[Need, ...]:
+    """Refuse a place in which the guest's writes would soon find no space; warn of one that the worst case may fill.
+
+    What they may need in each place.
+    """
     worst = sum(disk.size_bytes for disk in disks)
     rooms = {room.place: room for clone in state.clones for room in await _rooms(clone)}
     for room in rooms.values():
@@ -152,6 +159,7 @@ async def _judge_space(subject: Subject, state: StorageState, disks: Sequence[Di
                 f"{units.size(worst)} there if it overwrites all of its disks while the snapshot lives; the snapshot "
                 "is given up before the space runs out"
             )
+    return tuple(Need(room.place, room.free_bytes, min(worst, room.total_bytes)) for room in rooms.values())
 
 
 async def _rooms(clone: Clone) -> Sequence[Room]:
