@@ -52,7 +52,7 @@ async def survey(request: Request) -> Survey:
             rows=tuple(rows),
             wholes=tuple((kind, each.whole) for kind, each in asked.items()),
             left_out=subject.selection.left_out,
-            lacking=await lacking(subject.selection.chosen, programs.has),
+            lacking=await _lacking(subject.selection.chosen),
         )
 
 
@@ -107,11 +107,9 @@ class _Tool:
     serves: Callable[[str], Awaitable[bool]]  # given an image's path
 
 
-async def lacking(disks: Sequence[DiskDefinition], has: Callable[[str], bool]) -> tuple[Lack, ...]:
-    """The programs that this host lacks, as `has` tells, of those that would serve these disks.  Only root can clone
-    with them.
-    """
-    missing = [tool for tool in _TOOLS if os.geteuid() == 0 and not has(tool.program)]
+async def _lacking(disks: Sequence[DiskDefinition]) -> tuple[Lack, ...]:
+    """The programs that this host lacks of those that would serve these disks.  Only root can clone with them."""
+    missing = [tool for tool in _TOOLS if os.geteuid() == 0 and not programs.has(tool.program)]
     paths = [(disk.name, str(disk.origin)) for disk in disks if disk.kind in ("file", "block") and not disk.is_readonly]
     served = {tool: tuple([name for name, path in paths if await _serves(tool, path)]) for tool in missing}
     return tuple(Lack(tool.program, tool.package, names, tool.would) for tool, names in served.items() if names)

@@ -7,8 +7,9 @@ To write another one, say `tape`, make a folder here, `sources/tape/`, with
 - `description.py`: `describe(record, directory)`, a core.description.Description: what `list`, `show` and JSON tell of
   it; light too;
 - `source.py`: the protocol Source (../source.py) as functions of that module: `why_not` says which VMs it cannot
-  serve, `plan` only looks, `create` makes and returns the moment, `open` gives images, `watched` looks after it,
-  `release` ends what costs the guest, `destroy` removes all; `why_lost`, `check_unused` and `by_hand` answer questions.
+  serve, `plan` only looks, and says what it would cost, `create` makes and returns the moment, `open` gives images,
+  `watched` looks after it, `release` ends what costs the guest, `destroy` removes all;
+  `why_lost`, `check_unused` and `by_hand` answer questions.
 
 Then name it in kinds.py (state and description) and in registry.py (source): nothing else.  Mount, LUNs, scratch VMs,
 attached disks, expiry, recovery, orphans and the man page's `delete` work with it, since all they have are images and
