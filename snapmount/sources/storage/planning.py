@@ -141,7 +141,7 @@ async def _fingerprints(state: StorageState) -> tuple[Fingerprint, ...]:
 async def _judge_space(subject: Subject, state: StorageState, disks: Sequence[Disk]) -> tuple[Need, ...]:
     """Refuse a place in which the guest's writes would soon find no space; warn of one that the worst case may fill.
 
-    What they may need in each place.
+    Return what they may need in each place.
     """
     worst = sum(disk.size_bytes for disk in disks)
     rooms = {room.place: room for clone in state.clones for room in await _rooms(clone)}
