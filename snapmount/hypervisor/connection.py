@@ -10,14 +10,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import libvirt
-import trio
 
 from ..core import domainxml, names
 from ..core.diskdefinition import DiskDefinition
 from ..core.user import User
-from ..errors import NotFoundError, SnapmountError, StateError, UnreachableError
+from ..errors import NotFoundError, StateError, UnreachableError
 from ..host import programs
-from .calls import call, change, explained, refusal
+from .calls import call, change, close, explained, refusal
 from .daemon import to_reach
 from .domain import Domain
 from .identity import user_of
@@ -38,8 +37,7 @@ async def connected(uri: str) -> AsyncIterator[Hypervisor]:
     try:
         yield Hypervisor(connection, uri)
     finally:
-        with trio.CancelScope(shield=True), contextlib.suppress(SnapmountError, libvirt.libvirtError):
-            await call("close the connection", connection.close, deadline_s=5)
+        await close(connection)
 
 
 def _remedy(uri: str, error: libvirt.libvirtError) -> str:

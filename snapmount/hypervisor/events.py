@@ -16,7 +16,7 @@ import libvirt
 import trio
 
 from ..errors import NotFoundError, SnapmountError
-from .calls import call, explained
+from .calls import call, change, explained
 from .connection import Hypervisor, connected
 from .domain import DiskError, Domain
 
@@ -93,12 +93,12 @@ async def _registered(
     hypervisor: Hypervisor, domain: Domain, handlers: dict[int, Callable[..., None]], on_close: Callable[..., None]
 ) -> AsyncIterator[None]:
     connection, numbers = hypervisor._connection, []
-    with explained(f"{domain.name}: listen for events"):
-        await call("listen for the end of the connection", connection.registerCloseCallback, on_close, None)
-        for kind, handler in handlers.items():
-            register = functools.partial(connection.domainEventRegisterAny, domain._handle, kind, handler, None)
-            numbers.append(await call("listen for events", register))
     try:
+        with explained(f"{domain.name}: listen for events"):
+            await change("listen for the end of the connection", connection.registerCloseCallback, on_close, None)
+            for kind, handler in handlers.items():
+                register = functools.partial(connection.domainEventRegisterAny, domain._handle, kind, handler, None)
+                numbers.append(await change("listen for events", register))
         yield
     finally:  # what is registered would keep the connection open
         with trio.CancelScope(shield=True), contextlib.suppress(SnapmountError):

@@ -149,13 +149,18 @@ def test_the_limit_holds_where_somebody_has_deleted_the_scratch_files(guest: vm.
     snapmount("delete", guest.name)
 
 
+def listening(log: Path) -> int:
+    """How often the server has begun to listen to libvirt's events."""
+    return log.read_text().count("listening to libvirt's events")
+
+
 def test_events_come_again_after_a_restart_of_libvirtd(guest: vm.VM, mountpoint: Path) -> None:
     with guest.suspended():
-        taken = snapmount_json("--scratch-limit", "16M", guest.name, mountpoint)
+        log = Path(snapmount_json("--scratch-limit", "16M", guest.name, mountpoint)["server"]["log"])
+        wait_for(lambda: listening(log) == 1, "the server listens")
         with libvirtd.stopped():
             pass
-        log = Path(taken["server"]["log"])
-        wait_for(lambda: log.read_text().count("listening to libvirt's events") == 2, "the server listens again")
+        wait_for(lambda: listening(log) == 2, "the server listens again")
     wait_given_up(guest.name)
     assert "has grown to its threshold" in log.read_text()
     snapmount("delete", guest.name)
