@@ -103,8 +103,8 @@ async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:
 
     QEMU closes the connection before libvirt has told the end of the VM or of the job, and a VM that is shut down loses
     its job first, seconds before its end on a busy host.  So the reason is told as it is known so far, and told again
-    while the VM is looked at for its end.  A job that ends later than JOB_ENDS_S has been ended by ourselves.  A guest
-    that has shut down is known before that: libvirt ends a QEMU that has told so.
+    while the VM is looked at for its end.  A job that ends later than JOB_ENDS_S has been ended by ourselves.  A VM
+    that is shut down is known before its end; but a QEMU that is destroyed tells libvirt at first that it is.
     """
     name = record.snapshot.vm_name
     reason = LOST_CONNECTION
@@ -118,13 +118,14 @@ async def explain_loss(record: Record, tell: Callable[[str], None]) -> None:
                         return tell(f"{name} is gone")
                     may_be_others = reason == LOST_CONNECTION and trio.current_time() < ours_s
                     if may_be_others and await domain.is_shutting_down():
-                        return tell(f"{name} was shut down")
-                    if may_be_others and not await domain.has_job_at(state.of(record).socket):
+                        reason = f"{name} was shut down"
+                        tell(reason)
+                    elif may_be_others and not await domain.has_job_at(state.of(record).socket):
                         reason = "the backup job was ended by somebody else"
                         tell(reason)
                     why = await domain.why_shut_off()
                     if why:
-                        return tell(f"{name} {why}")
+                        return None if reason == f"{name} {why}" else tell(f"{name} {why}")
                     await trio.sleep(POLL_S)
         except UnreachableError as error:
             tell(f"{reason} ({error.message})")

@@ -291,8 +291,12 @@ class JobWatch:
             return
         is_explained = trio.Event()
 
+        def explained(reason: str) -> None:
+            tell(reason)
+            is_explained.set()
+
         async def explain() -> None:
-            await job.explain_loss(self._record, tell)
+            await job.explain_loss(self._record, explained)
             is_explained.set()
 
         async with trio.open_nursery() as nursery:
