@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from .writers import Key, key_of
-
-PROC = Path("/proc")
+from .writers import PROC, Key, key_of
 
 
 def not_open(paths: Sequence[str], pid: int) -> list[str]:

@@ -78,9 +78,7 @@ class StorageWatch:
             nursery.start_soon(self._lost_by, partial(fingerprint.wait_changed, self._kept.fingerprints))
             nursery.start_soon(self._lost_by, self.custody.wait_daemon_ended)
             nursery.start_soon(self._lost_by, self._wait_clone_gone)
-            for (
-                clone
-            ) in self._kept.clones:  # each by itself: storage that is slow must not keep others from being watched
+            for clone in self._kept.clones:  # each by itself: slow storage must not keep others from being watched
                 await nursery.start(self._wait_short, Gauge(clone, most_bytes))
             task_status.started()
             await self._is_lost.wait()
