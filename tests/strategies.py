@@ -41,6 +41,7 @@ snapshots = st.builds(
     created=st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(9000, 1, 1), timezones=st.just(UTC)),
     source=st.sampled_from(["pull", "offline"]),
     quiesced=st.booleans(),
+    since=st.none() | text,
     disks=st.lists(
         st.builds(
             Disk,

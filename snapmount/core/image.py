@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from .changes import Changes
 from .extents import ExtentMap
 
 
@@ -55,6 +56,13 @@ class Image(Protocol):
     async def allocated_bytes(self) -> int | None:
         """How much of the disk is data; None where that is not known yet, as of a very large disk at first, which is
         then found out while nobody waits.  Raises OSError (EIO) as extents() does.
+        """
+
+    async def dirty(self, start: int) -> Changes:
+        """The dirty extents from `start` on, which lies within the disk, as far as one look tells: that is some of the
+        disk at least, and need not be all.  Who wants more asks again from where the answer ends, and so sets the pace.
+
+        All of the disk is dirty if it is not known what has changed.  Raises OSError (EIO) as extents() does.
         """
 
     async def direct(self) -> Direct | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -87,6 +87,7 @@ class Snapshot(Reshaped):
     created: datetime  # UTC
     source: str  # which source made it: 'pull'
     quiesced: bool
+    since: str | None = field(default=None, kw_only=True)  # the checkpoint that dirty extents are told since, if any
     disks: tuple[Disk, ...]
     left_out: tuple[LeftOut, ...]
     urls: tuple[DiskUrl, ...] = ()  # disks that are shown by a URL alone

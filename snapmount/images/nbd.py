@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from ..core.changes import Changes, everything
 from ..core.extents import ExtentMap
 from ..core.image import NbdSockets
 from ..core.survey import Survey
@@ -172,6 +173,10 @@ class NbdImage:
     async def allocated_bytes(self) -> int | None:
         """See Image."""
         return await self._extents.allocated_bytes()
+
+    async def dirty(self, start: int) -> Changes:
+        """See Image."""
+        return everything(await self.extents(), start)
 
     async def _find_extents(self) -> ExtentMap:
         survey = Survey(self.size_bytes)

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import trio
 
+from ..core.changes import Changes, everything
 from ..core.extents import HOLE, ZERO, ExtentMap
 from ..core.image import LocalFile
 from ..errors import StateError
@@ -95,6 +96,10 @@ class FileImage:
     async def allocated_bytes(self) -> int | None:
         """See Image."""
         return await self._extents.allocated_bytes()
+
+    async def dirty(self, start: int) -> Changes:
+        """See Image."""
+        return everything(await self.extents(), start)
 
     async def direct(self) -> LocalFile | None:
         """See Image."""

@@ -46,6 +46,7 @@ def test_the_document_has_the_documented_shape() -> None:
         "created": "2026-11-23T12:05:01.000123Z",
         "source": "pull",
         "quiesced": False,
+        "since": None,
         "disks": [
             {
                 "name": "vda",
@@ -88,7 +89,13 @@ def test_a_document_from_before_disks_had_urls_is_read() -> None:
     assert from_document(Snapshot, document) == replace(SNAPSHOT, urls=())
 
 
-@pytest.mark.parametrize("key", [key for key in to_document(SNAPSHOT) if key != "urls"])
+def test_a_document_from_before_there_were_checkpoints_is_read() -> None:
+    document = to_document(replace(SNAPSHOT, since="monday"))
+    assert document.pop("since") == "monday"
+    assert from_document(Snapshot, document) == SNAPSHOT
+
+
+@pytest.mark.parametrize("key", [key for key in to_document(SNAPSHOT) if key not in ("urls", "since")])
 def test_a_document_that_lacks_a_fact_is_refused(key: str) -> None:
     document = to_document(SNAPSHOT)
     del document[key]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snapmount.core.changes import Changes, everything
 from snapmount.core.extents import HOLE, ZERO, ExtentMap
 from snapmount.core.image import Image
 from snapmount.publish.tree import BLOCK_BYTES, ROOT_INODE, Attributes, Constant, Content, File, MapText, RawImage, Tree
@@ -28,6 +29,9 @@ class BytesImage:
 
     async def allocated_bytes(self) -> int | None:
         return (await self.extents()).data_bytes
+
+    async def dirty(self, start: int) -> Changes:
+        return everything(await self.extents(), start)
 
     async def direct(self) -> None:
         return None
@@ -57,6 +61,9 @@ class BrokenImage:
 
     async def allocated_bytes(self) -> int | None:
         return (await self.extents()).data_bytes
+
+    async def dirty(self, start: int) -> Changes:
+        return everything(await self.extents(), start)
 
     async def direct(self) -> None:
         return None

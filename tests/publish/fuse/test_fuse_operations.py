@@ -16,6 +16,7 @@ import trio
 from pyfuse3 import FileHandleT, FUSEError, InodeT
 from trio.testing import wait_all_tasks_blocked
 
+from snapmount.core.changes import Changes, everything
 from snapmount.core.extents import HOLE, ZERO, ExtentMap
 from snapmount.publish.fuse.filesystem import Operations
 from snapmount.publish.tree import Constant, File, MapText, RawImage, Tree
@@ -39,6 +40,9 @@ class ADisk:
 
     async def allocated_bytes(self) -> int | None:
         return (await self.extents()).data_bytes
+
+    async def dirty(self, start: int) -> Changes:
+        return everything(await self.extents(), start)
 
     async def direct(self) -> None:
         return None
