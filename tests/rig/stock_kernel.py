@@ -30,6 +30,7 @@ CACHE = ROOT / ".cache" / "stock-kernel"
 PACKAGES = ("linux-image-amd64", "linux-image-generic")  # Debian's name, Ubuntu's name
 UNUSED = ("sound", "drivers/gpu", "drivers/media", "drivers/net", "drivers/infiniband", "drivers/iio")  # half of it
 BIN = Path(sys.executable).parent
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 RESULTS = "results"  # lines of JSON, see within.py
 OUTPUT = "output"  # of the command
 VM_OUTPUT = "vm-output"
@@ -135,8 +136,16 @@ class Machine:
 
 def testing(selection: list[str], deadline_s: float) -> contextlib.AbstractContextManager[Machine]:
     """A VM that runs pytest on the selection, while the block does something else."""
-    plugins = ["-p", "no:cacheprovider", "-p", "tests.rig.within"]
-    return running([sys.executable, "-m", "pytest", *plugins, *selection], deadline_s)
+    _compile(selection)
+    return running([*PYTEST, "-p", "tests.rig.within", *selection], deadline_s)
+
+
+def _compile(selection: list[str]) -> None:
+    """Compile here what the VM imports, also the tests as pytest does: there it takes ten times as long."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    compiler = [sys.executable, "-m", "compileall", "-q", "snapmount"]
+    for command in (compiler, [*PYTEST, "--collect-only", *selection]):
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
 def run(command: list[str], deadline_s: float) -> str:
