@@ -7,6 +7,7 @@ between them is clean.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .extents import HOLE, ZERO, Extent, ExtentMap
@@ -27,12 +28,25 @@ def everything(extents: ExtentMap, start: int) -> Changes:
 
     `start` lies within the disk.
     """
-    runs = itertools.groupby(extents.between(start, extents.end), lambda extent: extent.is_zero)
-    found: list[Extent] = []
-    end = start
-    for is_zero, parts in itertools.islice(runs, LOOK_EXTENTS):
-        begin = end
-        for part in parts:
-            end = part.end
-        found.append(Extent(begin, end - begin, HOLE | ZERO if is_zero else 0))
-    return Changes(end, tuple(found))
+    found = tuple(itertools.islice(_runs(extents.between(start, extents.end)), LOOK_EXTENTS))
+    return Changes(found[-1].end, found)
+
+
+def in_ranges(ranges: Iterable[tuple[int, int]], extents: ExtentMap) -> Iterator[Extent]:
+    """The extents of dirty parts of a disk, each told by its start and end, in order; they are all known."""
+    for start, end in ranges:
+        yield from _runs(extents.between(start, end))
+
+
+def _runs(extents: Iterator[Extent]) -> Iterator[Extent]:
+    """Neighbours that are data, or that are zero, as one."""
+    run: Extent | None = None
+    for extent in extents:
+        if run and run.is_zero == extent.is_zero:
+            run = Extent(run.start, extent.end - run.start, run.flags)
+            continue
+        if run:
+            yield run
+        run = Extent(extent.start, extent.length, HOLE | ZERO if extent.is_zero else 0)
+    if run:
+        yield run

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
@@ -22,6 +23,8 @@ from ..core.image import NbdSockets
 from ..core.survey import Survey
 from ..errors import MissingError, UnreachableError
 from ..host.blocking import Threads
+from . import bitmap as changed
+from .bitmap import Bitmap
 from .extents import Extents
 
 try:
@@ -34,6 +37,7 @@ T = TypeVar("T")
 
 _ZEROS = bytes(1 << 20)  # FUSE asks for no more at once
 
+ALLOCATION: str = nbd.CONTEXT_BASE_ALLOCATION
 THREADS = Threads("nbd", 40)  # those that QEMU may hold up
 CONNECTIONS = 4  # of an image, for its reads
 DIRECT_CONNECTIONS = 4  # of each way past Python
@@ -55,17 +59,18 @@ class Connection:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.size_bytes = 0
 
-    def open(self, socket_path: str, export: str, simple: bool) -> None:
-        """Connect; blocks.  With `simple`, for simple replies to reads alone.  Raises nbd.Error or OSError.
+    def open(self, socket_path: str, export: str, context: str | None) -> None:
+        """Connect; blocks.  Without a metadata context, for simple replies to reads alone.  Raises nbd.Error or
+        OSError.
 
         A simple reply is all of the data or an error.  Structured ones come in chunks, and libnbd counts their bytes,
         but does not see where they leave a gap.
         """
         self._handle.set_export_name(export)
-        if simple:
+        if context is None:
             self._handle.set_request_structured_replies(False)
         else:
-            self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+            self._handle.add_meta_context(context)
         self.socket.settimeout(CONNECT_S)
         self.socket.connect(socket_path)
         # libnbd gets a descriptor of its own, which it closes, and whose number is used anew, at any time
@@ -79,13 +84,15 @@ class Connection:
 
     def status_twice(self, offset: int, length: int) -> tuple[list[int], list[int]]:
         """Ask for the extents of a part, and when there is an answer, once more; blocks.  Raises nbd.Error."""
-        return self._status(offset, length), self._status(offset, length)
+        if not self._handle.can_meta_context(ALLOCATION):
+            return [length, 0], [length, 0]
+        return self.status(offset, length), self.status(offset, length)
 
-    def _status(self, offset: int, length: int) -> list[int]:
-        """Extents from `offset` on, as many as one answer holds: length, flags, length, flags, ..."""
+    def status(self, offset: int, length: int) -> list[int]:
+        """Extents from `offset` on, as many as one answer holds: length, flags, length, flags, ...; blocks.  Raises
+        nbd.Error, also if the server has no such metadata context.
+        """
         told: list[int] = []
-        if not self._handle.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION):
-            return [length, 0]
 
         def add(_context: str, _offset: int, entries: list[int], _error: object) -> int:
             told.extend(entries)
@@ -109,12 +116,12 @@ class SlowError(UnreachableError):
     """QEMU is there, but does not answer."""
 
 
-async def connect(socket_path: str, export: str, *, simple: bool = False) -> Connection:
+async def connect(socket_path: str, export: str, context: str | None = ALLOCATION) -> Connection:
     """A new connection, see Connection.open().  Raises UnreachableError, of it SlowError where it takes too long."""
     connection = Connection()
     try:
         with trio.fail_after(CONNECT_S):
-            await _in_thread(connection.open, socket_path, export, simple)
+            await _in_thread(connection.open, socket_path, export, context)
         return connection
     except BaseException as error:
         connection.cut()  # the thread, where one still waits, ends with it
@@ -152,6 +159,7 @@ class NbdImage:
         size_bytes: int,
         deadline_s: float,
         budget: Budget,
+        bitmap: Bitmap | None = None,
     ) -> None:
         self.name = name
         self.size_bytes = size_bytes
@@ -159,6 +167,7 @@ class NbdImage:
         self._export = export
         self._deadline_s = deadline_s
         self._budget = budget
+        self._bitmap = bitmap
         self._slots = trio.CapacityLimiter(budget.reads)
         self._idle: list[Connection] = []
         self._direct: list[Connection] = []
@@ -176,20 +185,44 @@ class NbdImage:
 
     async def dirty(self, start: int) -> Changes:
         """See Image."""
-        return everything(await self.extents(), start)
+        if self._bitmap is None:
+            return everything(await self.extents(), start)
+        try:
+            async with self._budget.fetches:
+                end, ranges = await self._dirty_ranges(self._bitmap, start)
+                return await self._kinds(end, ranges)
+        except (nbd.Error, UnreachableError, trio.TooSlowError) as error:
+            raise OSError(errno.EIO, f"{self.name}: what has changed cannot be had: {error}") from error
+
+    async def _dirty_ranges(self, bitmap: Bitmap, start: int) -> tuple[int, list[changed.Range]]:
+        async with self._asking(bitmap.context) as connection:
+            return await changed.dirty_ranges(partial(self._in_time, connection.status), bitmap, start, self.size_bytes)
+
+    async def _kinds(self, end: int, ranges: list[changed.Range]) -> Changes:
+        if not ranges:
+            return Changes(end, ())
+        async with self._asking(ALLOCATION) as connection:
+            return await changed.kinds(partial(self._in_time, connection.status_twice), end, ranges)
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, context: str) -> AsyncIterator[Connection]:
+        """A connection for questions about extents."""
+        connection = await self._connect(context)
+        try:
+            yield connection
+        finally:
+            connection.cut()
+
+    async def _in_time(self, function: Callable[..., T], *args: Any) -> T:
+        with trio.fail_after(self._deadline_s):
+            return await _in_thread(function, *args)
 
     async def _find_extents(self) -> ExtentMap:
         survey = Survey(self.size_bytes)
         try:
-            async with self._budget.fetches:
-                connection = await self._connect()
-                try:
-                    while question := survey.question():
-                        with trio.fail_after(self._deadline_s):
-                            answers = await _in_thread(connection.status_twice, *question)
-                        survey.learn(*answers)
-                finally:
-                    connection.cut()
+            async with self._budget.fetches, self._asking(ALLOCATION) as connection:
+                while question := survey.question():
+                    survey.learn(*await self._in_time(connection.status_twice, *question))
         except (nbd.Error, UnreachableError, trio.TooSlowError) as error:
             raise OSError(errno.EIO, f"{self.name}: the extents cannot be had: {error}") from error
         extents = survey.extents
@@ -208,7 +241,7 @@ class NbdImage:
         opened: list[Connection] = []
         try:
             while len(opened) < count:
-                opened.append(await self._connect(simple=True))
+                opened.append(await self._connect(None))
         except BaseException as error:
             self._direct_left += count
             for connection in opened:
@@ -266,7 +299,7 @@ class NbdImage:
                 if connection.is_usable():
                     raise  # QEMU's own answer
                 # it was cut while it lay idle: so may the others be
-        return await self._read_by(await self._connect(simple=True), offset, length)
+        return await self._read_by(await self._connect(None), offset, length)
 
     async def _read_by(self, connection: Connection, offset: int, length: int) -> bytearray:
         reusable = False
@@ -283,10 +316,10 @@ class NbdImage:
             else:
                 connection.cut()
 
-    async def _connect(self, *, simple: bool = False) -> Connection:
+    async def _connect(self, context: str | None) -> Connection:
         if self._closed:
             raise UnreachableError("the snapshot has ended")
-        connection = await connect(self._socket_path, self._export, simple=simple)
+        connection = await connect(self._socket_path, self._export, context)
         if self._closed:
             connection.cut()
             raise UnreachableError("the snapshot has ended")
@@ -306,15 +339,21 @@ class NbdImage:
 
 @contextlib.asynccontextmanager
 async def opened(
-    name: str, socket_path: str, export: str, deadline_s: float, budget: Budget | None = None
+    name: str,
+    socket_path: str,
+    export: str,
+    deadline_s: float,
+    budget: Budget | None = None,
+    bitmap: Bitmap | None = None,
 ) -> AsyncIterator[NbdImage]:
     """An image that is read from an export; each read ends within `deadline_s` seconds.  All images of a server share a
-    `budget`.  Raises UnreachableError.
+    `budget`.  If there is a `bitmap`, it tells what has changed.  Raises UnreachableError.
     """
-    connection = await connect(socket_path, export, simple=True)
+    connection = await connect(socket_path, export, None)
     try:
         async with trio.open_nursery() as nursery:
-            image = NbdImage(nursery, name, socket_path, export, connection.size_bytes, deadline_s, budget or Budget(1))
+            size_bytes, shared = connection.size_bytes, budget or Budget(1)
+            image = NbdImage(nursery, name, socket_path, export, size_bytes, deadline_s, shared, bitmap)
             image._idle.append(connection)
             yield image
             nursery.cancel_scope.cancel()
