@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from ..core.document import format_time, to_document
 from ..core.iscsi import Credentials, Session
 from ..core.leftout import LeftOut
 from ..core.lifecycle import State
-from ..core.snapshot import Disk, Nvram
+from ..core.snapshot import Disk, Nvram, Snapshot
 from ..errors import StateError
 from ..host import glances
 from ..publish import luns
@@ -143,6 +144,7 @@ class Shown:
             lines.append(_indented(luns.lun_rows(record.publication)))
             lines.append(_indented(luns.facts(record.publication, self._credentials, self.with_secret)))
         lines += _left_out(snapshot.left_out)
+        lines += _changes(snapshot)
         if self._description.pause_s is not None:
             lines.append(f"the VM was paused for {units.moment(self._description.pause_s)}")
         lines += self._recipes()
@@ -187,6 +189,7 @@ class Shown:
             ("connection", record.connect),
             *_nvram_facts(snapshot.nvram),
             *((each.name, each.url) for each in snapshot.urls),
+            *zip(itertools.chain(["changes"], itertools.repeat("")), _changes(snapshot), strict=False),
             *self._description.facts,
             ("server", f"process {record.server.pid}" + (f", log {log}" if log else "")),
         ]
@@ -248,6 +251,16 @@ class Shown:
 
 def _nvram_facts(nvram: Nvram | None) -> list[tuple[str, str]]:
     return [("nvram", f"{units.size(nvram.size_bytes)}, {nvram.format}, of {nvram.origin}")] if nvram else []
+
+
+def _changes(snapshot: Snapshot) -> list[str]:
+    """Of which disks it is known what has changed, and why of others it is not; and the checkpoint."""
+    lines = [f"checkpoint {snapshot.checkpoint} is of this moment"] if snapshot.checkpoint else []
+    if snapshot.since is None:
+        return lines
+    known = [disk.name for disk in snapshot.disks if disk.full is None]
+    lines += [f"since checkpoint {snapshot.since}: the changes of {names.listed(known)} are known"] if known else []
+    return lines + [names.printable(f"{disk.name} is full: {disk.full}") for disk in snapshot.disks if disk.full]
 
 
 def _blocks(file: Disk | Nvram) -> str:

@@ -35,6 +35,8 @@ def take(arguments: argparse.Namespace) -> Request:
         **_disks(arguments),
         source=_source(arguments),
         quiesce=arguments.quiesce,
+        checkpoint="" if arguments.checkpoint is True else arguments.checkpoint,
+        since=arguments.since,
         allow_other=arguments.allow_other,
         read_timeout_s=arguments.read_timeout,
         verbs_meant=tuple(arguments.verbs_meant),

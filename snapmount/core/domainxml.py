@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from xml.etree import ElementTree
 
 from ..errors import SnapmountError, StateError
@@ -175,13 +176,18 @@ def supports_backup(capabilities_xml: str) -> bool:
 
 
 def backup_job(
-    socket: str, scratch_files: Mapping[str, str], left_out: Iterable[str], on_devices: Collection[str] = ()
+    socket: str,
+    scratch_files: Mapping[str, str],
+    left_out: Iterable[str],
+    on_devices: Collection[str] = (),
+    since: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The XML of a pull-mode backup job.
 
     `scratch_files` maps each chosen disk's name to the path of its qcow2 scratch file, which is a block device for
     the disks of `on_devices`; the NBD export of a disk has the disk's name.  All chosen disks are of one moment.
-    The disks of `left_out` are named as such: libvirt would take them otherwise.
+    The disks of `left_out` are named as such: libvirt would take them otherwise.  `since` maps disks to the checkpoint
+    from which on their exports tell what has changed, as a bitmap that is named as dirty_bitmap() says.
     """
     job = ElementTree.Element("domainbackup", mode="pull")
     ElementTree.SubElement(job, "server", transport="unix", socket=socket)
@@ -189,11 +195,18 @@ def backup_job(
     for name, path in scratch_files.items():
         kind, attribute = ("block", "dev") if name in on_devices else ("file", "file")
         disk = ElementTree.SubElement(listed, "disk", name=name, backup="yes", type=kind, exportname=name)
+        if name in since:
+            disk.attrib |= {"backupmode": "incremental", "incremental": since[name], "exportbitmap": dirty_bitmap(name)}
         ElementTree.SubElement(disk, "driver", type="qcow2")
         ElementTree.SubElement(disk, "scratch", {attribute: path})
     for name in left_out:
         ElementTree.SubElement(listed, "disk", name=name, backup="no")
     return ElementTree.tostring(job, encoding="unicode")
+
+
+def dirty_bitmap(disk: str) -> str:
+    """What the export of a disk calls the bitmap of its changes: the one that libvirt would choose."""
+    return f"backup-{disk}"
 
 
 def backup_socket(job_xml: str) -> str | None:

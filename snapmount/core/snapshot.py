@@ -23,6 +23,7 @@ class Disk(Reshaped):
     origin: str
     allocated_bytes: int | None = None  # what its images took on the host then, backing files included, if known
     logical_block_size_bytes: int = DEFAULT_BLOCK_SIZE  # the guest's; partition tables count in it
+    full: str | None = None  # why all of it counts as changed, if changes since a checkpoint are asked for
 
     @property
     def file(self) -> str:
@@ -91,6 +92,7 @@ class Snapshot(Reshaped):
     disks: tuple[Disk, ...]
     left_out: tuple[LeftOut, ...]
     urls: tuple[DiskUrl, ...] = ()  # disks that are shown by a URL alone
+    checkpoint: str | None = None  # that was made at the same moment
     nvram: Nvram | None = None  # where the firmware keeps variables, and they could be copied
 
     @property

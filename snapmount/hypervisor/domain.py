@@ -19,6 +19,7 @@ from ..host.qemu import Qemu
 from .agent import Agent
 from .blockjobs import BlockJobs
 from .calls import call, change, explained, refusal
+from .checkpoints import Checkpoints
 from .disksize import DiskSize, disk_sizes
 from .identity import version_of
 from .uri import pid_directory
@@ -69,6 +70,7 @@ class Domain:
         self.uuid: str = handle.UUIDString()
         self.agent = Agent(handle, self.name)
         self.block_jobs = BlockJobs(handle, self.name)
+        self.checkpoints = Checkpoints(handle, self.name)
 
     async def xml(self) -> str:
         """The definition of the running VM, without its secrets."""
@@ -154,14 +156,16 @@ class Domain:
         job = await self.backup_job()
         return job is not None and domainxml.backup_socket(job) == socket
 
-    async def begin_backup(self, job_xml: str, deadline_s: float = BEGIN_S) -> None:
-        """Start a pull-mode backup job, whose scratch files exist: the VM's point in time.
+    async def begin_backup(
+        self, job_xml: str, deadline_s: float = BEGIN_S, *, checkpoint_xml: str | None = None
+    ) -> None:
+        """Start a pull-mode backup job, whose scratch files exist: the VM's point in time, and that of a checkpoint.
 
         Raises StateError where QEMU or libvirt refuses, UnreachableError at the deadline.
         """
-        reuse = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
+        arguments = (job_xml, checkpoint_xml, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL)
         try:
-            await change("start the backup job", self._handle.backupBegin, job_xml, None, reuse, deadline_s=deadline_s)
+            await change("start the backup job", self._handle.backupBegin, *arguments, deadline_s=deadline_s)
         except libvirt.libvirtError as error:
             raise refusal(f"{self.name}: the backup job cannot be started", error) from error
 

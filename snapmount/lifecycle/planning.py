@@ -25,6 +25,7 @@ from ..records.store import Store
 from ..sources import registry
 from ..sources.source import Plan as SourcePlan
 from ..sources.source import Source, Subject
+from . import checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Request:
     source: str | None = None  # which kind shall take it; None: the one that serves the VM as it is
     options: Mapping[str, Any] = field(default_factory=dict)  # by kind of source, which alone reads its own
     quiesce: bool = False
+    checkpoint: str | None = None  # the name of one to be made; '': any name
+    since: str | None = None  # the checkpoint from which on changes are asked for
     allow_other: bool = False
     read_timeout_s: float = 30.0
     verbs_meant: tuple[str, ...] = ()  # that the VM's name may be a slip for
@@ -104,6 +107,8 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         quiesced=request.quiesce,
         disks=planned.disks,
         left_out=subject.selection.left_out,
+        checkpoint=planned.checkpoint,
+        since=subject.since.name if subject.since else None,
     )
     log.info("%s: disks %s, by %s", domain.name, ", ".join(disk.name for disk in snapshot.disks), snapshot.source)
     mountpoint = request.mountpoint or str(datadirectory.view(snapshot.id))
@@ -153,9 +158,9 @@ async def subject_of(
     warn: Callable[[str], None],
 ) -> Subject:
     """What a source is told of the VM and the request.  Raises NotFoundError, StateError."""
-    xml = await domain.xml()
+    xml, snapshot_id = await domain.xml(), store.new_id()
     return Subject(
-        snapshot_id=store.new_id(),
+        snapshot_id=snapshot_id,
         domain=domain,
         connection=connection,
         connect=request.connect,
@@ -164,6 +169,8 @@ async def subject_of(
         selection=plan.select(domain.name, domainxml.disks(xml), request.choice),
         choice=request.choice,
         quiesce=request.quiesce,
+        checkpoint=await checkpoints.name_of_new(domain.name, domain.uuid, request.checkpoint, snapshot_id),
+        since=await checkpoints.meant(domain.uuid, request.since),
         options=request.options,
         others=store.load_all()[0],
         warn=warn,

@@ -152,7 +152,7 @@ def _serve_from_now_on(lease: Lease, reporter: Reporter) -> None:
     before, left_s = lease.record.standby, lease.record.left_s
     server = Process.of_pid(os.getpid())
     expires_s = None if left_s is None else time.monotonic() + left_s  # of this boot
-    lease.update(state=State.ACTIVE, server=server, standby=reporter.standby, expires_s=expires_s)
+    lease.update(state=State.ACTIVE, was_shown=True, server=server, standby=reporter.standby, expires_s=expires_s)
     if before and before != reporter.standby:
         before.send(signal.SIGKILL)
 

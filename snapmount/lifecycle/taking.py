@@ -22,7 +22,7 @@ from ..records.exclusion import exclusive
 from ..records.record import Publication
 from ..records.store import Lease, Store
 from ..sources import registry
-from . import nvram, planning
+from . import checkpoints, nvram, planning
 from .guard import guarded
 from .planning import LunRequest, Request
 from .session import OpenSnapshot, Reporter
@@ -49,6 +49,8 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             stack.push_async_callback(_undo, lease, shown)
             reporter.recorded(lease.record)
             lease.write_definition(planned.subject.xml)
+            if request.checkpoint is not None or request.since:
+                await checkpoints.sweep(planned.subject.domain.uuid, store, reporter.warn)
             await _make(planned, lease)
         guard = await stack.enter_async_context(guarded(lease))
         images = await stack.enter_async_context(registry.of(lease.record).open(lease.record, guard.watch))

@@ -29,7 +29,7 @@ from ..records import journal
 from ..records.record import Record
 from ..records.store import Lease
 from ..sources import registry
-from . import byhand
+from . import byhand, checkpoints
 from .dismissal import STANDBY_S
 from .withdrawal import withdraw
 
@@ -64,6 +64,7 @@ async def tear_down(lease: Lease) -> None:
             if not_going_on:
                 raise not_going_on
             await _end_standby(record)
+            await checkpoints.settle(lease.record)
             await source.destroy(record.kept)
             await _in_time(_remove_view, record)
         lease.forget()

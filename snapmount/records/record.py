@@ -55,6 +55,7 @@ class Record(Reshaped):
     server: Process
     standby: Process | None = None  # of the server: who sees to it that the guest does not suffer when that was killed
     state: State = State.STARTING
+    was_shown: bool = False  # the view has been readable
     reason: str | None = None  # why it is LOST, or was given up; it stays when the snapshot ends
     problem: str | None = None  # of LEFTOVER: what could not be undone
     frozen: bool = False  # the guest's file systems may be frozen: they must be thawed

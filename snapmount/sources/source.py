@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from ..core.checkpoint import Checkpoint, Since
 from ..core.cost import Cost
 from ..core.image import OpenImage
 from ..core.lifecycle import State
@@ -34,6 +35,8 @@ class Subject:
     selection: Selection  # of its disks
     choice: Choice
     quiesce: bool
+    checkpoint: str | None  # the name of one to be made with it
+    since: Since | None  # the checkpoint from which on changes are asked for
     options: Mapping[str, Any]  # what is asked of each kind of source, which alone reads it
     others: Sequence[Record]  # the snapshots there are
     warn: Callable[[str], None]
@@ -46,6 +49,7 @@ class Plan:
     disks: tuple[Disk, ...]
     state: Mapping[str, Any]  # {"kind": ..., ...}: what the record keeps for it
     cost: Cost
+    checkpoint: str | None = None  # the name of the one that it would make
     directory: str | None = None  # that it will make: named `snapmount-ID`, so that the journal tells whose it is
 
 
@@ -120,6 +124,9 @@ class Source(Protocol):
 
     async def destroy(self, kept: Kept) -> None:
         """Remove all that it has made.  Idempotent.  Raises LeftoverError."""
+
+    async def discard(self, checkpoint: Checkpoint) -> None:
+        """Remove what it keeps of a checkpoint.  Idempotent.  Raises LeftoverError, UnreachableError."""
 
     def by_hand(self, kept: Kept) -> ByHand:
         """The commands that do what release() and destroy() could not.  Blocks no longer than a look at /dev does."""

@@ -54,6 +54,8 @@ def test_take_has_its_documented_defaults() -> None:
         "max_pause": None,
         "source": "auto",
         "quiesce": False,
+        "checkpoint": None,
+        "since": None,
         "allow_other": False,
         "read_timeout": 30.0,
         "iscsi": False,
@@ -125,14 +127,29 @@ def test_each_verb_is_told_of_while_it_works_with_what_it_works_on(verb: str) ->
         assert [word for word in words if word in doing] or verb in ("list", "ls", "take", "recover", "doctor")
 
 
-def test_no_option_takes_a_value_with_one_verb_and_none_with_another() -> None:
-    """Which word is the verb is known only after the options' values are."""
+def test_no_option_but_keep_takes_a_value_with_one_verb_and_none_with_another() -> None:
+    """Which word is the verb is known only after the options' values are, if they stand before it."""
     forms = [form for parser in grammar.parser()[1].values() for form in parser.options().items()]
     assert {
         (name, form.takes_value)
         for name, form in forms
         if (name, not form.takes_value) in {(name, form.takes_value) for name, form in forms}
-    } == set()
+    } == {("--keep", False), ("--keep", True)}
+    assert arguments.parse(["boot", "--keep", "vm1"]).source == "vm1"
+    assert arguments.parse(["--keep", "boot", "vm1"]).source == "vm1"
+    for argv in (
+        ["checkpoints", "--keep", "3", "vm1"],
+        ["checkpoints", "vm1", "--keep=3"],
+        ["--keep=3", "checkpoints", "vm1"],
+    ):
+        parsed = arguments.parse(argv)
+        assert (parsed.vm, parsed.keep) == ("vm1", 3)
+
+
+def test_a_checkpoint_has_a_name_only_if_it_is_part_of_the_word() -> None:
+    parsed = arguments.parse(["--checkpoint", "vm1", "/mnt/snap"])
+    assert (parsed.vm, parsed.checkpoint) == ("vm1", True)
+    assert arguments.parse(["vm1", "/mnt/snap", "--checkpoint=monday"]).checkpoint == "monday"
 
 
 def test_the_value_of_an_option_may_begin_with_a_dash() -> None:

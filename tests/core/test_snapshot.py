@@ -55,10 +55,12 @@ def test_the_document_has_the_documented_shape() -> None:
                 "origin": "/images/vda.qcow2",
                 "allocated_bytes": 1 << 29,
                 "logical_block_size_bytes": 512,
+                "full": None,
                 "file": "vda.raw",
             }
         ],
         "urls": [{"name": "vdb", "url": "https://filer/1", "file": "vdb.url"}],
+        "checkpoint": None,
         "nvram": {"size_bytes": 540672, "format": "raw", "origin": "/nvram/vm1_VARS.fd", "file": "nvram"},
         "left_out": [{"name": "sda", "why": "CD-ROM"}],
     }
@@ -92,10 +94,11 @@ def test_a_document_from_before_disks_had_urls_is_read() -> None:
 def test_a_document_from_before_there_were_checkpoints_is_read() -> None:
     document = to_document(replace(SNAPSHOT, since="monday"))
     assert document.pop("since") == "monday"
+    assert document.pop("checkpoint") is None
     assert from_document(Snapshot, document) == SNAPSHOT
 
 
-@pytest.mark.parametrize("key", [key for key in to_document(SNAPSHOT) if key not in ("urls", "since")])
+@pytest.mark.parametrize("key", [key for key in to_document(SNAPSHOT) if key not in ("urls", "since", "checkpoint")])
 def test_a_document_that_lacks_a_fact_is_refused(key: str) -> None:
     document = to_document(SNAPSHOT)
     del document[key]

@@ -28,6 +28,7 @@ _ELSEWHERE = {
     "plug": ["attach"],
     "unplug": ["detach"],
     "check": ["doctor"],
+    "checkpoint": ["checkpoints"],
     "repair": ["recover"],
 }
 
@@ -96,7 +97,7 @@ def _what_there_is(own: Mapping[str, grammar.Form]) -> str:
 
 def _check_value(option: Option, form: grammar.Form, known: Iterable[str], remedy: str) -> None:
     if not form.takes_value:
-        if option.value is not None:
+        if option.value is not None and not form.may_lack_value:
             raise UsageError(f"{option.name} takes no value, and {option.value!r} is given", remedy)
         return
     is_option = option.is_apart and option.value is not None and option.value.partition("=")[0] in {*known, "--"}

@@ -8,10 +8,9 @@ from typing import Any, NoReturn
 
 from ... import __version__
 from ...core.attachment import PREFIXES
-from ...core.iscsi import ALL_INITIATORS, INITIATORS
 from ...errors import UsageError
 from ...sources import kinds
-from . import values
+from . import options, values
 
 EXIT_CODES = """\
 exit codes:
@@ -41,10 +40,12 @@ class Form:
 
     long: str  # its name of two dashes
     metavar: str | None  # what its value is called; None: it takes none
+    may_lack_value: bool = False  # one is given as --NAME=VALUE only: the next word is none
 
     @property
     def takes_value(self) -> bool:
-        return self.metavar is not None
+        """Whether the next word is its value."""
+        return self.metavar is not None and not self.may_lack_value
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Parser(argparse.ArgumentParser):
     def options(self) -> dict[str, Form]:
         """The options by each of their names."""
         return {
-            name: Form(action.option_strings[-1], None if action.nargs == 0 else _metavar(action))
+            name: Form(action.option_strings[-1], None if action.nargs == 0 else _metavar(action), action.nargs == "?")
             for action in self._actions
             for name in action.option_strings
         }
@@ -109,6 +110,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     printing.add_argument("--json", action="store_true", help="print JSON")
     _add_take(verbs, [acting, printing])
     _add_boot(verbs, [acting, printing])
+    _add_checkpoints(verbs, [acting, printing])
     _add_attach(verbs, [acting, printing, _choosing()])
     _add_detach(verbs, [acting, printing, _choosing()])
     _add_looking(verbs, [printing, _choosing()])
@@ -153,7 +155,7 @@ def _add_looking(verbs: Any, parents: list[Parser]) -> None:
     added = verbs.add_parser("show", parents=parents, help="show all of one snapshot")
     added.add_argument("snapshot", metavar="SNAPSHOT", help=_SNAPSHOT)
     added.add_argument("--show-secret", action="store_true", help="show the secret of its iSCSI target too")
-    _add_for(added)
+    options.initiator_kind(added)
     added.set_defaults(verb="show")
 
 
@@ -170,6 +172,11 @@ def _add_ending(verbs: Any, parents: list[Parser]) -> None:
         "--force",
         action="store_true",
         help="also while scratch VMs run on it, VMs have its disks, or iSCSI initiators are logged in",
+    )
+    added.add_argument(
+        "--discard-checkpoint",
+        action="store_true",
+        help="remove the checkpoint that was made with it too: what was read of it does not count",
     )
     added.set_defaults(verb="delete")
 
@@ -207,7 +214,7 @@ def _add_take(verbs: Any, parents: list[Parser]) -> None:
     take.add_argument("vm", metavar="VM", help="name or uuid of a VM")
     take.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?", help="an empty directory; with --iscsi optional")
     take.add_argument("-c", "--connect", metavar="URI", help="libvirt connection (default: as virsh)")
-    _add_disks(take)
+    options.disks(take)
     take.add_argument(
         "--source",
         choices=["auto", *kinds.STATES],
@@ -218,6 +225,7 @@ def _add_take(verbs: Any, parents: list[Parser]) -> None:
     take.add_argument(
         "--quiesce", action="store_true", help="freeze the guest's file systems at that moment (guest agent)"
     )
+    options.changes(take)
     take.add_argument("--allow-other", action="store_true", help="let every user of this host read the files")
     take.add_argument(
         "--read-timeout",
@@ -232,10 +240,26 @@ def _add_take(verbs: Any, parents: list[Parser]) -> None:
     take.add_argument(
         "--expire", metavar="TIME", type=values.duration, help="end the snapshot after this time: 90s, 15m, 2h, 1d"
     )
-    _add_scratch(take)
-    _add_storage(take)
-    _add_iscsi(take)
+    options.scratch(take)
+    options.storage(take)
+    options.iscsi(take)
     take.set_defaults(verb="take")
+
+
+def _add_checkpoints(verbs: Any, parents: list[Parser]) -> None:
+    added = verbs.add_parser(
+        "checkpoints",
+        parents=parents,
+        help="list the checkpoints of a VM, or remove some",
+        description="List the moments of a VM since which it is known what its disks have changed, or remove some of "
+        "them. Checkpoints that other programs have made are neither listed nor removed.",
+    )
+    added.add_argument("vm", metavar="VM", help="name or uuid of a VM")
+    added.add_argument("-c", "--connect", metavar="URI", help="libvirt connection (default: as virsh)")
+    which = added.add_mutually_exclusive_group()
+    which.add_argument("--delete", metavar="NAME", action="append", default=[], help="remove this one (repeatable)")
+    which.add_argument("--keep", metavar="N", type=values.whole, help="remove all but the newest N")
+    added.set_defaults(verb="checkpoints")
 
 
 def _add_boot(verbs: Any, parents: list[Parser]) -> None:
@@ -248,7 +272,7 @@ def _add_boot(verbs: Any, parents: list[Parser]) -> None:
     )
     boot.add_argument("source", metavar="VM-OR-SNAPSHOT", help="a snapshot's id, VM or mountpoint; else a VM")
     boot.add_argument("-c", "--connect", metavar="URI", help="libvirt connection, where a snapshot is taken")
-    _add_disks(boot)
+    options.disks(boot)
     boot.add_argument("--name", metavar="NAME", help="the scratch VM's name (default: VM-scratch- and four digits)")
     boot.add_argument(
         "--memory", metavar="SIZE", type=values.memory, help="such as 512M or 2G (default: as the original's)"
@@ -271,7 +295,7 @@ def _add_boot(verbs: Any, parents: list[Parser]) -> None:
         "--wait-timeout", metavar="TIME", type=values.duration, help="how long to wait for that (default: 5m)"
     )
     boot.add_argument("--console", action="store_true", help="then connect to its console, with virsh")
-    _add_scratch(boot)
+    options.scratch(boot)
     boot.set_defaults(verb="boot")
 
 
@@ -311,89 +335,3 @@ def _add_detach(verbs: Any, parents: list[Parser]) -> None:
         help="how long the guest may take to let go (default: 30s)",
     )
     detach.set_defaults(verb="detach")
-
-
-def _add_disks(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--disk", metavar="NAME", action="append", default=[], help="only this disk, such as vda (repeatable)"
-    )
-    verb.add_argument(
-        "--exclude-disk", metavar="NAME", action="append", default=[], help="all but this disk (repeatable)"
-    )
-
-
-def _add_scratch(verb: argparse.ArgumentParser) -> None:
-    group = verb.add_argument_group("scratch space", "where QEMU keeps what the guest overwrites meanwhile")
-    group.add_argument("--scratch-dir", metavar="DIR", help="below this directory (default: the fastest that suits)")
-    group.add_argument(
-        "--scratch-limit",
-        metavar="SIZE",
-        type=values.size,
-        help="give the snapshot up when it takes this much, such as 20G",
-    )
-    group.add_argument(
-        "--scratch-reserve", action="store_true", help="allocate it beforehand, so that it cannot run out"
-    )
-    group.add_argument(
-        "--scratch-device",
-        metavar="DISK=DEVICE",
-        action="append",
-        default=[],
-        type=values.disk_device,
-        help="on an empty block device, for this disk (repeatable)",
-    )
-
-
-def _add_storage(take: argparse.ArgumentParser) -> None:
-    group = take.add_argument_group("--source storage", "the VM is paused for a moment, in which its disks are cloned")
-    group.add_argument(
-        "--storage",
-        metavar="DISK=DRIVER",
-        action="append",
-        default=[],
-        type=values.disk_driver,
-        help="which driver, or the path of the hook that, clones this disk (repeatable; default: the first that can)",
-    )
-    group.add_argument(
-        "--max-pause",
-        metavar="SECONDS",
-        type=values.pause,
-        help="refuse to pause the VM for longer; 0: take one raw image without a pause (default: 1)",
-    )
-
-
-def _add_iscsi(take: argparse.ArgumentParser) -> None:
-    group = take.add_argument_group("iSCSI")
-    group.add_argument("--iscsi", action="store_true", help="publish the disks as read-only LUNs")
-    group.add_argument(
-        "--portal",
-        metavar="ADDR[:PORT]",
-        action="append",
-        default=[],
-        help="where to listen (repeatable; default: 127.0.0.1, at the first port from 3260 on that is free)",
-    )
-    group.add_argument(
-        "--initiator", metavar="IQN", action="append", default=[], help="admit only this initiator (repeatable)"
-    )
-    group.add_argument("--mutual", action="store_true", help="mutual CHAP: the target proves itself too")
-    group.add_argument(
-        "--secret-file",
-        metavar="FILE",
-        help="the CHAP secret, 12 to 16 characters on the first line (- for standard input; default: a random one)",
-    )
-    group.add_argument(
-        "--target",
-        choices=["auto", "lio", "tgt"],
-        default="auto",
-        help="the target software: the kernel's, or tgtd (default: the first that works)",
-    )
-    _add_for(group)
-
-
-def _add_for(options: Any) -> None:
-    options.add_argument(
-        "--for",
-        dest="initiator_kind",
-        choices=[*INITIATORS, ALL_INITIATORS],
-        help="show how this kind of iSCSI initiator logs in (default: linux)",
-    )

@@ -36,8 +36,12 @@ class Line:
 
 
 def scan(argv: list[str], verbs: Mapping[str, grammar.Parser]) -> Line:
-    """Tell the words apart.  The first one that is neither an option nor the value of one is the verb, if it can be."""
-    forms = {name: form for parser in verbs.values() for name, form in parser.options().items()}
+    """Tell the words apart.  The first one that is neither an option nor the value of one is the verb, if it can be.
+
+    An option that has a value with some verbs only, and stands before the verb, has one only if it is given as
+    --NAME=VALUE.
+    """
+    forms = _before_the_verb(verbs)
     options: list[Option] = []
     words: list[str] = []
     rest = iter(argv)
@@ -46,10 +50,22 @@ def scan(argv: list[str], verbs: Mapping[str, grammar.Parser]) -> Line:
             break
         if word == "-" or not word.startswith("-"):
             words.append(word)
+            if len(words) == 1 and word in verbs:
+                forms |= verbs[word].options()
         else:
             options += _options(word, rest, forms)
     verb = words.pop(0) if words and words[0] in verbs else None
     return Line(verb, tuple(options), (*words, *rest))
+
+
+def _before_the_verb(verbs: Mapping[str, grammar.Parser]) -> dict[str, grammar.Form]:
+    """How each option is given while it is not known which verb it is for."""
+    forms: dict[str, grammar.Form] = {}
+    for parser in verbs.values():
+        for name, form in parser.options().items():
+            if name not in forms or forms[name].takes_value:
+                forms[name] = form
+    return forms
 
 
 def _options(word: str, rest: Iterator[str], forms: Mapping[str, grammar.Form]) -> Iterator[Option]:

@@ -6,6 +6,7 @@ import argparse
 import math
 
 from ...core import units
+from ...core.checkpoint import LAST, is_name
 
 
 def seconds(text: str) -> float:
@@ -41,6 +42,27 @@ def memory(text: str) -> int:
 def size(text: str) -> int:
     """The bytes of such a size."""
     return memory(text) * units.KIB
+
+
+def checkpoint(text: str) -> str:
+    """The name of a checkpoint."""
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be a checkpoint's name: letters, digits and _ . : + - can, 64 at most, and not 'last'"
+        )
+    return text
+
+
+def since(text: str) -> str:
+    """The name of a checkpoint, or 'last'."""
+    return text if text == LAST else checkpoint(text)
+
+
+def whole(text: str) -> int:
+    """A whole number; 0 is one."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
+    return int(text)
 
 
 def disk_device(text: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import argparse
 _DOING = {
     "take": "taking a snapshot of {vm}",
     "boot": "booting a scratch VM of {source}",
+    "checkpoints": "looking at the checkpoints of {vm}",
     "attach": "attaching disks of {snapshot} to {helper}",
     "detach": "detaching disks of {snapshot}",
     "list": "looking at the snapshots",

@@ -20,7 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
         record = None
         try:
             record = store.find(word, connect)
-            ended = ending.end(store, record, arguments.force)
+            discards = arguments.discard_checkpoint
+            ended = ending.end(store, record, arguments.force, discards_checkpoint=discards)
         except InterruptedByUserError:
             raise
         except SnapmountError as error:

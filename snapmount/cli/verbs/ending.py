@@ -18,8 +18,21 @@ from .. import missing
 T = TypeVar("T")
 
 
-def end(store: Store, record: Record, force: bool) -> Ended:
-    return ending(store, record, partial(_end, store, record, force))
+def end(store: Store, record: Record, force: bool, *, discards_checkpoint: bool = False) -> Ended:
+    ended = ending(store, record, partial(_end, store, record, force))
+    if discards_checkpoint and record.snapshot.checkpoint:
+        _discard_checkpoint(record)
+    return ended
+
+
+def _discard_checkpoint(record: Record) -> None:
+    """Remove the one that was made with the snapshot.  Raises MissingError if what does that is not all there."""
+    try:
+        from ...host import interruptible
+        from ...lifecycle import checkpoints
+    except ModuleNotFoundError as error:
+        raise missing.explained(error) from error
+    interruptible.run(checkpoints.discard_of, record)
 
 
 def _end(store: Store, record: Record, force: bool) -> Ended:

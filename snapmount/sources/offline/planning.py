@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...core import imagechain, names, plan
+from ...core import checkpoint, imagechain, names, plan
 from ...core.cost import Cost
 from ...core.diskdefinition import DiskDefinition
 from ...core.document import to_document
@@ -36,8 +36,13 @@ async def plan_snapshot(subject: Subject) -> Plan:
     await _warn(subject, chains)
     directory = datadirectory.path() / names.directory(subject.snapshot_id)
     disks = tuple(_disk(disk, each) for disk, each in zip(chosen, found, strict=True))
+    if subject.checkpoint:
+        subject.warn(
+            f"no checkpoint is made: {subject.domain.name} is shut off, and changes nothing until it is started"
+        )
     state = OfflineState(str(directory), chains, await _fingerprints(chains), subject.user)
-    return Plan(disks, to_document(state), COST, str(directory))
+    disks = checkpoint.full(disks, subject.since, "what a VM that is shut off has changed is not known")
+    return Plan(disks, to_document(state), COST, directory=str(directory))
 
 
 async def why_not(domain: Domain) -> StateError | None:

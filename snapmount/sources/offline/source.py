@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ... import hypervisor
 from ...core import imagechain, names
+from ...core.checkpoint import Checkpoint
 from ...core.image import OpenImage
 from ...core.imagechain import Layer
 from ...core.origin import NetworkOrigin
@@ -38,6 +39,7 @@ __all__ = [
     "check_unused",
     "create",
     "destroy",
+    "discard",
     "open",
     "plan",
     "release",
@@ -121,6 +123,10 @@ async def destroy(kept: Kept) -> None:
     """Remove the directory, with the socket in it."""
     directory = state.of(kept).directory
     await blocking.on_path(directory, REMOVE_S, directories.remove, Path(directory), done="removed", kind=LeftoverError)
+
+
+async def discard(_checkpoint: Checkpoint) -> None:
+    """It makes none."""
 
 
 def by_hand(kept: Kept) -> ByHand:

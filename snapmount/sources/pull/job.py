@@ -49,13 +49,18 @@ def socket_path(run_id: int, snapshot_id: str, scratch: Path) -> str:
     raise StateError(f"the path of the socket {candidates[-1]} is too long", "a --scratch-dir with a shorter path")
 
 
-async def begin(domain: Domain, record: Record, deadline_s: float = BEGIN_S) -> None:
-    """Start the job that the record describes, whose scratch files are there.  Raises StateError."""
+async def begin(
+    domain: Domain, record: Record, deadline_s: float = BEGIN_S, *, checkpoint_xml: str | None = None
+) -> None:
+    """Start the job that the record describes, whose scratch files are there, and make the checkpoint.  Raises
+    StateError.
+    """
     snapshot, kept = record.snapshot, state.of(record)
     scratch_files = {disk.name: files.path(record, disk.name) for disk in snapshot.disks}
     left_out = [each.name for each in snapshot.left_out]
-    job_xml = domainxml.backup_job(kept.socket, scratch_files, left_out, dict(kept.policy.devices))
-    await domain.begin_backup(job_xml, deadline_s)
+    since = {each.disk: snapshot.since for each in kept.increments if snapshot.since}
+    job_xml = domainxml.backup_job(kept.socket, scratch_files, left_out, dict(kept.policy.devices), since)
+    await domain.begin_backup(job_xml, deadline_s, checkpoint_xml=checkpoint_xml)
 
 
 async def end(kept: Kept) -> None:

@@ -14,18 +14,20 @@ from pathlib import Path
 import trio
 
 from ... import hypervisor
-from ...core import names
+from ...core import domainxml, names
 from ...core.image import OpenImage
 from ...errors import LeftoverError, StateError, UnreachableError
 from ...host import blocking
 from ...hypervisor import directories, quiesce
 from ...hypervisor.domain import BEGIN_S
 from ...images import nbd
+from ...images.bitmap import Bitmap
 from ...records.kept import Kept
 from ...records.record import Record
 from ...records.store import Lease
 from ..source import ByHand, Subject, Watch
-from . import job, state
+from . import increments, job, state
+from .increments import discard
 from .planning import plan
 from .scratch import devices, files
 from .watch import watched
@@ -36,6 +38,7 @@ __all__ = [
     "check_unused",
     "create",
     "destroy",
+    "discard",
     "open",
     "plan",
     "release",
@@ -69,21 +72,32 @@ async def create(subject: Subject, lease: Lease) -> datetime:
         subject.warn(f"{domain.why_no_qemu(subject.connect)}; whether it sees {directory} has not been looked at")
     await directories.create(directory, subject.user, qemu.pid if qemu else None)
     await files.make(record, subject.user)
-    async with quiesce.frozen(domain, lease) if subject.quiesce else contextlib.nullcontext():
-        moment = datetime.now(UTC)
-        await job.begin(domain, record, FROZEN_S if subject.quiesce else BEGIN_S)
-    log.info("%s: the backup job runs: this is the snapshot's moment", domain.name)
+    async with increments.known(domain, lease, subject.since):
+        checkpoint_xml = increments.definition(lease.record)
+        async with quiesce.frozen(domain, lease) if subject.quiesce else contextlib.nullcontext():
+            moment = datetime.now(UTC)
+            deadline_s = FROZEN_S if subject.quiesce else BEGIN_S
+            await job.begin(domain, lease.record, deadline_s, checkpoint_xml=checkpoint_xml)
+        log.info("%s: the backup job runs: this is the snapshot's moment", domain.name)
+        await increments.made(domain, lease.record)
     return moment
 
 
 @asynccontextmanager
 async def open(record: Record, _watch: Watch) -> AsyncIterator[Sequence[OpenImage]]:  # noqa: A001
     """The exports of QEMU's NBD server.  One that does not answer may do so later; one that is not there is lost."""
-    disks = [disk.name for disk in record.snapshot.disks]
-    budget, read_s, socket = nbd.Budget(len(disks)), record.read_timeout_s, state.of(record).socket
+    disks, kept = [disk.name for disk in record.snapshot.disks], state.of(record)
+    budget, read_s, socket = nbd.Budget(len(disks)), record.read_timeout_s, kept.socket
+    bitmaps = {
+        each.disk: Bitmap(f"qemu:dirty-bitmap:{domainxml.dirty_bitmap(each.disk)}", each.size_bytes)
+        for each in kept.increments
+    }
     async with AsyncExitStack() as stack:
         try:
-            images = [await stack.enter_async_context(nbd.opened(name, socket, name, read_s, budget)) for name in disks]
+            images = [
+                await stack.enter_async_context(nbd.opened(name, socket, name, read_s, budget, bitmaps.get(name)))
+                for name in disks
+            ]
         except nbd.SlowError:
             raise
         except UnreachableError as error:

@@ -15,10 +15,18 @@ KIND = "pull"
 
 
 @dataclass(frozen=True)
+class Increment:
+    """A disk whose changes since a checkpoint are known."""
+
+    disk: str
+    size_bytes: int  # at the checkpoint; what it has grown by has changed
+
+
+@dataclass(frozen=True)
 class PullState(SourceState):
     """What libvirt's backup job needs, and what is made for it.
 
-    In the record: {"kind": "pull", "socket", "scratch", "policy"}.
+    In the record: {"kind": "pull", "socket", "scratch", "policy", "marked", "increments"}.
     """
 
     kind: ClassVar[str] = KIND
@@ -26,6 +34,8 @@ class PullState(SourceState):
     socket: str  # of QEMU's NBD server: the proof that a backup job is ours
     scratch: str  # directory of the scratch files, ours alone
     policy: ScratchPolicy = DEFAULT_POLICY  # how it uses scratch space
+    marked: tuple[str, ...] = ()  # the disks that are part of the checkpoint that is made with it
+    increments: tuple[Increment, ...] = ()  # the disks whose exports tell what has changed
 
     @property
     def directory(self) -> Path:
@@ -35,6 +45,15 @@ class PullState(SourceState):
     def export_uri(self, disk: str) -> str:
         """The NBD URI of a disk's export (NBD URI specification, "nbd+unix")."""
         return f"nbd+unix:///{disk}?socket={self.socket}"
+
+
+@dataclass(frozen=True)
+class PullCheckpoint(SourceState):
+    """What the record of a checkpoint keeps for this source: {"kind": "pull", "description"}."""
+
+    kind: ClassVar[str] = KIND
+
+    description: str = ""  # libvirt's XML of it, once it has been made
 
 
 def of(kept: HasSource) -> PullState:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...core import imagechain, limits, names, plan, units
+from ...core import checkpoint, imagechain, limits, names, plan, units
 from ...core.cost import Cost, Need
 from ...core.diskdefinition import DiskDefinition
 from ...core.document import to_document
@@ -73,10 +73,13 @@ async def plan_snapshot(subject: Subject) -> Plan:
     )
     state = replace(state, fingerprints=await _fingerprints(state))
     disks = tuple(_disk(disk, each) for disk, each in zip(chosen, found, strict=True))
+    if subject.checkpoint:
+        subject.warn("no checkpoint is made: --source storage keeps none")
+    disks = checkpoint.full(disks, subject.since, "--source storage does not know what has changed")
     needs = await _judge_space(subject, state, disks)
     pause_s = chosen_clones.pause_s if is_to_pause and state.needs_pause else 0.0
     cost = Cost(chosen_clones.drivers, pause_s, chosen_clones.guest_pays, needs)
-    return Plan(disks, to_document(state), cost, state.directory)
+    return Plan(disks, to_document(state), cost, directory=state.directory)
 
 
 def _check_guest(subject: Subject, run_id: int) -> None:

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ...core import imagechain, units
+from ...core.checkpoint import Checkpoint
 from ...core.document import to_document
 from ...core.image import OpenImage
 from ...core.snapshot import DiskUrl
@@ -37,6 +38,7 @@ __all__ = [
     "check_unused",
     "create",
     "destroy",
+    "discard",
     "open",
     "plan",
     "release",
@@ -122,6 +124,10 @@ async def destroy(kept: Kept) -> None:
     await clones.remove(state.of(kept))
     directory = state.of(kept).directory
     await blocking.on_path(directory, REMOVE_S, directories.remove, Path(directory), done="removed", kind=LeftoverError)
+
+
+async def discard(_checkpoint: Checkpoint) -> None:
+    """It makes none."""
 
 
 def by_hand(kept: Kept) -> ByHand:
