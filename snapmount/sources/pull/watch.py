@@ -26,6 +26,7 @@ from ...hypervisor import DiskError, directories
 from ...images import nbd
 from ...records.record import Record
 from ...records.store import Store
+from ..losswatch import LossWatch
 from ..source import Loss
 from . import job, space, state
 from .figures import Figures
@@ -56,14 +57,13 @@ async def watched(record: Record, store: Store) -> AsyncIterator[JobWatch]:
         watch.close()
 
 
-class JobWatch:
+class JobWatch(LossWatch):
     """The watch over one snapshot (a Watch, see source.py)."""
 
     def __init__(self, record: Record, store: Store) -> None:
+        super().__init__()
         self._record = record
         self._store = store
-        self._loss: Loss | None = None
-        self._is_lost = trio.Event()
         self._has_ended = trio.Event()  # the job
         self._subscription: hypervisor.Subscription | None = None
         self._gauge = Gauge(record)
@@ -90,16 +90,8 @@ class JobWatch:
                 await self._has_ended.wait()
             nursery.cancel_scope.cancel()
 
-    async def wait_lost(self) -> Loss:
-        """See Watch."""
-        await self._is_lost.wait()
-        assert self._loss
-        return self._loss
-
     def _lose(self, loss: Loss) -> None:
-        """The first reason is the one."""
-        self._loss = self._loss or loss
-        self._is_lost.set()
+        super()._lose(loss)
         self._look_now.set()
 
     async def _wait_export_gone(self) -> None:

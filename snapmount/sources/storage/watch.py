@@ -24,6 +24,7 @@ from ...images.disks import Custody
 from ...records.record import Record
 from ...records.store import Store
 from ...storage.driver import Clone, Room
+from ..losswatch import LossWatch
 from ..source import Loss
 from . import clones, state
 from .state import StorageState
@@ -61,15 +62,14 @@ class Gauge:
         return Pool(room.place, room.free_bytes, min(self._most_bytes, room.total_bytes), rate, floor)
 
 
-class StorageWatch:
+class StorageWatch(LossWatch):
     """A Watch (see source.py)."""
 
     def __init__(self, record: Record, kept: StorageState) -> None:
+        super().__init__()
         self.custody = Custody()
         self._kept = kept
         self._record = record
-        self._loss: Loss | None = None
-        self._is_lost = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch, until the snapshot is lost; it starts with a first look at the space."""
@@ -83,17 +83,6 @@ class StorageWatch:
             task_status.started()
             await self._is_lost.wait()
             nursery.cancel_scope.cancel()
-
-    async def wait_lost(self) -> Loss:
-        """See Watch."""
-        await self._is_lost.wait()
-        assert self._loss
-        return self._loss
-
-    def _lose(self, loss: Loss) -> None:
-        """The first reason is the one."""
-        self._loss = self._loss or loss
-        self._is_lost.set()
 
     async def _lost_by(self, wait: Callable[[], Awaitable[str]]) -> None:
         self._lose(Loss(State.LOST, await wait()))
