@@ -198,7 +198,7 @@ PURE_MODULES = (
     "snapmount.doctor.service",
     *("snapmount.publish.initiators", "snapmount.sources.pull.refusals", "snapmount.sources.pull.scratch.place"),
     *("snapmount.host.fuseconf", "snapmount.records.kept", "snapmount.sources.pull.space"),
-    *("snapmount.storage.driver", "snapmount.storage.hookdocument"),
+    *("snapmount.storage.driver", "snapmount.storage.hookdocument", "snapmount.storage.shapes"),
 )
 PURE_NAMES = [name for name in MODULES if is_within(name, *PURE_MODULES)]
 

@@ -44,6 +44,11 @@ class Chain:
     disk: str
     layers: tuple[Layer, ...]
 
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        if not self.layers:
+            raise ValueError(f"the disk {self.disk!r} has no image")
+
     @property
     def path(self) -> str | None:
         """Of a disk that is one raw image of this host: it is read without QEMU."""

@@ -12,19 +12,19 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from ..core import names
-from ..core.document import from_document, to_document
+from ..core.document import to_document
 from ..core.extents import Extent
 from ..errors import LeftoverError, MissingError, SnapmountError, SpaceError, StateError, UnreachableError
 from ..host import execution, mounts, programs, subvolumes
-from . import calls, differences, files, place
+from . import calls, differences, files, place, shapes
 from .driver import Clone, Offer, Room, Task
+from .shapes import BtrfsKept
 
 __all__ = [
     "activate",
@@ -48,19 +48,8 @@ FREE_S = 20.0
 SNAPSHOT = "subvolume"  # its name in our directory
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What is in `kept` of a Clone."""
-
-    mounted_on: str  # where the file system was mounted that it lies on
-    subvolume: str  # its top directory
-    uuid: str  # of the subvolume
-    inodes: tuple[int, ...]  # of the origins; a file has the same one in a snapshot
-    gid: int  # the group that may read what it may read of the origins
-
-
-def _kept(clone: Clone) -> Kept:
-    return from_document(Kept, clone.kept, "kept")
+def _kept(clone: Clone) -> BtrfsKept:
+    return shapes.of(BtrfsKept, clone)
 
 
 def _snapshot(clone: Clone) -> str:
@@ -141,7 +130,7 @@ def _top(origin: str) -> str:
 def _offer(task: Task, top: str, origins: Sequence[str]) -> Offer:
     snapshot = Path(place.path(top, task.snapshot_id, NAME)) / SNAPSHOT
     inodes = tuple(os.stat(origin).st_ino for origin in origins)
-    kept = Kept(place.mountpoint(top), top, _uuid(top), inodes, task.reader.gid)
+    kept = BtrfsKept(place.mountpoint(top), top, _uuid(top), inodes, task.reader.gid)
     frozen = tuple(str(snapshot / os.path.relpath(origin, top)) for origin in origins)
     return Offer(
         Clone(NAME, tuple(origins), frozen, to_document(kept)),

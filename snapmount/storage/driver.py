@@ -32,6 +32,11 @@ class Clone:
     frozen: tuple[str, ...]  # where each is found once it has been activated; () if nothing but activate() can tell
     kept: Mapping[str, Any] = field(default_factory=dict)  # what this driver alone needs to find its clone: JSON
 
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        if not self.origins or len(self.frozen) not in (0, len(self.origins)):
+            raise ValueError(f"a clone of {len(self.origins)} origins cannot have {len(self.frozen)} frozen images")
+
     def of(self, origin: str) -> str:
         """The frozen image of that origin: an absolute path, or a URL (see is_url())."""
         return self.frozen[self.origins.index(origin)]

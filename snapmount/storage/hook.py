@@ -12,18 +12,17 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import fields, replace
+from typing import TypeVar
 
 import trio
 
 from ..core import names
-from ..core.document import DocumentError, from_document, to_document
+from ..core.document import DocumentError, to_document
 from ..core.extents import Extent
-from ..core.user import User
 from ..errors import LeftoverError, SnapmountError, SpaceError, StateError, UnreachableError
 from ..host import blocking, devices
-from . import hookprogram, settings
+from . import hookprogram, settings, shapes
 from .driver import Clone, Offer, Room, Task
 from .hookdocument import (
     VERSION,
@@ -40,6 +39,7 @@ from .hookdocument import (
     read_plan,
     read_status,
 )
+from .shapes import HookKept
 
 T = TypeVar("T")
 
@@ -55,17 +55,6 @@ DEADLINES_S: Mapping[Verb, float] = {
 }
 LOOKED_AT_S = 5.0
 CHANGED_MAX_BYTES = 64 << 20  # a million extents
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a clone's record keeps for this driver."""
-
-    hook: str
-    snapshot: str
-    name: str
-    reader: User
-    state: Mapping[str, Any]
 
 
 class HookDriver:
@@ -100,7 +89,7 @@ class HookDriver:
         answer = await _plan(hook, known)
         if answer.pause_s is None:
             raise StateError(f"{origin}: {hook}: {answer.why_not}")
-        kept = Kept(hook, task.snapshot_id, _name(task.snapshot_id, origin), task.reader, answer.state)
+        kept = HookKept(hook, task.snapshot_id, _name(task.snapshot_id, origin), task.reader, answer.state)
         clone = Clone(NAME, (origin,), (), to_document(kept))
         return Offer(clone, answer.pause_s, answer.remedy, answer.guest_pays, is_concurrent=True)
 
@@ -179,13 +168,8 @@ def _name(snapshot_id: str, origin: str) -> str:
     return f"{names.directory(snapshot_id)}-{hashlib.sha256(os.fsencode(origin)).hexdigest()[:8]}"
 
 
-def _kept(clone: Clone) -> Kept:
-    try:
-        return from_document(Kept, clone.kept, "kept")
-    except DocumentError as error:
-        raise StateError(
-            f"what is recorded of a hook's snapshot of {clone.origins[0]} cannot be used: {error}"
-        ) from error
+def _kept(clone: Clone) -> HookKept:
+    return shapes.of(HookKept, clone)
 
 
 def _question(clone: Clone, verb: Verb) -> SnapshotQuestion:
@@ -235,7 +219,7 @@ async def _answer(
         raise kind(f"what the hook {hook} {verb} has answered cannot be used: {error}") from error
 
 
-async def _end_left(kept: Kept) -> None:
+async def _end_left(kept: HookKept) -> None:
     """Raises LeftoverError."""
     with trio.move_on_after(DEADLINES_S[Verb.DELETE]):
         if await trio.to_thread.run_sync(hookprogram.end_left, kept.name, abandon_on_cancel=True):

@@ -16,7 +16,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from ..core.extents import Extent
 from ..errors import LeftoverError, SnapmountError, SpaceError, StateError, UnreachableError
 from ..host import blocking
 from ..host.processes import Process
-from . import devicemapper, lvmcommands, lvmreport, lvmroom, thindelta
+from . import devicemapper, lvmcommands, lvmreport, lvmroom, shapes, thindelta
 from .driver import Clone, Offer, Room, Task
 from .lvmreport import Volume
 from .lvmroom import OwnRoom
+from .shapes import LvmKept
 
 __all__ = [
     "activate",
@@ -54,34 +55,6 @@ LOOK_S = 30.0
 UNFINISHED_S = 60.0
 POLL_S = 0.1
 _NAME_MAX = 102  # of 127 that device mapper has: less our part, in which hyphens are doubled, and "-cow"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What the record keeps of a clone."""
-
-    group: str
-    name: str
-    origin: str  # the volume's name
-    pool: str  # '' for a classic snapshot
-    room_bytes: int  # 0 for a thin one
-    is_enough: bool  # whether that never gets full, whatever the guest writes
-    tag: str
-    uid: int  # of the user who must be able to read it
-    gid: int
-    device_uuid: str = ""  # once it has been activated
-
-    def __str__(self) -> str:
-        return f"{self.group}/{self.name}"
-
-    @property
-    def path(self) -> str:
-        return f"/dev/{self.group}/{self.name}"
-
-    @property
-    def device(self) -> str:
-        """Its name for device mapper."""
-        return devicemapper.name(self.group, self.name)
 
 
 async def why_not(origin: str) -> str | None:
@@ -202,13 +175,13 @@ def by_hand(clone: Clone) -> Sequence[str]:
 # -- what is made ------------------------------------------------------------------------------------------------------
 
 
-def _snapshot(clone: Clone) -> Snapshot:
-    return document.from_document(Snapshot, dict(clone.kept), "kept")
+def _snapshot(clone: Clone) -> LvmKept:
+    return shapes.of(LvmKept, clone)
 
 
 def _clone(origin: str, volume: Volume, room: OwnRoom | None, task: Task) -> Clone:
     tag = names.directory(task.snapshot_id)
-    snapshot = Snapshot(
+    snapshot = LvmKept(
         volume.group.name,
         snapshot_name(volume, tag),
         volume.name,
@@ -236,7 +209,12 @@ def snapshot_name(volume: Volume, tag: str) -> str:
     return f"{name}.{unique}-{tag}"
 
 
-def creation(snapshot: Snapshot) -> list[str]:
+def _device(snapshot: LvmKept) -> str:
+    """Its name for device mapper."""
+    return devicemapper.name(snapshot.group, snapshot.name)
+
+
+def creation(snapshot: LvmKept) -> list[str]:
     """The lvcreate(8) that takes it.  A thin snapshot is not activated, so no device of it is to be waited for."""
     command = ["lvcreate", "--yes", "--snapshot", "--permission", "r"]
     command += ["--setactivationskip", "y", "--noudevsync"] if snapshot.pool else ["--size", f"{snapshot.room_bytes}b"]
@@ -294,7 +272,7 @@ async def _scan_refusal() -> str | None:
     )
 
 
-async def _why_lost(snapshot: Snapshot) -> str | None:
+async def _why_lost(snapshot: LvmKept) -> str | None:
     device = await devicemapper.at(snapshot.path)
     if device is None:
         return f"the snapshot {snapshot} is not active any more"
@@ -306,7 +284,7 @@ async def _why_lost(snapshot: Snapshot) -> str | None:
     if snapshot.pool:
         status = await devicemapper.status(devicemapper.pool_name(snapshot.group, snapshot.pool), what)
         return None if devicemapper.pool(status) else f"the thin pool {snapshot.group}/{snapshot.pool} has failed"
-    status = await devicemapper.status(snapshot.device, what)
+    status = await devicemapper.status(_device(snapshot), what)
     if devicemapper.snapshot_used(status):
         return None
     said = " ".join(status[1:]).lower()  # "invalid" or "overflow"
@@ -316,7 +294,7 @@ async def _why_lost(snapshot: Snapshot) -> str | None:
     )
 
 
-async def _pool_rooms(snapshot: Snapshot) -> list[Room]:
+async def _pool_rooms(snapshot: LvmKept) -> list[Room]:
     place = f"{snapshot.group}/{snapshot.pool}"
     what = f"the space of the thin pool {place} cannot be told"
     device = devicemapper.pool_name(snapshot.group, snapshot.pool)
@@ -335,20 +313,20 @@ async def _pool_rooms(snapshot: Snapshot) -> list[Room]:
     ]
 
 
-async def _own_room(snapshot: Snapshot) -> list[Room]:
+async def _own_room(snapshot: LvmKept) -> list[Room]:
     if snapshot.is_enough:
         return []
     place = f"the snapshot {snapshot}"
     if await devicemapper.at(snapshot.path) is None:
         return [Room(place, snapshot.room_bytes, snapshot.room_bytes)]
     what = f"the space of {snapshot} cannot be told"
-    used = devicemapper.snapshot_used(await devicemapper.status(snapshot.device, what, SpaceError))
+    used = devicemapper.snapshot_used(await devicemapper.status(_device(snapshot), what, SpaceError))
     if used is None:
         return [Room(place, 0, snapshot.room_bytes)]
     return [Room(place, used.total_bytes - used.used_bytes, used.total_bytes)]
 
 
-def _open_to_reader(snapshot: Snapshot) -> None:
+def _open_to_reader(snapshot: LvmKept) -> None:
     """Give the device node to the reader, as libvirt does it for disks; udev may take it back later."""
     os.chmod(snapshot.path, 0o440)
     os.chown(snapshot.path, snapshot.uid, snapshot.gid)
@@ -357,7 +335,7 @@ def _open_to_reader(snapshot: Snapshot) -> None:
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-async def _creation_ended(snapshot: Snapshot, what: str) -> None:
+async def _creation_ended(snapshot: LvmKept, what: str) -> None:
     """Wait for an lvcreate that was left to itself, or whose server was killed.  Raises LeftoverError."""
     deadline_s = time.monotonic() + UNFINISHED_S
     while running := await blocking.on_path("/proc", LOOK_S, _creators, snapshot.name, kind=LeftoverError):

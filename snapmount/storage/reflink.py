@@ -10,18 +10,18 @@ import errno
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import names
-from ..core.document import from_document, to_document
+from ..core.document import to_document
 from ..core.extents import Extent
 from ..core.fingerprint import Fingerprint
 from ..errors import LeftoverError, SpaceError, StateError, UnreachableError
 from ..host import fiemap, reflinks
 from ..images import fingerprint
-from . import calls, differences, files, place
+from . import calls, differences, files, place, shapes
 from .driver import Clone, Offer, Room, Task
+from .shapes import ReflinkKept
 
 __all__ = [
     "activate",
@@ -44,17 +44,8 @@ COMPARABLE = ("xfs", "btrfs")  # whose blocks' addresses name one device each, s
 NO_REFLINKS = (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What is in `kept` of a Clone."""
-
-    mounted_on: str  # where the file system was mounted that it lies on
-    uid: int  # to whom the clones belong
-    gid: int
-
-
-def _kept(clone: Clone) -> Kept:
-    return from_document(Kept, clone.kept, "kept")
+def _kept(clone: Clone) -> ReflinkKept:
+    return shapes.of(ReflinkKept, clone)
 
 
 def _directories(clone: Clone) -> list[str]:
@@ -106,7 +97,7 @@ async def plan(task: Task) -> Sequence[Offer]:
 
 
 def _offer(task: Task, mounted_on: str, origins: Sequence[str]) -> Offer:
-    kept = Kept(mounted_on, task.reader.uid, task.reader.gid)
+    kept = ReflinkKept(mounted_on, task.reader.uid, task.reader.gid)
     extents = {origin: _count(origin) for origin in origins}
     return Offer(
         Clone(NAME, tuple(origins), tuple(_frozen(task, origin) for origin in origins), to_document(kept)),
@@ -178,11 +169,11 @@ async def create(clone: Clone) -> None:
     await calls.at_once(_create, ((_kept(clone), *pair) for pair in zip(clone.origins, clone.frozen, strict=True)))
 
 
-async def _create(kept: Kept, origin: str, frozen: str) -> None:
+async def _create(kept: ReflinkKept, origin: str, frozen: str) -> None:
     await calls.on_path(origin, _clone, kept, origin, frozen, done="cloned")
 
 
-def _clone(kept: Kept, origin: str, frozen: str) -> None:
+def _clone(kept: ReflinkKept, origin: str, frozen: str) -> None:
     with (
         place.opened(os.path.dirname(frozen)) as directory,
         files.opened(origin) as source,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from snapmount.core import imagechain
-from snapmount.core.imagechain import Layer
+from snapmount.core.imagechain import Chain, Layer
 from snapmount.core.origin import Host, NetworkOrigin
 from snapmount.errors import StateError
 
@@ -106,3 +106,8 @@ def test_an_image_in_a_network_is_described_as_qemu_wants_it(origin: NetworkOrig
 def test_what_qemu_cannot_be_told_of_is_refused(layer: Layer) -> None:
     with pytest.raises(StateError, match="can be read while its VM runs only"):
         imagechain.node([layer])
+
+
+def test_a_disk_without_an_image_is_none() -> None:
+    with pytest.raises(ValueError, match="the disk 'vda' has no image"):
+        Chain("vda", ())

@@ -16,6 +16,7 @@ from snapmount.storage import devicemapper, lvm, lvmreport, lvmroom, thindelta
 from snapmount.storage.devicemapper import Pool, Thin, Used
 from snapmount.storage.lvmreport import Group, Volume
 from snapmount.storage.lvmroom import OwnRoom
+from snapmount.storage.shapes import LvmKept
 
 from ..rig import checks
 
@@ -210,7 +211,7 @@ def test_what_is_no_delta_is_refused(text: bytes) -> None:
 
 
 def test_the_command_that_takes_a_snapshot() -> None:
-    snapshot = lvm.Snapshot("vg", "vm1-snapmount-3f2a91bc", "vm1", "pool", 0, False, "snapmount-3f2a91bc", 0, 0)
+    snapshot = LvmKept("vg", "vm1-snapmount-3f2a91bc", "vm1", "pool", 0, False, "snapmount-3f2a91bc", 0, 0)
     common = ["lvcreate", "--yes", "--snapshot", "--permission", "r"]
     ours = ["--addtag", "snapmount-3f2a91bc", "--name", "vm1-snapmount-3f2a91bc", "vg/vm1"]
     assert lvm.creation(snapshot) == [*common, "--setactivationskip", "y", "--noudevsync", *ours]

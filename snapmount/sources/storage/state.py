@@ -12,6 +12,7 @@ from ...core.fingerprint import Fingerprint
 from ...core.imagechain import Chain, Layer
 from ...core.user import User
 from ...records.documents import HasSource
+from ...storage import shapes
 from ...storage.driver import Clone, is_url
 from ..sourcestate import SourceState
 
@@ -37,6 +38,11 @@ class StorageState(SourceState):
     max_pause_s: float  # how long it may be paused
     needs_pause: bool = True  # while it runs
     pause_s: float | None = None  # how long it was; None before
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for clones that no driver could have made."""
+        for clone in self.clones:
+            shapes.check(clone)
 
     @property
     def socket(self) -> str:
