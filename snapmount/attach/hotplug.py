@@ -169,7 +169,8 @@ def _chosen(record: Record, wanted: Sequence[str]) -> list[str]:
     known = [disk.name for disk in record.snapshot.disks]
     for name in wanted:
         if name not in known:
-            raise NotFoundError(f"snapshot {record.id}: there is no disk {name!r}; it has {', '.join(known)}")
+            has = "; ".join([f"it has {', '.join(known) or 'none'}", *record.snapshot.elsewhere])
+            raise NotFoundError(f"snapshot {record.id}: there is no disk {name!r}; {has}")
     return [name for name in known if not wanted or name in wanted]
 
 

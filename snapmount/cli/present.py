@@ -16,7 +16,7 @@ from ..boot import scratchvm
 from ..boot.scratchvm import ScratchVm
 from ..core import names, units
 from ..core.blocksize import DEFAULT_BLOCK_SIZE
-from ..core.description import Description, Growth
+from ..core.description import Description, Growth, told_pause
 from ..core.document import format_time, to_document
 from ..core.iscsi import Credentials, Session
 from ..core.leftout import LeftOut
@@ -139,14 +139,14 @@ class Shown:
                     (each.file, units.size(each.size_bytes), each.format, each.origin, _blocks(each)) for each in files
                 )
             )
-        lines += [names.printable(f"{each.name} is at {each.url}") for each in snapshot.urls]
+        lines += map(names.printable, snapshot.elsewhere)
         if record.publication:
             lines.append(_indented(luns.lun_rows(record.publication)))
             lines.append(_indented(luns.facts(record.publication, self._credentials, self.with_secret)))
         lines += _left_out(snapshot.left_out)
         lines += _changes(snapshot)
         if self._description.pause_s is not None:
-            lines.append(f"the VM was paused for {units.moment(self._description.pause_s)}")
+            lines.append(told_pause(self._description.pause_s))
         lines += self._recipes()
         if record.expires_s is not None:
             lines.append(f"it ends by itself in {units.duration(self._expires_in_s)}")

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import units
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -24,5 +26,10 @@ class Description:
     nbd_uris: Mapping[str, str] = field(default_factory=dict)  # by disk (NBD URI specification)
     scratch: Mapping[str, Any] | None = None  # the value of "scratch" in JSON, see the man page
     hold: str | None = None  # what cannot be done with the VM meanwhile, in words that follow a colon
-    pause_s: float | None = None  # how long the VM was paused for it; None if it was not
+    pause_s: float | None = None  # how long the VM was paused for it; None if its source pauses none
     facts: Sequence[tuple[str, str]] = ()  # for `show`: what, and its value in words
+
+
+def told_pause(pause_s: float) -> str:
+    """For how long the VM was paused, in words."""
+    return f"the VM was paused for {units.moment(pause_s)}" if pause_s else "the VM was not paused"

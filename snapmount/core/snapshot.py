@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ..errors import StateError
 from .blocksize import DEFAULT_BLOCK_SIZE
 from .document import Reshaped, from_document
 from .leftout import LeftOut
@@ -100,6 +101,17 @@ class Snapshot(Reshaped):
         """The moment in nanoseconds since 1970, exact to the microsecond: the mtime of all files in the mount."""
         seconds = int(self.created.replace(microsecond=0).timestamp())
         return seconds * 10**9 + self.created.microsecond * 1000
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """Where each of the disks is that this host cannot read, in words."""
+        return [f"{each.name} is at {each.url}" for each in self.urls]
+
+    def check_readable(self, remedy: str) -> None:
+        """Raise StateError if this host can read none of its disks."""
+        if not self.disks:
+            what = f"{self.vm_name}: this host can read no disk of snapshot {self.id}"
+            raise StateError(f"{what}: {', '.join(self.elsewhere)}", remedy)
 
     def document_of(self, written: dict[str, Any]) -> dict[str, Any]:
         """The shape of snapshot.json (see FILES in the man page)."""

@@ -52,6 +52,8 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             if request.checkpoint is not None or request.since:
                 await checkpoints.sweep(planned.subject.domain.uuid, store, reporter.warn)
             await _make(planned, lease)
+            if request.luns:
+                lease.record.snapshot.check_readable("no --iscsi   (a mount shows the URLs)")
         guard = await stack.enter_async_context(guarded(lease))
         images = await stack.enter_async_context(registry.of(lease.record).open(lease.record, guard.watch))
         _note_sizes(lease, images)

@@ -16,7 +16,10 @@ REMEDY = "a snapshot with a MOUNTPOINT that it can reach, or with none (--iscsi)
 
 
 async def check(record: Record, user: User, qemu: str) -> None:
-    """Raise StateError where `qemu`, which runs as this user, cannot read the view, or libvirt be told of it."""
+    """Raise StateError where `qemu`, which runs as this user, cannot read the view, or libvirt be told of it, or no
+    disk is in it.
+    """
+    record.snapshot.check_readable(names.command("snapmount", "show", record.id))
     try:
         names.check_utf_8(record.mountpoint, "the mountpoint")
     except UsageError as error:

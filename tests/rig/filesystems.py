@@ -80,6 +80,20 @@ def small_at(directory: Path, kib: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def out_of_sight(*mountpoints: Path) -> Iterator[None]:
+    """These file systems are not mounted in the block, as before they are after a restart of the host."""
+    mounts = [line.split()[:2] for line in Path("/proc/mounts").read_text().splitlines()]
+    devices = {mountpoint: device for device, mountpoint in mounts}
+    for mountpoint in mountpoints:
+        subprocess.run(["umount", mountpoint], check=True)
+    try:
+        yield
+    finally:
+        for mountpoint in mountpoints:
+            subprocess.run(["mount", devices[str(mountpoint)], mountpoint], check=True)
+
+
+@contextlib.contextmanager
 def read_only(mountpoint: Path) -> Iterator[None]:
     """Nothing can be written there in the block; nobody may have a file open to write to it."""
     subprocess.run(["mount", "-o", "remount,ro", mountpoint], check=True)

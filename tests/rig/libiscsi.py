@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +106,15 @@ def read(url: str, block: int, blocks: int, block_bytes: int) -> bytes:
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             raise OSError(errno.EIO, f"{error}: {error.stderr!r}") from None
         return Path(copy.name).read_bytes()[: blocks * block_bytes]
+
+
+def read_luns(taken: dict[str, Any]) -> list[bytes]:
+    """All bytes of each LUN of a snapshot, of which `take --json` has told."""
+    told = taken["iscsi"]
+    at = f"iscsi://{told['user']}%{told['secret']}@{told['portals'][0]}/{told['iqn']}"
+    with tempfile.NamedTemporaryFile() as copy:
+        found = []
+        for lun in told["luns"]:
+            output("qemu-img", "convert", "-f", "raw", "-O", "raw", f"{at}/{lun['number']}", copy.name)
+            found.append(Path(copy.name).read_bytes())
+        return found

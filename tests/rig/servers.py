@@ -33,6 +33,8 @@ def restart_host(shown: dict[str, Any], mountpoint: Path) -> None:
     another boot id.
     """
     kill(shown, and_standby=True)
+    for pid in traces.tgtds():
+        os.kill(pid, signal.SIGKILL)
     subprocess.run(["umount", "-l", mountpoint], check=True)
     shutil.rmtree(traces.RUNTIME, ignore_errors=True)
     (record,) = traces.SCRATCH.glob(f"records-*/{shown['id']}/record.json")

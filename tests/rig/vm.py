@@ -186,7 +186,12 @@ class VM:
 
     def read_disks(self) -> list[bytes]:
         """What the disks hold at one moment, as their files tell, past QEMU."""
-        with self.suspended(), tempfile.TemporaryDirectory(dir=self.directory) as copies:
+        with self.suspended():
+            return self.read_images()
+
+    def read_images(self) -> list[bytes]:
+        """What the files of the disks hold, while nobody writes to them."""
+        with tempfile.TemporaryDirectory(dir=self.directory) as copies:
             return [_read_image(disk.place or self.directory, disk, Path(copies, disk.name)) for disk in self.disks]
 
     def state(self) -> str:

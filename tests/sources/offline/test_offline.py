@@ -9,7 +9,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -231,20 +230,12 @@ def test_its_disks_are_luns_and_are_so_again_after_a_crash(off: vm.VM, tmp_path:
     portal = f"127.0.0.1:{libiscsi.free_port()}"
     taken = snapmount_json("--iscsi", "--target", "tgt", "--portal", portal, *only, off.name)
     expected = [as_qemu_shows(off, disk, tmp_path) for disk in DISKS[:2]]
-    assert [read_lun(taken, number, tmp_path) for number in (1, 2)] == expected
+    assert libiscsi.read_luns(taken) == expected
     servers.kill(taken)
     snapmount("recover", taken["id"])
-    assert [read_lun(taken, number, tmp_path) for number in (1, 2)] == expected
+    assert libiscsi.read_luns(taken) == expected
     snapmount("delete", taken["id"])
     assert traces.found() == []
-
-
-def read_lun(taken: dict[str, Any], number: int, directory: Path) -> bytes:
-    """All bytes of a LUN."""
-    told = taken["iscsi"]
-    url = f"iscsi://{told['user']}%{told['secret']}@{told['portals'][0]}/{told['iqn']}/{number}"
-    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "raw", url, directory / "copy"], check=True)
-    return (directory / "copy").read_bytes()
 
 
 def test_its_disks_can_be_attached(off: vm.VM, helper: vm.VM, mountpoint: Path) -> None:

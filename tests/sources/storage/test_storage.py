@@ -125,6 +125,7 @@ def test_a_single_raw_image_is_taken_without_a_pause(stored: vm.VM, mountpoint: 
     for number, disk in ((0, "vda"), (2, "vdc")):
         taken = snapmount_json(*no_pause, "--disk", disk, stored.name, mountpoint)
         assert taken["pause_s"] == 0
+        assert "storage: the VM was not paused" in snapmount("show", stored.name).stdout
         assert Replay(SEED, [SIZE] * 4).prove([Piece(number, 0, read_direct(mountpoint / f"{disk}.raw"))]) > 0
         snapmount("delete", stored.name)
 
