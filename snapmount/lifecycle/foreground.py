@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import trio
@@ -14,7 +15,7 @@ from ..host import logs, notify, priorities
 from ..host.processes import Process
 from ..records.record import Record
 from ..records.store import Store
-from . import adoption, recovery, session, taking
+from . import adoption, recovery, session, standby, taking
 from .planning import Request
 
 
@@ -25,13 +26,24 @@ class Reporter:
         self._store = store
         self._show = show
         self._tell = tell
-        self.standby: Process | None = None  # whoever has started this process takes care of its end
+        self.standby: Process | None = None
+        self._taking = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def standing_by(self) -> Iterator[None]:
+        """A standby while a snapshot is taken, whose guest may be paused or frozen.  When the view is ready it ends:
+        from then on whoever has started this process takes care of its end.
+        """
+        with self._taking:
+            self.standby = self._taking.enter_context(standby.standing_by(self._store))
+            yield
 
     def warn(self, text: str) -> None:
         self._tell(f"warning: {text}")
 
     def recorded(self, record: Record) -> None:
         """Let what is logged go to the journal, where there is one, else to the snapshot's log too."""
+        self.standby = None  # from when the view is ready on; the record has named it
         session.show_as_server(record)
         root = logging.getLogger()
         level = min(root.level, logging.INFO)
@@ -47,6 +59,7 @@ class Reporter:
         logging.getLogger("pyfuse3").setLevel(logging.INFO)  # its debug output is a line for each request
 
     def ready(self, record: Record) -> None:
+        self._taking.close()
         self._show(record)
         notify.notify(notify.READY, f"STATUS=snapshot {record.id}, {record.whereabouts}")
 
@@ -78,7 +91,8 @@ def serve(request: Request, store: Store, reporter: Reporter, tell: Callable[[st
             if store.load(record.id) is not None:
                 raise
             tell(error.message)
-    return trio.run(session.run, partial(taking.taken, request, store), reporter)
+    with reporter.standing_by():
+        return trio.run(session.run, partial(taking.taken, request, store), reporter)
 
 
 def _is_asked_for(record: Record, request: Request) -> bool:

@@ -4,7 +4,7 @@ see to it that the guest does not suffer.
 A snapshot that was readable stays dead until it is recovered or expires, and is given up before the guest finds no
 space for its sake.  One that cannot be re-attached is undone: its guest may be frozen or paused, or a job run on for
 ever.  The standby is forked from the server before that makes anything, sleeps as long as the server lives, and ends
-with the snapshot (teardown.py).
+with the snapshot (teardown.py), or as soon as the view is ready of a server in the foreground (foreground.py).
 """
 
 from __future__ import annotations
@@ -43,17 +43,19 @@ LOOK_S = 0.2  # for the record, which the server is about to write
 
 @contextlib.contextmanager
 def standing_by(store: Store) -> Iterator[Process]:
-    """A standby for this process, which must have one thread only; where a snapshot of this process is left at the end
-    of the block, or when the process is killed, it watches over that.
+    """A standby for this process, which must have one thread only; if a snapshot whose record names it is left at the
+    end of the block, or when the process is killed, it watches over that.
     """
     server = Process.of_pid(os.getpid())
     pid = os.fork()
     if pid == 0:
         _run(server, store)
+    standby = Process.of_pid(pid)
     try:
-        yield Process.of_pid(pid)
+        yield standby
     finally:
-        if left_by(server, store) is None:
+        left = left_by(server, store)
+        if left is None or left.standby != standby:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
@@ -61,6 +63,7 @@ def standing_by(store: Store) -> Iterator[Process]:
 def _run(server: Process, store: Store) -> NoReturn:
     """The standby's life."""
     try:
+        os.setsid()  # Ctrl-C is for a server in the foreground
         signals.let_end()
         processes.close_inherited()
         with Path(os.devnull).open("r+b") as null:

@@ -16,7 +16,7 @@ import pytest
 
 from snapmount.host import notify, priorities
 
-from ..rig import service_manager, traces, vm
+from ..rig import power, service_manager, traces, vm
 from ..rig.command import SNAPMOUNT, read_direct, snapmount_json
 from ..rig.libvirtd import wait_for
 
@@ -58,6 +58,7 @@ def test_the_service_manager_is_told_and_a_restart_re_attaches(
         ready, *status = manager.recv(4096).decode().split("\n")
         (shown,) = snapmount_json("list")
         assert (ready, shown["server"]["pid"]) == ("READY=1", process.pid)
+        assert (shown["server"]["standby_pid"], power.children(process.pid)) == (None, [])
         assert status == [f"STATUS=snapshot {shown['id']}, mounted at {mountpoint}"]
         log = Path(shown["server"]["log"])
         assert "this is the snapshot's moment" in log.read_text()

@@ -1,7 +1,8 @@
 """Runs snapmount, and lets its server be killed at a certain call: python -m tests.rig.dying CALL ALSO WORD...
 
-CALL is MODULE:FUNCTION, or MODULE:CLASS.METHOD, async; the server is killed when that has returned, and before it the
-command that waits for it, its standby, or nobody, as ALSO says.  To be run where tests are, in the project's directory.
+CALL is MODULE:FUNCTION, or MODULE:CLASS.METHOD, async; the server, which with --foreground is the command itself, is
+killed when that has returned, and before it the command that waits for it, its standby, or nobody, as ALSO says.  To be
+run where tests are, in the project's directory.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _let_die(call: str, also: str) -> None:
 
     async def last_call(*args: Any, **kwargs: Any) -> Any:
         result = await function(*args, **kwargs)
-        if os.getppid() == waits_for_it:
+        if waits_for_it in (os.getpid(), os.getppid()):
             _die(also)
         return result
 

@@ -161,6 +161,17 @@ def test_wherever_the_server_is_killed_the_guest_goes_on_and_nothing_is_left(
     assert left(places) == []
 
 
+@pytest.mark.parametrize("call", ["snapmount.hypervisor.pause:_suspend", "snapmount.sources.storage.clones:create"])
+def test_one_that_is_taken_in_the_foreground_lets_the_guest_go_on_too(
+    stored: vm.VM, places: dict[str, Path], mountpoint: Path, call: str
+) -> None:
+    code, _ = dying.run(call, dying.NOBODY, "--foreground", *STORAGE, stored.name, mountpoint)
+    assert code == -signal.SIGKILL
+    wait_for(lambda: stored.state() == "running", "it goes on")
+    wait_for(lambda: traces.found() == [], "all is undone")
+    assert left(places) == []
+
+
 @pytest.mark.parametrize(
     ("take", "told"),
     [
