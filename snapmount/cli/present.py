@@ -85,9 +85,20 @@ class Shown:
 
     @property
     def _held_status(self) -> str:
-        """The state in words, and what the snapshot keeps from being done as long as it is active."""
+        """The state in words, and what the snapshot keeps from being done as long as it is active, or what threatens
+        the guest if it is dead.
+        """
         status = _status(self.record, self.store.state(self.record))
-        return f"{status}: {self._description.hold}" if self._is_active and self._description.hold else status
+        more = self._description.hold if self._is_active else self._threat
+        return f"{status}: {more}" if more else status
+
+    @property
+    def _threat(self) -> str | None:
+        """What a dead snapshot may do to the guest: one that was given up does nothing to it."""
+        standby = self.record.standby
+        is_watched = self.record.why or (standby and standby.runs())
+        is_dead = self.store.state(self.record) is State.DEAD
+        return self._description.unwatched if is_dead and not is_watched else None
 
     @property
     def _is_active(self) -> bool:

@@ -26,6 +26,7 @@ class Description:
     nbd_uris: Mapping[str, str] = field(default_factory=dict)  # by disk (NBD URI specification)
     scratch: Mapping[str, Any] | None = None  # the value of "scratch" in JSON, see the man page
     hold: str | None = None  # what cannot be done with the VM meanwhile, in words that follow a colon
+    unwatched: str | None = None  # what a guest suffers if neither server nor standby are there, in such words
     pause_s: float | None = None  # how long the VM was paused for it; None if its source pauses none
     facts: Sequence[tuple[str, str]] = ()  # for `show`: what, and its value in words
 

@@ -244,11 +244,11 @@ def _records(store: Store, subject: Subject) -> Iterator[Finding]:
         status = directory.lstat()
     except FileNotFoundError:
         yield health.runtime_directory(str(directory), None, True, subject.remedies)
-        return
-    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    yield health.runtime_directory(str(directory), stat.S_IMODE(status.st_mode), is_ours, subject.remedies)
-    if not is_ours:
-        return
+    else:
+        is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        yield health.runtime_directory(str(directory), stat.S_IMODE(status.st_mode), is_ours, subject.remedies)
+        if not is_ours:
+            return
     found, broken = store.load_all()
     states = [(record, store.state(record)) for record in found]
     left = [(record, state) for record, state in states if state in _DEAD]

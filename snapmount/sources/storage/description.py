@@ -20,6 +20,7 @@ def describe(record: Record, _directory: Path, _is_active: bool) -> Description:
     facts += [("shared image", path) for path in kept.shared]
     return Description(
         nbd_uris={name: f"nbd+unix:///{name}?socket={kept.socket}" for name in imagechain.served(kept.shown)},
+        unwatched="nobody watches the space that the guest's writes take",
         pause_s=kept.pause_s,
         facts=facts,
     )

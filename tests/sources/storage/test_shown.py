@@ -86,6 +86,7 @@ def test_its_luns_are_there_again_after_a_crash_and_a_restart_of_the_host(
     first = views(taken, mountpoint)
     assert first["LUNs"] == first["files"] == off.read_images()
     servers.kill(taken)
+    assert "nobody watches" not in snapmount("list").stdout, "its standby does"
     snapmount("recover")
     assert views(taken, mountpoint) == first
 
@@ -94,6 +95,10 @@ def test_its_luns_are_there_again_after_a_crash_and_a_restart_of_the_host(
         said = refused("recover", code=6)
         assert f"was mounted on {places['xfs']}, is out of sight" in said
         assert servers.listed(taken["id"])["state"] == "dead"
+        unwatched = "nobody watches the space that the guest's writes take"
+        assert f"(snapmount recover {taken['id']}): {unwatched}" in snapmount("list").stdout
+        doctor = snapmount("doctor", check=False).stdout
+        assert f"{taken['id']} of {off.name} is dead" in doctor
     assert "re-attached to snapshot" in snapmount("recover").stdout
     assert views(taken, mountpoint) == first
     assert snapmount("recover").stdout == "nothing to recover\n"
