@@ -26,7 +26,12 @@ from ..rig.libvirtd import wait_for
 from .stage import Stage
 
 VIEWS = (("files",), ("files", "LUNs"), ("LUNs",))
+# By which source the snapshot is taken; by storage, how its first disk, on XFS, is cloned and how its second, on btrfs.
+PULL, CLONES, HOOK = "pull", "reflink+btrfs", "hook+reflink"
+STORAGE = (CLONES, HOOK)
+ANY = (PULL, *STORAGE)
 READ_TIMEOUT_S = 3
+MAX_PAUSE_S = 20  # on a busy host without KVM
 COMMAND_S = 120.0
 BLOCK = 4096
 LARGEST = 64  # blocks that a read asks for
@@ -124,6 +129,7 @@ class Scene:
     stage: Stage
     chance: Random
     views: tuple[str, ...] = ("files",)
+    source: str = PULL
     taken: dict[str, Any] = field(default_factory=dict)
     readers: list[Reader] = field(default_factory=list)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -142,10 +148,17 @@ class Scene:
 
     def take_words(self, *options: str) -> list[str]:
         """The arguments that take the snapshot."""
-        words = ["--json", "--read-timeout", str(READ_TIMEOUT_S), *options]
+        words = ["--json", "--read-timeout", str(READ_TIMEOUT_S), *self._source_words(), *options]
         if "LUNs" in self.views:
             words += ["--iscsi", "--target", "tgt", "--portal", f"127.0.0.1:{libiscsi.free_port()}"]
         return [*words, self.guest.name, *([str(self.mountpoint)] if "files" in self.views else [])]
+
+    def _source_words(self) -> list[str]:
+        if self.source == PULL:
+            return []
+        drivers = {CLONES: ("reflink", "btrfs"), HOOK: (str(self.stage.hook), "reflink")}[self.source]
+        named = [f"{disk.name}={driver}" for disk, driver in zip(self.guest.disks, drivers, strict=True)]
+        return ["--max-pause", str(MAX_PAUSE_S), *(word for each in named for word in ("--storage", each))]
 
     def take(self, *options: str, **of_process: Any) -> None:
         """Take the snapshot, and let the readers begin."""

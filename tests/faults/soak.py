@@ -20,12 +20,13 @@ from random import Random
 from ..rig import libvirtd, signals, traces
 from ..rig.command import snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
-from .scene import VIEWS, Scene
+from .scene import ANY, VIEWS, Scene
 from .stage import GONE_S, Stage, remove_left_over
 from .stories import FAULTS, SUBJECTS
 from .stories.fault import Fault
 
 NAME_WIDTH = max(len(fault.name) for fault in FAULTS)
+SOURCE_WIDTH = max(map(len, ANY))
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Round:
     seed: int
     fault: Fault
     views: tuple[str, ...]
+    source: str
 
     @classmethod
     def of(cls, seed: int, number: int) -> Round:
@@ -43,8 +45,9 @@ class Round:
         each subject as often as it should.
         """
         turn, place = divmod(number - 1, len(FAULTS))
-        faults = _spread(Random(f"{seed}: turn {turn}"))
-        return cls(number, seed, faults[place], Random(f"{seed}: views of round {number}").choice(VIEWS))
+        fault = _spread(Random(f"{seed}: turn {turn}"))[place]
+        views = Random(f"{seed}: views of round {number}").choice(VIEWS)
+        return cls(number, seed, fault, views, Random(f"{seed}: source of round {number}").choice(fault.sources))
 
     def chance(self) -> Random:
         return Random(f"{self.seed}: round {self.number}")
@@ -77,6 +80,7 @@ class Outcome:
         views, took_ms = "+".join(self.round.views), self.longest_write_us / 1000
         return (
             f"{self.round.number:4}  seed {self.round.seed}  {self.round.fault.name:{NAME_WIDTH}}  {views:10}  "
+            f"{self.round.source:{SOURCE_WIDTH}}  "
             f"{proof:28}  {self.refused:4} refused  longest write {took_ms:5.0f} ms  {self.seconds:5.1f} s  "
             f"{'FAILED' if self.problem else 'ok'}"
         )
@@ -91,7 +95,7 @@ class Soak:
     def play(self, this: Round) -> Outcome:
         """Play the round.  Raises RuntimeError where the host cannot be brought back to what it was."""
         begin, told = time.monotonic(), len(self._stage.guest.output())
-        scene = Scene(self._stage, this.chance(), this.views)
+        scene = Scene(self._stage, this.chance(), this.views, this.source)
         reads, problem, proven = 0, "", 0
         try:
             this.fault.story(scene)
@@ -132,7 +136,8 @@ class Soak:
 
 def _logs() -> str:
     """The ends of the logs of servers that are left."""
-    logs = [*traces.RUNTIME.glob("*/log"), *traces.RUNTIME.glob("*/tgtd.log")]
+    directories = [record.parent for record in traces.records()]
+    logs = [log for directory in directories for log in (directory / "log", directory / "tgtd.log") if log.exists()]
     return "".join(f"{log}:\n{log.read_text(errors='replace')[-4000:]}\n" for log in logs)
 
 

@@ -16,11 +16,13 @@ from ..rig import filesystems, prefix, traces, vm
 from ..rig.command import snapmount
 from ..rig.libvirtd import wait_for
 
-DISKS = (vm.Disk("vda", "raw", 48 * vm.MIB), vm.Disk("vdb", "qcow2", 32 * vm.MIB))  # their worst case is 81 MiB
+KINDS = {"vda": ("raw", 48 * vm.MIB, "xfs"), "vdb": ("qcow2", 32 * vm.MIB, "btrfs")}  # their worst case is 81 MiB
 GUEST, HELPER = f"{vm.PREFIX}-soak", f"{vm.HELPER}-soak"
-CLUSTERS = sum(disk.size for disk in DISKS) // 65536
+CLUSTERS = sum(size for _, size, _ in KINDS.values()) // 65536
 GUEST_SEED = 11
 SMALL_MIB = 160
+IMAGES_MIB = 400  # of the file systems of its disks
+EXAMPLE = Path(__file__).parents[2] / "contrib" / "hooks" / "example"
 GONE_S = 30
 
 
@@ -44,6 +46,12 @@ class Stage:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         # before the guest, which then sees it
         self.small = stack.enter_context(filesystems.mounted(SMALL_MIB, name=GUEST))
+        places = ("xfs", "btrfs")
+        self.images = {kind: stack.enter_context(filesystems.mounted(IMAGES_MIB, kind, GUEST)) for kind in places}
+        self.disks = [
+            vm.Disk(name, kind, size, place=self.images[place]) for name, (kind, size, place) in KINDS.items()
+        ]
+        self.hook = Path(shutil.copy(EXAMPLE, self.small.parent / "hook"))
         self.mountpoint = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{GUEST}-", dir="/var/tmp")))
         self.mountpoint.chmod(0o755)
         self._of_helper = stack.enter_context(contextlib.ExitStack())
@@ -53,10 +61,10 @@ class Stage:
 
     def make_guest(self) -> None:
         self._of_guest.close()
-        running = vm.running(GUEST, DISKS, command_line=f"snapmount.seed={GUEST_SEED} snapmount.pause=200")
+        running = vm.running(GUEST, self.disks, command_line=f"snapmount.seed={GUEST_SEED} snapmount.pause=200")
         self.guest = self._of_guest.enter_context(running)
         self.guest.keeps_writing(100)
-        self.replay = prefix.Replay(GUEST_SEED, [disk.size for disk in DISKS])
+        self.replay = prefix.Replay(GUEST_SEED, [disk.size for disk in self.disks])
 
     def all_is_written(self) -> None:
         """Wait until the guest has written to each cluster: what is overwritten then takes scratch space."""
@@ -77,6 +85,8 @@ class Stage:
         """Raise AssertionError or TimeoutError where a round has left what it must not, or harmed the guest."""
         wait_for(lambda: not traces.found(), "no trace is left", GONE_S)
         assert os.listdir(self.small) == ["lost+found"]
+        left = [path for place in self.images.values() for path in place.iterdir() if "snapmount-" in path.name]
+        assert not left, f"a clone is left: {left}"
         if guest_lives:
             self.guest.keeps_writing()
             assert self.guest.write_errors() == 0, "a write of the guest has failed"

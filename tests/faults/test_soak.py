@@ -12,10 +12,11 @@ import pytest
 from ..rig import traces, vm
 from ..rig.libvirtd import wait_for
 from . import soak, stage
+from .scene import ANY
 from .stories import FAULTS, SUBJECTS
 
-SEED = 8
-ROUNDS = 12  # about a fifth of the faults, of each subject some
+SEED = 3
+ROUNDS = 12  # about a sixth of the faults, of each subject some, by each source
 
 
 @pytest.mark.vm
@@ -39,7 +40,7 @@ def test_a_soak_that_a_signal_ends_leaves_nothing_also_of_one_that_was_killed(cl
 
 
 def _records() -> set[Path]:
-    return set(traces.RUNTIME.glob("*/record.json"))
+    return set(traces.records())
 
 
 def _left() -> list[object]:
@@ -53,6 +54,8 @@ def test_a_round_follows_from_the_seed_and_its_number_and_all_faults_and_subject
     rounds = [soak.Round.of(SEED, number) for number in range(1, len(FAULTS) + 1)]
     assert rounds == [soak.Round.of(SEED, each.number) for each in rounds]
     assert {each.fault for each in rounds} == set(FAULTS)
+    assert all(each.source in each.fault.sources for each in rounds)
+    assert {each.source for each in rounds[:ROUNDS]} == set(ANY)
     for subject in SUBJECTS:
         assert {each.fault for each in rounds[:ROUNDS]} & set(subject.FAULTS)
     assert rounds[0].chance().random() == rounds[0].chance().random() != rounds[1].chance().random()

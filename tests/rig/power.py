@@ -29,11 +29,10 @@ def cut(guest: vm.VM, *, keeps_runtime: bool, processes: Iterable[int] = ()) -> 
     for line in Path("/proc/mounts").read_text().splitlines():
         if line.startswith(f"snapmount:{guest.name}:"):
             subprocess.run(["umount", "-l", line.split()[1]], check=True)
-    if keeps_runtime:
-        for record in traces.RUNTIME.glob("*/record.json"):
-            of_another_boot(record)
-    else:
+    if not keeps_runtime:
         shutil.rmtree(traces.RUNTIME, ignore_errors=True)
+    for record in traces.records():
+        of_another_boot(record)
     for entry in traces.SCRATCH.glob("snapmount-*.json"):
         of_another_boot(entry)
         _put_back(entry)
@@ -41,11 +40,11 @@ def cut(guest: vm.VM, *, keeps_runtime: bool, processes: Iterable[int] = ()) -> 
 
 def servers() -> list[int]:
     """The processes that serve snapshots, by their records."""
-    return [json.loads(record.read_text())["server"]["pid"] for record in traces.RUNTIME.glob("*/record.json")]
+    return [json.loads(record.read_text())["server"]["pid"] for record in traces.records()]
 
 
 def _standbys() -> list[int]:
-    records = (json.loads(record.read_text()) for record in traces.RUNTIME.glob("*/record.json"))
+    records = (json.loads(record.read_text()) for record in traces.records())
     return [record["standby"]["pid"] for record in records if record["standby"]]
 
 
@@ -79,7 +78,7 @@ def of_another_boot(path: Path) -> None:
 def _put_back(entry: Path) -> None:
     """The scratch files that libvirt has removed when it noticed, which a power cut would have left."""
     journal = json.loads(entry.read_text())
-    if journal["scratch_vm"] is None:
+    if journal["scratch_vm"] is None and journal["source"]["kind"] == "pull":
         scratch = Path(journal["directory"])
         scratch.mkdir(exist_ok=True)
         (scratch / "vda.qcow2").write_bytes(b"QFI\xfb")

@@ -28,6 +28,11 @@ def found() -> list[str]:
     return traces
 
 
+def records() -> list[Path]:
+    """The records of all snapshots, of those too that outlive a restart of the host."""
+    return [*RUNTIME.glob("*/record.json"), *SCRATCH.glob("records-*/*/record.json")]
+
+
 def mounts() -> list[str]:
     """The lines of /proc/mounts that are views."""
     lines = Path("/proc/mounts").read_text().splitlines()
@@ -38,7 +43,7 @@ def tgtds() -> Iterator[int]:
     """The processes of our tgtds, by their control socket."""
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if f"TGT_IPC_SOCKET={RUNTIME}".encode() in environment.read_bytes():
+            if any(f"TGT_IPC_SOCKET={path}".encode() in environment.read_bytes() for path in (RUNTIME, SCRATCH)):
                 yield int(environment.parent.name)
 
 

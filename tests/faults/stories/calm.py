@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from ..scene import Scene
+from ..scene import ANY, Scene
 from .fault import PAUSE_MS, Fault
 
 
@@ -39,7 +39,7 @@ def another_program_waits_to_begin_a_backup(scene: Scene) -> None:
 
 
 FAULTS = (
-    Fault(nothing_happens),
-    Fault(the_guest_is_suspended_and_resumed),
-    Fault(another_program_waits_to_begin_a_backup),
+    Fault(nothing_happens, sources=ANY),
+    Fault(the_guest_is_suspended_and_resumed, sources=ANY),
+    Fault(another_program_waits_to_begin_a_backup, sources=ANY),
 )

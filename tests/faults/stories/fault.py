@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..scene import Scene
+from ..scene import PULL, Scene
 
 TAKE_MS = 1500  # what taking a snapshot takes about
 PAUSE_MS = 1500
@@ -13,10 +13,11 @@ PAUSE_MS = 1500
 
 @dataclass(frozen=True)
 class Fault:
-    """A story, and whether the guest's program lives on after it."""
+    """A story, whether the guest's program lives on after it, and by which sources the snapshot may be taken."""
 
     story: Callable[[Scene], None]
     spares_guest: bool = True
+    sources: tuple[str, ...] = (PULL,)
 
     @property
     def name(self) -> str:

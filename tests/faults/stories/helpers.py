@@ -9,7 +9,7 @@ import time
 from ...rig import vm
 from ...rig.command import read_direct, refused, snapmount, snapmount_json
 from ...rig.libvirtd import wait_for
-from ..scene import Scene
+from ..scene import ANY, Scene
 from .fault import PAUSE_MS, Fault
 
 ATTACH_MS = 1500  # what attaching takes about
@@ -98,10 +98,10 @@ def _attach(scene: Scene) -> vm.VM:
 
 
 FAULTS = (
-    Fault(a_helper_has_the_disks_and_nothing_happens),
-    Fault(delete_takes_the_disks_from_a_helper),
-    Fault(the_server_is_killed_when_a_helper_has_the_disks),
-    Fault(the_helper_is_destroyed),
-    Fault(attach_is_interrupted),
-    Fault(attach_is_killed),
+    Fault(a_helper_has_the_disks_and_nothing_happens, sources=ANY),
+    Fault(delete_takes_the_disks_from_a_helper, sources=ANY),
+    Fault(the_server_is_killed_when_a_helper_has_the_disks, sources=ANY),
+    Fault(the_helper_is_destroyed, sources=ANY),
+    Fault(attach_is_interrupted, sources=ANY),
+    Fault(attach_is_killed, sources=ANY),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...rig import filesystems, power, traces
 from ...rig.command import snapmount, snapmount_json
-from ..scene import Scene
+from ..scene import ANY, STORAGE, Scene
 from .fault import PAUSE_MS, TAKE_MS, Fault
 
 RUNTIME_KIB = 96
@@ -32,13 +32,37 @@ def the_power_fails(scene: Scene) -> None:
     _recover_removes_all()
 
 
+def the_power_fails_and_what_lasts_is_re_attached(scene: Scene) -> None:
+    scene.take()
+    if scene.either():
+        snapmount("boot", *(["--keep"] if scene.either() else []), scene.guest.name)
+    time.sleep(scene.a_moment(PAUSE_MS))
+    power.cut(scene.guest, keeps_runtime=scene.either())
+    scene.nobody_reads()
+    done = snapmount_json("recover")
+    assert [each["id"] for each in done["reattached"]] == [scene.taken["id"]]
+    scene.reads_go_on()
+    scene.delete()
+
+
+def the_power_fails_while_clones_are_made(scene: Scene) -> None:
+    """If it fails after that, they are there."""
+    _cut_while_taking(scene)
+    for each in snapmount_json("recover")["reattached"]:
+        snapmount("delete", each["id"])
+
+
 def the_power_fails_while_a_snapshot_is_taken(scene: Scene) -> None:
+    _cut_while_taking(scene)
+    _recover_removes_all()
+
+
+def _cut_while_taking(scene: Scene) -> None:
     taking = scene.start(*scene.take_words())
     time.sleep(scene.a_moment(TAKE_MS))
     taken_by = [*power.children(taking.pid), taking.pid]
     power.cut(scene.guest, keeps_runtime=scene.either(), processes=taken_by)
     scene.ended(taking)
-    _recover_removes_all()
 
 
 def _recover_removes_all() -> None:
@@ -135,8 +159,10 @@ def the_clock_is_stepped_back(scene: Scene) -> None:
 FAULTS = (
     Fault(the_power_fails, spares_guest=False),
     Fault(the_power_fails_while_a_snapshot_is_taken, spares_guest=False),
+    Fault(the_power_fails_and_what_lasts_is_re_attached, spares_guest=False, sources=STORAGE),
+    Fault(the_power_fails_while_clones_are_made, spares_guest=False, sources=STORAGE),
     Fault(the_runtime_directory_is_full_when_a_snapshot_is_taken),
     Fault(the_runtime_directory_fills_up),
     Fault(the_runtime_directory_becomes_read_only),
-    Fault(the_clock_is_stepped_back),
+    Fault(the_clock_is_stepped_back, sources=ANY),
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 
 from ...rig import libvirtd
 from ...rig.command import snapmount
 from ...rig.signals import stopped
-from ..scene import Scene
+from ..scene import ANY, STORAGE, Scene
 from .fault import PAUSE_MS, TAKE_MS, Fault
 
 
@@ -90,6 +91,32 @@ def qemu_is_killed(scene: Scene) -> None:
     scene.delete()
 
 
+def the_vm_is_destroyed_and_its_clones_live_on(scene: Scene) -> None:
+    _end_and_read_on(scene, lambda: scene.guest.virsh("destroy", scene.guest.name))
+
+
+def qemu_is_killed_and_the_clones_live_on(scene: Scene) -> None:
+    _end_and_read_on(scene, lambda: os.kill(scene.guest.qemu_pid(), signal.SIGKILL))
+
+
+def _end_and_read_on(scene: Scene, end: Callable[[], object]) -> None:
+    scene.take()
+    end()
+    if scene.either():
+        scene.kill_server()
+        snapmount("recover")
+    scene.reads_go_on()
+    assert scene.state() == "active"
+    scene.delete()
+
+
+def qemu_is_stopped_and_the_clones_are_read(scene: Scene) -> None:
+    scene.take()
+    with stopped(scene.guest.qemu_pid()):
+        scene.reads_go_on()
+        scene.delete()
+
+
 def the_vm_is_reset(scene: Scene) -> None:
     """Its guest boots anew; QEMU, and so the snapshot, lives on."""
     scene.take()
@@ -99,14 +126,17 @@ def the_vm_is_reset(scene: Scene) -> None:
 
 
 FAULTS = (
-    Fault(qemu_is_stopped_for_a_moment),
+    Fault(qemu_is_stopped_for_a_moment, sources=ANY),
     Fault(qemu_is_stopped_until_reads_fail),
-    Fault(qemu_is_stopped_when_the_snapshot_is_to_end),
+    Fault(qemu_is_stopped_when_the_snapshot_is_to_end, sources=ANY),
     Fault(the_job_is_aborted_by_somebody_else),
-    Fault(libvirtd_is_killed_and_comes_back),
+    Fault(libvirtd_is_killed_and_comes_back, sources=ANY),
     Fault(libvirtd_is_away_when_the_snapshot_is_to_end),
-    Fault(libvirtd_is_killed_while_a_snapshot_is_taken),
+    Fault(libvirtd_is_killed_while_a_snapshot_is_taken, sources=ANY),
     Fault(the_vm_is_destroyed, spares_guest=False),
     Fault(qemu_is_killed, spares_guest=False),
-    Fault(the_vm_is_reset, spares_guest=False),
+    Fault(the_vm_is_destroyed_and_its_clones_live_on, spares_guest=False, sources=STORAGE),
+    Fault(qemu_is_killed_and_the_clones_live_on, spares_guest=False, sources=STORAGE),
+    Fault(qemu_is_stopped_and_the_clones_are_read, sources=STORAGE),
+    Fault(the_vm_is_reset, spares_guest=False, sources=ANY),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...rig import traces
 from ...rig.signals import stopped
-from ..scene import COMMAND_S, Scene
+from ..scene import ANY, COMMAND_S, Scene
 from .fault import Fault
 
 
@@ -66,8 +66,8 @@ def tgtd_is_killed(scene: Scene) -> None:
 
 
 FAULTS = (
-    Fault(it_is_unmounted_by_hand),
-    Fault(the_fuse_connection_is_aborted),
-    Fault(readers_are_killed_while_they_read),
-    Fault(tgtd_is_killed),
+    Fault(it_is_unmounted_by_hand, sources=ANY),
+    Fault(the_fuse_connection_is_aborted, sources=ANY),
+    Fault(readers_are_killed_while_they_read, sources=ANY),
+    Fault(tgtd_is_killed, sources=ANY),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...rig import traces, vm
 from ...rig.command import refused, snapmount, snapmount_json
 from ...rig.libvirtd import wait_for
-from ..scene import Scene
+from ..scene import ANY, Scene
 from .fault import PAUSE_MS, Fault
 
 UP = "guest is up"
@@ -144,13 +144,13 @@ def _none_is_left(scene: Scene) -> None:
 
 
 FAULTS = (
-    Fault(a_scratch_vm_runs_and_nothing_happens),
-    Fault(delete_ends_a_scratch_vm),
-    Fault(the_server_is_killed_under_a_scratch_vm),
+    Fault(a_scratch_vm_runs_and_nothing_happens, sources=ANY),
+    Fault(delete_ends_a_scratch_vm, sources=ANY),
+    Fault(the_server_is_killed_under_a_scratch_vm, sources=ANY),
     Fault(the_original_is_destroyed_under_a_scratch_vm, spares_guest=False),
-    Fault(the_qemu_of_a_scratch_vm_is_killed),
-    Fault(boot_is_interrupted),
-    Fault(boot_is_killed),
+    Fault(the_qemu_of_a_scratch_vm_is_killed, sources=ANY),
+    Fault(boot_is_interrupted, sources=ANY),
+    Fault(boot_is_killed, sources=ANY),
     Fault(boot_is_interrupted_while_it_takes_a_snapshot),
     Fault(boot_is_killed_while_it_takes_a_snapshot),
 )

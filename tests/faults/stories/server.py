@@ -11,7 +11,7 @@ from ...rig import power, traces
 from ...rig.command import snapmount, snapmount_json
 from ...rig.libvirtd import wait_for
 from ...rig.signals import stopped
-from ..scene import Scene
+from ..scene import ANY, Scene
 from .fault import PAUSE_MS, TAKE_MS, Fault
 
 
@@ -155,18 +155,18 @@ def delete_is_killed(scene: Scene) -> None:
 
 
 FAULTS = (
-    Fault(the_server_is_killed),
-    Fault(the_server_is_killed_and_the_snapshot_recovered),
-    Fault(the_server_is_killed_and_the_next_command_recovers),
-    Fault(recover_is_killed),
-    Fault(the_server_gets_sigterm),
-    Fault(the_server_is_stopped_for_a_moment),
-    Fault(the_server_is_stopped_when_it_is_to_end),
-    Fault(take_is_interrupted),
-    Fault(take_is_killed),
-    Fault(the_server_is_killed_while_it_takes),
-    Fault(two_take_at_once),
-    Fault(two_delete_at_once),
-    Fault(it_expires),
-    Fault(delete_is_killed),
+    Fault(the_server_is_killed, sources=ANY),
+    Fault(the_server_is_killed_and_the_snapshot_recovered, sources=ANY),
+    Fault(the_server_is_killed_and_the_next_command_recovers, sources=ANY),
+    Fault(recover_is_killed, sources=ANY),
+    Fault(the_server_gets_sigterm, sources=ANY),
+    Fault(the_server_is_stopped_for_a_moment, sources=ANY),
+    Fault(the_server_is_stopped_when_it_is_to_end, sources=ANY),
+    Fault(take_is_interrupted, sources=ANY),
+    Fault(take_is_killed, sources=ANY),
+    Fault(the_server_is_killed_while_it_takes, sources=ANY),
+    Fault(two_take_at_once, sources=ANY),
+    Fault(two_delete_at_once, sources=ANY),
+    Fault(it_expires, sources=ANY),
+    Fault(delete_is_killed, sources=ANY),
 )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ...rig import traces, vm
+from snapmount.core.limits import FLOOR_BYTES
+
+from ...rig import clones, traces, vm
 from ...rig.command import snapmount
 from ...rig.filesystems import filled
 from ...rig.libvirtd import wait_for
 from ...rig.signals import stopped
-from ..scene import Scene
+from ..scene import CLONES, Scene
 from .fault import Fault
 
 ROOM = 72 * vm.MIB  # enough to begin with, and less than the worst case
@@ -111,6 +114,43 @@ def the_server_and_its_standby_are_killed_and_recover_frees_the_guest(scene: Sce
         assert scene.guest.state() == "running"
 
 
+def the_clones_are_deleted_by_hand(scene: Scene) -> None:
+    """Of one disk: that is the end of the snapshot."""
+    scene.take()
+    (directory,) = clones.places(scene.stage.images["xfs"])
+    shutil.rmtree(scene.stage.images["xfs"] / directory)
+    scene.state_becomes("lost")
+    scene.nobody_reads()
+    scene.delete()
+
+
+def the_file_system_of_the_clones_fills_up(scene: Scene) -> None:
+    """While it is given up, the guest goes on without an error."""
+    with _filled_beside_clones(scene):
+        scene.is_given_up()
+        scene.delete()
+
+
+def the_server_is_killed_and_its_standby_removes_the_clones(scene: Scene) -> None:
+    with _filled_beside_clones(scene, then=scene.kill_server):
+        wait_for(lambda: not clones.places(scene.stage.images["xfs"]), "the clone is gone")
+        assert scene.state() == "dead"
+        scene.nobody_reads()
+        scene.delete()
+
+
+@contextlib.contextmanager
+def _filled_beside_clones(scene: Scene, then: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """The guest, which writes flat out, may soon find no space for what it overwrites.  Without clones it needs none,
+    since all of its image is allocated.
+    """
+    scene.stage.all_is_written()
+    scene.take()
+    then()
+    with filled(scene.stage.images["xfs"], leave=FLOOR_BYTES + scene.chance.choice((-16, 16)) * vm.MIB):
+        yield
+
+
 def _take(scene: Scene, *options: str, then: Callable[[], object] = lambda: None) -> None:
     """Take it while the guest stands still, and do something more, before it overwrites what takes scratch space."""
     scene.stage.all_is_written()
@@ -146,4 +186,7 @@ FAULTS = (
     Fault(the_server_is_killed_and_its_standby_gives_the_snapshot_up),
     Fault(the_server_and_its_standby_are_killed_and_delete_frees_the_guest),
     Fault(the_server_and_its_standby_are_killed_and_recover_frees_the_guest),
+    Fault(the_clones_are_deleted_by_hand, sources=(CLONES,)),
+    Fault(the_file_system_of_the_clones_fills_up, sources=(CLONES,)),
+    Fault(the_server_is_killed_and_its_standby_removes_the_clones, sources=(CLONES,)),
 )
