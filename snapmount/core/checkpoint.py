@@ -73,6 +73,14 @@ class Checkpoint(Reshaped):
 
 
 @dataclass(frozen=True)
+class Increment:
+    """A disk of a snapshot whose changes since a checkpoint are known."""
+
+    disk: str
+    size_bytes: int  # at the checkpoint; what it has grown by has changed
+
+
+@dataclass(frozen=True)
 class Since:
     """The checkpoint from which on changes are asked for."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import datetime
 from xml.etree import ElementTree
 
 from . import domainxml
@@ -17,6 +18,18 @@ def definition(name: str, description: str, marked: Collection[str], unmarked: C
     for disk in (*marked, *unmarked):
         kind = "bitmap" if disk in marked else "no"
         ElementTree.SubElement(disks, "disk", name=disk, checkpoint=kind)
+    return ElementTree.tostring(checkpoint, encoding="unicode")
+
+
+def description(definition: str, created: datetime, domain_xml: str) -> str:
+    """What libvirt would make of a definition at that time, of a VM that runs: with that it can be told of a checkpoint
+    that was made without it.  Raises SnapmountError if the XML is not well-formed.
+    """
+    checkpoint = domainxml.parse(definition, "the checkpoint's definition")
+    ElementTree.SubElement(checkpoint, "creationTime").text = str(int(created.timestamp()))
+    for disk in checkpoint.findall("./disks/disk[@checkpoint='bitmap']"):
+        disk.set("bitmap", checkpoint.findtext("name", ""))
+    checkpoint.append(domainxml.parse(domain_xml, "the domain's definition"))
     return ElementTree.tostring(checkpoint, encoding="unicode")
 
 

@@ -16,6 +16,8 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import trio
 
@@ -72,15 +74,20 @@ class Daemon:
 
 
 @contextlib.asynccontextmanager
-async def serving(disks: Mapping[str, Sequence[Layer]], path: Path, user: User) -> AsyncIterator[Daemon]:
+async def serving(
+    disks: Mapping[str, Sequence[Layer]],
+    path: Path,
+    user: User,
+    bitmaps: Mapping[str, str] = MappingProxyType({}),
+) -> AsyncIterator[Daemon]:
     """A daemon that exports each of these disks by its name, on a unix socket at that path, for as long as the block
-    lasts.
+    lasts; with some of them a bitmap of that name that is stored in the disk's first image.
 
     Raises StateError where QEMU cannot open an image, UnreachableError where it does not come to that, MissingError
     where it is not installed.  Called from the main thread alone.
     """
     with _closing(os.memfd_create("stderr")) as said:
-        process = _start(_command(disks), path, user, said)
+        process = _start(_command(disks, bitmaps), path, user, said)
         with _closing(os.pidfd_open(process.pid)) as pidfd:
             daemon = Daemon(process, pidfd, said)
             try:
@@ -123,13 +130,16 @@ def _start(command: list[str], path: Path, user: User, said: int) -> subprocess.
             raise execution.cannot_run(command[0], error) from error
 
 
-def _command(disks: Mapping[str, Sequence[Layer]]) -> list[str]:
+def _command(disks: Mapping[str, Sequence[Layer]], bitmaps: Mapping[str, str]) -> list[str]:
     """Its images and exports.  Raises StateError."""
     command = []
     for number, (name, chain) in enumerate(disks.items()):
         node = f"disk{number}"
         command += ["--blockdev", json.dumps(imagechain.node(chain, node))]
-        command += ["--export", f"nbd,id={node},node-name={node},name={name},writable=off"]
+        export: dict[str, Any] = {"type": "nbd", "id": node, "node-name": node, "name": name, "writable": False}
+        if name in bitmaps:
+            export["bitmaps"] = [bitmaps[name]]
+        command += ["--export", json.dumps(export)]
     return command
 
 

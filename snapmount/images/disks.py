@@ -5,9 +5,9 @@ are read by ourselves, all others are exports of one daemon.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -19,6 +19,7 @@ from ..core.user import User
 from ..errors import NotFoundError, StateError
 from ..host import blocking
 from . import daemon, lock, nbd, raw
+from .bitmap import Bitmap
 from .daemon import Daemon
 
 LOOK_S = 30.0
@@ -32,6 +33,7 @@ class Access:
     reader: User  # as whom it runs
     deadline_s: float  # of a read
     locked: Sequence[str]  # what the daemon reads and others could write to: QEMU's lock keeps them from it
+    changed: Mapping[str, tuple[str, Bitmap]] = field(default_factory=dict)  # by disk, a bitmap of its image that tells
 
 
 class Custody:
@@ -91,12 +93,14 @@ async def _exports(
     custody: Custody,
 ) -> dict[str, OpenImage]:
     """What a daemon exports, which ends with the stack, or with the point in time."""
-    served_by = await stack.enter_async_context(daemon.serving(served, Path(access.socket), access.reader))
-    budget = nbd.Budget(len(served))
-    images: dict[str, OpenImage] = {
-        name: await stack.enter_async_context(nbd.opened(name, access.socket, name, access.deadline_s, budget))
-        for name in served
-    }
+    exported = {name: bitmap for name, (bitmap, _) in access.changed.items()}
+    socket, deadline_s, budget = access.socket, access.deadline_s, nbd.Budget(len(served))
+    served_by = await stack.enter_async_context(daemon.serving(served, Path(socket), access.reader, exported))
+    images: dict[str, OpenImage] = {}
+    for name in served:
+        _, bitmap = access.changed.get(name, (None, None))
+        opened = nbd.opened(name, socket, name, deadline_s, budget, bitmap)
+        images[name] = await stack.enter_async_context(opened)
     nursery = await stack.enter_async_context(_cancelled_at_the_end())
     nursery.start_soon(_tell_end, served_by, custody)
     nursery.start_soon(_let_go, served_by, locks, custody)

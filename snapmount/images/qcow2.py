@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
 import trio
 
 from ..core.user import User
-from ..errors import SpaceError, UnreachableError
+from ..errors import SpaceError, StateError, UnreachableError
 from ..host import blocking, execution
 from ..hypervisor import directories
 
@@ -37,6 +38,28 @@ async def version(path: str) -> int | None:
         return None
     magic, found = struct.unpack(">4sI", header) if len(header) == 8 else (b"", 0)
     return found if magic == MAGIC else None
+
+
+async def has_whole_bitmap(path: str, name: str) -> bool:
+    """Whether an image that no QEMU has open for writing has a bitmap of that name that is not broken: one that was in
+    use when QEMU ended is.
+    """
+    said = await blocking.run(DEADLINE_S, ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", path])
+    if said.returncode:
+        return False
+    found = json.loads(said.stdout).get("format-specific", {}).get("data", {}).get("bitmaps", ())
+    return any(each.get("name") == name and "in-use" not in each.get("flags", ()) for each in found)
+
+
+async def add_bitmap(path: str, name: str) -> None:
+    """Add a bitmap, in which QEMU will note what changes from now on, to an image that none has open.
+
+    Raises StateError if that cannot be done.  Idempotent.
+    """
+    found = await blocking.run(DEADLINE_S, ["qemu-img", "bitmap", "--add", "-f", "qcow2", path, name])
+    said = found.stderr.decode(errors="replace").strip()
+    if found.returncode and "already exists" not in said:
+        raise StateError(f"bitmap {name} cannot be added to {path}: {said}")
 
 
 async def remove_bitmap(path: str, name: str) -> None:

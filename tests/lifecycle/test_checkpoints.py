@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..rig import vm
-from ..rig.command import refused, snapmount, snapmount_json
+from ..rig import traces, vm
+from ..rig.command import SNAPMOUNT, refused, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
 MIB = 1 << 20
+KILLS = 20
 NONE = "there is no checkpoint yet"
 RAW = "a raw image holds no bitmap of changes"
 
@@ -167,13 +170,18 @@ def test_a_checkpoint_outlives_an_orderly_end_of_qemu_and_is_removed_from_images
     taken(marked, mountpoint, "--checkpoint=monday")
     write(marked, "vda", "write -P 7 1M 64k")
     marked.virsh("destroy", "--graceful", marked.name)
-    warning = snapmount(marked.name, mountpoint, "--checkpoint", "--since=last").stderr
-    assert f"no checkpoint is made: {marked.name} is shut off" in warning
+    snapmount(marked.name, mountpoint, "--checkpoint=tuesday", "--since=last")
+    assert dirty(mountpoint, "vda") == [(MIB, 65536, False)], "it is known of a VM that is shut off"
     snapmount("delete", marked.name)
     marked.start(paused=True)
+    write(marked, "vda", "write -P 8 3M 64k")
     snapmount(marked.name, mountpoint, "--since", "monday")
-    assert dirty(mountpoint, "vda") == [(MIB, 65536, False)]
+    assert dirty(mountpoint, "vda") == [(MIB, 65536, False), (3 * MIB, 65536, False)]
     snapmount("delete", marked.name)
+    snapmount(marked.name, mountpoint, "--since", "tuesday")
+    assert dirty(mountpoint, "vda") == [(3 * MIB, 65536, False)]
+    snapmount("delete", marked.name)
+    snapmount("checkpoints", marked.name, "--delete", "tuesday")
     marked.virsh("destroy", "--graceful", marked.name)
     snapmount("checkpoints", marked.name, "--delete", "monday")
     for disk in ("vda", "vdb"):
@@ -250,3 +258,28 @@ def test_what_cannot_be_is_said(marked: vm.VM, mountpoint: Path) -> None:
     assert f"{marked.name} has no checkpoint sunday; it has monday" in said
     assert "cannot be a checkpoint's name" in refused(marked.name, mountpoint, "--checkpoint=../x", code=2)
     assert "--since needs a value" in refused(marked.name, mountpoint, "--since", code=2)
+
+
+def test_sigkill_of_all_of_it_at_any_moment_and_the_next_one_just_works(marked: vm.VM, mountpoint: Path) -> None:
+    began = time.monotonic()
+    assert taken(marked, mountpoint, "--checkpoint", "--since=last")["vda"] == NONE
+    took_s = time.monotonic() - began
+    for moment in range(KILLS):
+        with subprocess.Popen(
+            [SNAPMOUNT, marked.name, mountpoint, "--checkpoint", "--since=last"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as command:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                command.wait(took_s * (moment + 0.5) / KILLS)
+            subprocess.run(["pkill", "-KILL", "-f", traces.PROCESSES])
+        snapmount("recover")
+        snapmount("delete", marked.name, check=False)  # if it was there by then
+        place = (moment + 1) * MIB
+        write(marked, "vda", f"write -P 7 {place} 64k")
+        snapmount(marked.name, mountpoint, "--checkpoint", "--since=last")
+        assert (place, 65536, False) in dirty(mountpoint, "vda"), moment
+        assert len(dirty(mountpoint, "vda")) == 1, "and the checkpoints before it served"
+        snapmount("delete", marked.name)
+        assert bitmaps(marked)["vda"] == sorted(names_of(marked)), moment
+        snapmount("checkpoints", marked.name, "--keep", "1")

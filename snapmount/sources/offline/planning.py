@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...core import checkpoint, imagechain, names, plan
+from ...core import imagechain, names, plan
 from ...core.cost import Cost
 from ...core.diskdefinition import DiskDefinition
 from ...core.document import to_document
@@ -16,6 +16,7 @@ from ...host import blocking, datadirectory
 from ...hypervisor import Domain, writers
 from ...images import chain, fingerprint
 from ...images.chain import Found, Owner
+from .. import bitmaps
 from ..source import Plan, Subject
 from .state import OfflineState
 
@@ -36,13 +37,33 @@ async def plan_snapshot(subject: Subject) -> Plan:
     await _warn(subject, chains)
     directory = datadirectory.path() / names.directory(subject.snapshot_id)
     disks = tuple(_disk(disk, each) for disk, each in zip(chosen, found, strict=True))
-    if subject.checkpoint:
-        subject.warn(
-            f"no checkpoint is made: {subject.domain.name} is shut off, and changes nothing until it is started"
-        )
-    state = OfflineState(str(directory), chains, await _fingerprints(chains), subject.user)
-    disks = checkpoint.full(disks, subject.since, "what a VM that is shut off has changed is not known")
-    return Plan(disks, to_document(state), COST, directory=str(directory))
+    unmarked = _far(subject) | await bitmaps.unmarked(subject)
+    marked = bitmaps.marked(subject, unmarked)
+    disks = await bitmaps.at_rest(bitmaps.planned(disks, unmarked, subject.since), subject.since)
+    state = OfflineState(
+        directory=str(directory),
+        chains=chains,
+        fingerprints=await fingerprints(chains),
+        reader=subject.user,
+        marked=marked,
+        since=subject.since.name if subject.since else None,
+        increments=bitmaps.increments(disks, subject.since),
+    )
+    return Plan(
+        disks=disks,
+        state=to_document(state),
+        cost=COST,
+        checkpoint=subject.checkpoint if marked else None,
+        directory=str(directory),
+    )
+
+
+def _far(subject: Subject) -> dict[str, str]:
+    """The disks whose images cannot be given a bitmap while no QEMU runs, and why."""
+    far = [disk.name for disk in subject.selection.chosen if not str(disk.origin).startswith("/")]
+    return dict.fromkeys(
+        far, "it is no file or block device of this host, which could be looked at while the VM is off"
+    )
 
 
 async def why_not(domain: Domain) -> StateError | None:
@@ -95,7 +116,7 @@ async def _warn(subject: Subject, chains: Sequence[Chain]) -> None:
         subject.warn(f"the snapshot is lost if {vm} is started: {names.listed(loose)} cannot be locked, being no file")
 
 
-async def _fingerprints(chains: Sequence[Chain]) -> tuple[Fingerprint, ...]:
+async def fingerprints(chains: Sequence[Chain]) -> tuple[Fingerprint, ...]:
     """Of each file once, also where several disks rest on it."""
     paths = list(dict.fromkeys(path for each in chains for path in imagechain.paths(each.layers)))
     return tuple([await blocking.on_path(path, LOOK_S, fingerprint.of, path) for path in paths])

@@ -9,27 +9,31 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ... import hypervisor
-from ...core import imagechain, names
-from ...core.checkpoint import Checkpoint
+from ...core import checkpointxml, imagechain, names
+from ...core.document import to_document
 from ...core.image import OpenImage
 from ...core.imagechain import Layer
 from ...core.origin import NetworkOrigin
 from ...errors import LeftoverError, StateError
 from ...host import blocking, datadirectory
 from ...hypervisor import directories
-from ...images import disks, fingerprint
+from ...images import disks, fingerprint, qcow2
 from ...images.disks import Access
+from ...records import checkpoints
 from ...records.kept import Kept
 from ...records.record import Record
 from ...records.store import Lease
+from .. import bitmaps
+from ..bitmaps import discard
 from ..source import ByHand, Subject, Watch
 from . import state
+from .planning import fingerprints, why_not
 from .planning import plan_snapshot as plan
-from .planning import why_not
 from .state import OfflineState
 from .watch import OfflineWatch, watched
 
@@ -65,7 +69,21 @@ async def create(subject: Subject, lease: Lease) -> datetime:
     changed = await blocking.call(LOOK_S, fingerprint.first_change, kept.fingerprints)
     if changed:
         raise StateError(f"{subject.domain.name}: {changed}, while the snapshot was taken", "the same command again")
+    await _mark(subject, lease, kept, moment)
     return moment
+
+
+async def _mark(subject: Subject, lease: Lease, kept: OfflineState, moment: datetime) -> None:
+    """Make the checkpoint, if one is to be: the images are others then.  Raises StateError, SpaceError."""
+    checkpoint = bitmaps.checkpoint(lease.record, kept.marked)
+    if checkpoint is None:
+        return
+    definition = bitmaps.definition(checkpoint, lease.record.snapshot)
+    description = checkpointxml.description(definition, moment, subject.xml)
+    checkpoints.write(replace(checkpoint, source={**checkpoint.source, "description": description}))
+    for disk in checkpoint.disks:
+        await qcow2.add_bitmap(disk.origin, checkpoint.name)
+    lease.update(source=to_document(replace(kept, fingerprints=await fingerprints(kept.chains))))
 
 
 def _make(kept: OfflineState) -> None:
@@ -78,11 +96,12 @@ async def open(record: Record, watch: Watch) -> AsyncIterator[Sequence[OpenImage
     """The images where they lie."""
     assert isinstance(watch, OfflineWatch)
     kept = state.of(record)
-    access = Access(kept.socket, kept.reader, record.read_timeout_s, _served_paths(kept))
+    since = kept.since or ""
+    changed = {each.disk: (since, bitmaps.exported(each, since)) for each in kept.increments}
+    access = Access(kept.socket, kept.reader, record.read_timeout_s, _served_paths(kept), changed)
     async with disks.opened(kept.chains, access, watch.custody) as images:
-        changed = await blocking.call(LOOK_S, fingerprint.first_change, kept.fingerprints)
-        if changed:
-            raise StateError(changed)
+        if why := await blocking.call(LOOK_S, fingerprint.first_change, kept.fingerprints):
+            raise StateError(why)
         yield images
 
 
@@ -123,10 +142,6 @@ async def destroy(kept: Kept) -> None:
     """Remove the directory, with the socket in it."""
     directory = state.of(kept).directory
     await blocking.on_path(directory, REMOVE_S, directories.remove, Path(directory), done="removed", kind=LeftoverError)
-
-
-async def discard(_checkpoint: Checkpoint) -> None:
-    """It makes none."""
 
 
 def by_hand(kept: Kept) -> ByHand:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...core import imagechain
+from ...core.checkpoint import Increment
 from ...core.document import from_document
 from ...core.fingerprint import Fingerprint
 from ...core.imagechain import Chain, Layer
@@ -20,7 +21,8 @@ KIND = "offline"
 class OfflineState(SourceState):
     """Where the disks lie, and what their files were like at the snapshot's moment.
 
-    In the record: {"kind": "offline", "directory", "chains", "fingerprints", "reader"}.
+    In the record: {"kind": "offline", "directory", "chains", "fingerprints", "reader", "marked", "since",
+    "increments"}.
     """
 
     kind: ClassVar[str] = KIND
@@ -29,6 +31,9 @@ class OfflineState(SourceState):
     chains: tuple[Chain, ...]  # of the disks, in their order
     fingerprints: tuple[Fingerprint, ...]
     reader: User  # QEMU's, as whom the daemon runs
+    marked: tuple[str, ...] = ()  # the disks that are part of the checkpoint that is made with it
+    since: str | None = None  # the checkpoint of the increments
+    increments: tuple[Increment, ...] = ()  # the disks whose changes are known
 
     @property
     def socket(self) -> str:

@@ -13,8 +13,9 @@ from ...core.document import to_document
 from ...core.plan import check_bypass
 from ...core.snapshot import Disk
 from ...errors import StateError
+from .. import bitmaps
 from ..source import Plan, Subject
-from . import increments, job, refusals, state
+from . import job, refusals, state
 from .scratch import places, room
 from .space import CLUSTER_BYTES, DEFAULT_POLICY, ScratchPolicy
 from .state import KIND, PullState
@@ -49,25 +50,15 @@ async def plan(subject: Subject) -> Plan:
     domainxml.check_scratch(subject.xml, str(directory))
     socket = job.socket_path(await domain.run_id(), subject.snapshot_id, directory)
     cost = await _cost(disks, parent, policy)
-    unmarked = await _unmarked(subject)
-    marked = tuple(disk.name for disk in disks if disk.name not in unmarked) if subject.checkpoint else ()
-    if subject.checkpoint and not marked:
-        subject.warn(f"no checkpoint is made: {'; '.join(f'{name}: {why}' for name, why in unmarked.items())}")
+    unmarked = await bitmaps.unmarked(subject)
+    marked = bitmaps.marked(subject, unmarked)
     return Plan(
-        disks=increments.planned(disks, unmarked, subject.since),
+        disks=bitmaps.planned(disks, unmarked, subject.since),
         state=to_document(PullState(socket, str(directory), policy, marked)),
         cost=cost,
         directory=str(directory),
         checkpoint=subject.checkpoint if marked else None,
     )
-
-
-async def _unmarked(subject: Subject) -> dict[str, str]:
-    """The disks that can have no bitmap, and why; looked for only if a bitmap matters."""
-    if not (subject.checkpoint or subject.since):
-        return {}
-    reasons = [(disk.name, await increments.why_unmarked(disk)) for disk in subject.selection.chosen]
-    return {name: why for name, why in reasons if why}
 
 
 async def _cost(disks: Sequence[Disk], parent: Path, policy: ScratchPolicy) -> Cost:

@@ -21,13 +21,12 @@ from ...host import blocking
 from ...hypervisor import directories, quiesce
 from ...hypervisor.domain import BEGIN_S
 from ...images import nbd
-from ...images.bitmap import Bitmap
 from ...records.kept import Kept
 from ...records.record import Record
 from ...records.store import Lease
+from ..bitmaps import discard, exported
 from ..source import ByHand, Subject, Watch
 from . import increments, job, state
-from .increments import discard
 from .planning import plan
 from .scratch import devices, files
 from .watch import watched
@@ -88,14 +87,11 @@ async def open(record: Record, _watch: Watch) -> AsyncIterator[Sequence[OpenImag
     """The exports of QEMU's NBD server.  One that does not answer may do so later; one that is not there is lost."""
     disks, kept = [disk.name for disk in record.snapshot.disks], state.of(record)
     budget, read_s, socket = nbd.Budget(len(disks)), record.read_timeout_s, kept.socket
-    bitmaps = {
-        each.disk: Bitmap(f"qemu:dirty-bitmap:{domainxml.dirty_bitmap(each.disk)}", each.size_bytes)
-        for each in kept.increments
-    }
+    changed = {each.disk: exported(each, domainxml.dirty_bitmap(each.disk)) for each in kept.increments}
     async with AsyncExitStack() as stack:
         try:
             images = [
-                await stack.enter_async_context(nbd.opened(name, socket, name, read_s, budget, bitmaps.get(name)))
+                await stack.enter_async_context(nbd.opened(name, socket, name, read_s, budget, changed.get(name)))
                 for name in disks
             ]
         except nbd.SlowError:

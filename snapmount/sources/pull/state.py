@@ -6,20 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ...core.checkpoint import Increment
 from ...core.document import from_document
 from ...records.documents import HasSource
 from ..sourcestate import SourceState
 from .space import DEFAULT_POLICY, ScratchPolicy
 
 KIND = "pull"
-
-
-@dataclass(frozen=True)
-class Increment:
-    """A disk whose changes since a checkpoint are known."""
-
-    disk: str
-    size_bytes: int  # at the checkpoint; what it has grown by has changed
 
 
 @dataclass(frozen=True)
@@ -45,15 +38,6 @@ class PullState(SourceState):
     def export_uri(self, disk: str) -> str:
         """The NBD URI of a disk's export (NBD URI specification, "nbd+unix")."""
         return f"nbd+unix:///{disk}?socket={self.socket}"
-
-
-@dataclass(frozen=True)
-class PullCheckpoint(SourceState):
-    """What the record of a checkpoint keeps for this source: {"kind": "pull", "description"}."""
-
-    kind: ClassVar[str] = KIND
-
-    description: str = ""  # libvirt's XML of it, once it has been made
 
 
 def of(kept: HasSource) -> PullState:

@@ -1,0 +1,154 @@
+"""Checkpoints as bitmaps in qcow2 images, in which QEMU notes what has been changed since: what the sources for running
+VMs and for those that are shut off have in common.
+
+QEMU stores bitmaps when it ends in an orderly way (docs/interop/bitmaps.rst, docs/interop/qcow2.txt, "Bitmaps
+extension"); after a crash they are broken, and a disk counts as changed as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from ..core import checkpointxml
+from ..core.checkpoint import Checkpoint, Increment, MarkedDisk, Since
+from ..core.diskdefinition import DiskDefinition
+from ..core.snapshot import Disk, Snapshot
+from ..hypervisor import connected
+from ..images import qcow2
+from ..images.bitmap import Bitmap
+from ..records.record import Record
+from .source import Subject
+
+KINDS = frozenset({"pull", "offline"})  # of the sources whose checkpoints are bitmaps
+
+
+async def why_unmarked(disk: DiskDefinition) -> str | None:
+    """Why a disk can have no bitmap; None if it can, as far as this host sees."""
+    if disk.format != "qcow2":
+        return f"a {disk.format} image holds no bitmap of changes"
+    if disk.is_readonly:
+        return "it is read-only, and its image can be given no bitmap of changes"
+    if disk.kind in ("file", "block") and await qcow2.version(str(disk.origin)) == 2:
+        return "its image is qcow2 of version 2, which holds no bitmap of changes"
+    return None
+
+
+async def unmarked(subject: Subject) -> dict[str, str]:
+    """The disks that can have no bitmap, and why; looked for only if a bitmap matters."""
+    if not (subject.checkpoint or subject.since):
+        return {}
+    reasons = [(disk.name, await why_unmarked(disk)) for disk in subject.selection.chosen]
+    return {name: why for name, why in reasons if why}
+
+
+def marked(subject: Subject, unmarked: Mapping[str, str]) -> tuple[str, ...]:
+    """The disks that will be part of the checkpoint that is asked for; if none can be, that is warned of."""
+    if subject.checkpoint is None:
+        return ()
+    found = tuple(disk.name for disk in subject.selection.chosen if disk.name not in unmarked)
+    if not found:
+        subject.warn(f"no checkpoint is made: {'; '.join(f'{name}: {why}' for name, why in unmarked.items())}")
+    return found
+
+
+def planned(disks: Sequence[Disk], unmarked: Mapping[str, str], since: Since | None) -> tuple[Disk, ...]:
+    """The disks, with the reason for each that counts as changed as a whole, as far as it is known before their bitmaps
+    have been looked at.
+    """
+    if since is None:
+        return tuple(disks)
+    return tuple(replace(disk, full=_why_full(disk, unmarked, since)) for disk in disks)
+
+
+def _why_full(disk: Disk, unmarked: Mapping[str, str], since: Since) -> str | None:
+    if disk.name in unmarked:
+        return unmarked[disk.name]
+    if since.checkpoint is None:
+        return since.why_full
+    kind = since.checkpoint.source["kind"]
+    if kind not in KINDS:
+        return f"checkpoint {since.name} was made by --source {kind}"
+    at_checkpoint = since.checkpoint.disk(disk.name)
+    if at_checkpoint is None:
+        return f"it is not part of checkpoint {since.name}"
+    if at_checkpoint.origin != disk.origin:
+        return f"its image was {at_checkpoint.origin} at checkpoint {since.name}"
+    return None
+
+
+def judged(disks: Sequence[Disk], broken: Collection[str], since: Since) -> tuple[Disk, ...]:
+    """The disks, now that it is known whose bitmaps are missing or broken."""
+    why = f"its bitmap of checkpoint {since.name} is missing or broken"
+    return tuple(replace(disk, full=disk.full or why) if disk.name in broken else disk for disk in disks)
+
+
+async def at_rest(disks: Sequence[Disk], since: Since | None) -> tuple[Disk, ...]:
+    """The disks of a VM that is shut off, once the bitmaps in their images have been looked at."""
+    if since is None or since.checkpoint is None:
+        return tuple(disks)
+    known = [disk for disk in disks if disk.full is None]
+    whole = [disk.name for disk in known if await qcow2.has_whole_bitmap(disk.origin, since.name)]
+    return judged(disks, [disk.name for disk in known if disk.name not in whole], since)
+
+
+def increments(disks: Sequence[Disk], since: Since | None) -> tuple[Increment, ...]:
+    """Of the disks that are not full."""
+    if since is None or since.checkpoint is None:
+        return ()
+    known = [since.checkpoint.disk(disk.name) for disk in disks if disk.full is None]
+    return tuple(Increment(each.name, each.size_bytes) for each in known if each)
+
+
+def exported(increment: Increment, name: str) -> Bitmap:
+    """What the export of a disk tells of its changes, in which QEMU calls the bitmap by that name."""
+    return Bitmap(f"qemu:dirty-bitmap:{name}", increment.size_bytes)
+
+
+def checkpoint(record: Record, marked: Collection[str], description: str = "") -> Checkpoint | None:
+    """The one that is made with a snapshot; None if none is."""
+    snapshot = record.snapshot
+    if snapshot.checkpoint is None:
+        return None
+    return Checkpoint(
+        name=snapshot.checkpoint,
+        vm_name=snapshot.vm_name,
+        vm_uuid=snapshot.vm_uuid,
+        connect=record.connect,
+        snapshot=snapshot.id,
+        created=snapshot.created,
+        disks=tuple(
+            MarkedDisk(disk.name, disk.origin, disk.size_bytes) for disk in snapshot.disks if disk.name in marked
+        ),
+        source={"kind": snapshot.source, "description": description},
+    )
+
+
+def definition(checkpoint: Checkpoint, snapshot: Snapshot) -> str:
+    """libvirt's XML of a checkpoint to be made."""
+    marked = [disk.name for disk in checkpoint.disks]
+    unmarked = [disk.name for disk in snapshot.disks if disk.name not in marked]
+    others = unmarked + [each.name for each in snapshot.left_out]
+    return checkpointxml.definition(checkpoint.name, f"snapmount: snapshot {snapshot.id}", marked, others)
+
+
+def description(checkpoint: Checkpoint) -> str:
+    """libvirt's XML of it, with which it can be told of it again; '' if it was never made."""
+    return str(checkpoint.source.get("description", ""))
+
+
+async def discard(checkpoint: Checkpoint) -> None:
+    """See Source.  QEMU removes the bitmaps of a VM that runs; in the images of one that is shut off we do."""
+    async with connected(checkpoint.connect) as hypervisor:
+        domain = await hypervisor.domain_by_uuid(checkpoint.vm_uuid)
+        if domain is None:
+            return  # its images are nobody's that we know
+        if await domain.is_active():
+            told = description(checkpoint) or await domain.checkpoints.description(checkpoint.name)
+            if told:
+                await domain.checkpoints.delete(checkpoint.name, told)
+            return
+        await domain.checkpoints.forget(checkpoint.name)
+        for disk in checkpoint.disks:
+            if disk.origin.startswith("/"):
+                await qcow2.remove_bitmap(disk.origin, checkpoint.name)
