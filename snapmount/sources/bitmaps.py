@@ -20,6 +20,7 @@ from ..images.bitmap import Bitmap
 from ..records.record import Record
 from .source import Subject
 
+OLDEST_LIBVIRT = (6, 10, 0)  # since when VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE is there
 KINDS = frozenset({"pull", "offline"})  # of the sources whose checkpoints are bitmaps
 
 
@@ -38,6 +39,10 @@ async def unmarked(subject: Subject) -> dict[str, str]:
     """The disks that can have no bitmap, and why; looked for only if a bitmap matters."""
     if not (subject.checkpoint or subject.since):
         return {}
+    version = await subject.connection.version()  # the daemon's, which is what has to know the flag
+    if tuple(map(int, version.split("."))) < OLDEST_LIBVIRT:
+        why = f"libvirt {version} is too old for checkpoints; 6.10.0 is not"
+        return {disk.name: why for disk in subject.selection.chosen}
     reasons = [(disk.name, await why_unmarked(disk)) for disk in subject.selection.chosen]
     return {name: why for name, why in reasons if why}
 
