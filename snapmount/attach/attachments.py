@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core import attachment
+from ..core import helperdisk
 from ..errors import StateError
 from ..host.processes import Process
 from ..records import documents
@@ -40,17 +40,17 @@ class Attachment:
     @property
     def alias(self) -> str:
         """What tells the device from all others of the helper."""
-        return attachment.alias(self.snapshot, self.disk)
+        return helperdisk.alias(self.snapshot, self.disk)
 
     @property
     def serial(self) -> str:
         """By which the guest knows it."""
-        return attachment.serial(self.snapshot, self.disk)
+        return helperdisk.serial(self.snapshot, self.disk)
 
     @property
     def device(self) -> str:
         """Its device file in a Linux guest."""
-        return attachment.device(self.bus, self.serial)
+        return helperdisk.device(self.bus, self.serial)
 
     @property
     def state(self) -> str:

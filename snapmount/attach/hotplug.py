@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from .. import hypervisor
-from ..core import attachment, names, slots
+from ..core import helperdisk, names, slots
 from ..core.blocksize import DEFAULT_BLOCK_SIZE
 from ..core.snapshot import Disk
 from ..errors import NotFoundError, SnapmountError, StateError
@@ -141,7 +141,7 @@ async def _unplug_unknown(connection: hypervisor.Hypervisor, record: Record, key
     """Unplug one whose record cannot be read: its key tells of which VM, and which disk it is."""
     uuid, _, disk = key.partition(".")
     domain = await connection.domain_by_uuid(uuid) if names.is_uuid(uuid) else None
-    why = domain and await domain.unplug(attachment.alias(record.id, disk), LET_GO_S)
+    why = domain and await domain.unplug(helperdisk.alias(record.id, disk), LET_GO_S)
     if domain and why:
         log.warning("%s still has %s: %s; its reads will fail from now on", domain.name, disk, why)
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import NotFoundError, StateError
-from . import attachment, names
+from . import helperdisk, names
 from .diskdefinition import DiskDefinition
 from .leftout import LeftOut
 
@@ -113,7 +113,7 @@ def _reason_to_leave_out(disk: DiskDefinition, choice: Choice) -> str | None:
         return "a directory of the host"
     if disk.is_transient:  # libvirt has no backup jobs for them
         return "transient: what the guest writes to it is thrown away"
-    snapshot = attachment.snapshot_of(disk.alias)
+    snapshot = helperdisk.snapshot_of(disk.alias)
     if snapshot:  # it could not be detached while the job runs, and two snapshots could read each other in a circle
         return f"attached, from snapshot {snapshot}"
     if disk.name in choice.exclude:

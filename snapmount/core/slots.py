@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 
 from ..errors import StateError
 from . import domainxml, names
-from .attachment import PREFIXES
 from .blocksize import DEFAULT_BLOCK_SIZE
+from .helperdisk import PREFIXES
 
 _UNITS = 7  # disks of a SCSI controller by libvirt's names, also where it could have more
 # The first QEMU whose usb-storage hands its block sizes on to the disk behind it; before, it takes them and shows 512

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
-class HasSource(Protocol):
-    """What keeps something for the source of a snapshot: its record, or an entry of the journal."""
-
-    @property
-    def source(self) -> Mapping[str, Any]:
-        """{"kind": ..., ...}, which only that source reads."""
-
-
-Check = Callable[[HasSource], object]  # raises ValueError if no source can read what is kept
 
 MAX_BYTES = 4 << 20  # a record has some kilobytes
 

@@ -26,8 +26,7 @@ from ..host import blocking, datadirectory, mounts
 from ..host.identity import Host
 from ..host.processes import boot_id
 from . import documents
-from .documents import Check
-from .kept import Kept
+from .kept import Check, Kept
 from .record import Record
 from .store import Store
 

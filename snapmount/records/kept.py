@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+
+class HasSource(Protocol):
+    """What keeps something for the source of a snapshot: its record, or an entry of the journal."""
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """{"kind": ..., ...}, which only that source reads."""
+
+
+Check = Callable[[HasSource], object]  # raises ValueError if no source can read what is kept
 
 
 @dataclass(frozen=True)

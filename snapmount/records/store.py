@@ -27,7 +27,7 @@ from ..errors import LeftoverError, NotFoundError, SnapmountError, StateError
 from ..host import datadirectory, locks, trees
 from ..host.identity import Host
 from . import documents
-from .documents import Check
+from .kept import Check
 from .record import Record
 
 log = logging.getLogger(__name__)

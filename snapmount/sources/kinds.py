@@ -8,7 +8,7 @@ from pathlib import Path
 from ..core.description import Description
 from ..core.document import from_document
 from ..core.lifecycle import State
-from ..records.documents import HasSource
+from ..records.kept import HasSource
 from ..records.record import Record
 from ..records.store import Store
 from .offline import description as offline

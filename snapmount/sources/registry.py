@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..hypervisor import Domain
-from ..records.documents import HasSource
+from ..records.kept import HasSource
 from .offline import source as offline
 from .offline.state import KIND as OFFLINE
 from .pull import source as pull

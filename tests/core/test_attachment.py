@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from snapmount.attach import attachments
 from snapmount.attach.attachments import Attachment
-from snapmount.core import attachment, domainxml, slots
+from snapmount.core import domainxml, helperdisk, slots
 from snapmount.core.document import from_document, to_document
 from snapmount.errors import SnapmountError, StateError
 from snapmount.host.processes import Process
@@ -26,7 +26,7 @@ from ..strategies import PROPERTY, confinable_text, disk_names, processes, text
 
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 DEAD = Process(1, 1, "")  # not the first process, which was started before that
-BUSES = list(attachment.PREFIXES)
+BUSES = list(helperdisk.PREFIXES)
 
 snapshot_ids = st.from_regex(r"[0-9a-f]{8}", fullmatch=True)
 # As libvirt's schema has them (diskTarget)
@@ -70,7 +70,7 @@ def test_target_names_are_free_distinct_and_the_first_such(taken: set[str], bus:
     assert len(set(found)) == count
     assert not set(found) & taken
     assert found == sorted(found, key=lambda name: (len(name), name))
-    assert all(name.startswith(attachment.PREFIXES[bus]) for name in found)
+    assert all(name.startswith(helperdisk.PREFIXES[bus]) for name in found)
     before_the_last = slots.free_targets(a_domain(taken | set(found), controllers), bus, 1)
     assert (len(found[-1]), found[-1]) < (len(before_the_last[0]), before_the_last[0])
 
@@ -98,7 +98,7 @@ def test_on_scsi_the_place_that_libvirt_derives_from_the_name_must_be_free_too()
 @PROPERTY
 @given(snapshot_ids, disk_names)
 def test_a_serial_fits_into_virtio_s_field_and_begins_with_the_snapshot(snapshot: str, disk: str) -> None:
-    serial = attachment.serial(snapshot, disk)
+    serial = helperdisk.serial(snapshot, disk)
     assert len(serial.encode()) <= 20
     assert serial.startswith(f"{snapshot}-{disk[:11]}")
 
@@ -106,8 +106,8 @@ def test_a_serial_fits_into_virtio_s_field_and_begins_with_the_snapshot(snapshot
 @PROPERTY
 @given(snapshot_ids, disk_names)
 def test_an_alias_tells_the_snapshot_and_one_that_is_not_ours_tells_none(snapshot: str, disk: str) -> None:
-    assert attachment.snapshot_of(attachment.alias(snapshot, disk)) == snapshot
-    assert attachment.snapshot_of(disk) is None
+    assert helperdisk.snapshot_of(helperdisk.alias(snapshot, disk)) == snapshot
+    assert helperdisk.snapshot_of(disk) is None
 
 
 def test_the_device_file_is_told_as_udev_names_it() -> None:

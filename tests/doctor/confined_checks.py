@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from snapmount.core import attachment
+from snapmount.core import helperdisk
 from snapmount.core.iscsi import PORT, Credentials, Lun, Target
 from snapmount.core.publishing import parse_portal
 
@@ -217,7 +217,7 @@ def test_a_helper_reads_the_view_that_is_plugged_into_it(original: vm.VM, taken:
         assert is_confined(helper)
         assert set(map(str, view(taken))) <= opened(helper)
         for disk in attached:
-            monitor(helper, attachment.alias(taken["id"], disk["disk"]), "aio_read 0 1M")
+            monitor(helper, helperdisk.alias(taken["id"], disk["disk"]), "aio_read 0 1M")
             wait_for(partial(has_been_read, helper, disk["target"]), f"{disk['target']} has been read")
         assert [file.stat() for file in view(taken)] == owners, "nothing was relabelled"
         helper.virsh("destroy", helper.name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ... import __version__
-from ...core.attachment import PREFIXES
+from ...core.helperdisk import PREFIXES
 from ...errors import UsageError
 from ...sources import kinds
 from . import options, values

@@ -11,7 +11,7 @@ from ...core.document import from_document
 from ...core.fingerprint import Fingerprint
 from ...core.imagechain import Chain, Layer
 from ...core.user import User
-from ...records.documents import HasSource
+from ...records.kept import HasSource
 from ..sourcestate import SourceState
 
 KIND = "offline"

@@ -19,8 +19,7 @@ from ...errors import StateError, UnreachableError
 from ...host.processes import is_stopped
 from ...hypervisor import Domain, connected
 from ...hypervisor.domain import BEGIN_S
-from ...records.documents import HasSource
-from ...records.kept import Kept
+from ...records.kept import HasSource, Kept
 from ...records.record import Record
 from . import state
 from .scratch import files

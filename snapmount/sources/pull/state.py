@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...core.checkpoint import Increment
 from ...core.document import from_document
-from ...records.documents import HasSource
+from ...records.kept import HasSource
 from ..sourcestate import SourceState
 from .space import DEFAULT_POLICY, ScratchPolicy
 
