@@ -22,10 +22,10 @@ from pathlib import Path
 import fragmented
 import guest
 import luns
+import storage
 from peers import PEERS, Shown, nbd_server, resident_bytes
-from reading import MIB, drop, make_image, sequential
+from reading import FIO_S, MIB, drop, make_image, sequential
 
-FIO_S = 3
 SPARSE_SIZE = 100 << 30
 SPARSE_DATA = 12 * MIB
 
@@ -166,7 +166,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="measurements of each row and peer (default: 5)")
     parser.add_argument("--size", type=int, default=512, help="MiB of the disk (default: 512)")
     parser.add_argument("--json", help="write all figures to this file")
-    parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}, iscsi, sparse copy, map, guest (default: all)")
+    parser.add_argument(
+        "rows", nargs="*", help=f"of {', '.join(ROWS)}, iscsi, sparse copy, map, guest, storage (default: all)"
+    )
     arguments = parser.parse_args()
     rows = [row for row in ROWS if not arguments.rows or any(word in row for word in arguments.rows)]
     image = Path("/var/tmp/snapmount-bench-image")
@@ -184,6 +186,7 @@ def main() -> None:
             figures["sparse copy, 100 GiB"] = sparse_figures(sparse, arguments.repeat)
         maps = fragmented.measure(arguments.repeat) if not arguments.rows or "map" in arguments.rows else {}
         guests = guest.measure(arguments.repeat) if not arguments.rows or "guest" in arguments.rows else {}
+        stored = storage.measure(arguments.repeat) if not arguments.rows or "storage" in arguments.rows else {}
     finally:
         image.unlink(missing_ok=True)
         sparse.unlink(missing_ok=True)
@@ -194,6 +197,8 @@ def main() -> None:
         print(fragmented.report(maps))
     if guests:
         print(guest.report(guests))
+    if stored:
+        print(storage.report(stored))
     if arguments.json:
         machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
         Path(arguments.json).write_text(
@@ -205,6 +210,7 @@ def main() -> None:
                     "iscsi": over_iscsi,
                     "map": maps,
                     "guest": guests,
+                    "storage": stored,
                 },
                 indent=2,
             )

@@ -1,13 +1,14 @@
 """Measures what a snapshot costs the guest, and how soon it can be read: with a real VM, the test suite's.
 
 The guest writes 512 bytes at a time at random places of two disks, each write when the one before has completed; it
-tells twice a second how many it has made and how long the longest took.
+tells ten times a second how many it has made and how long the longest took.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,31 +36,40 @@ class Writes:
     """What the guest's writes took in one window of time."""
 
     mean_us: float
+    tail_us: float  # the longest in a tenth of a second: the median
     longest_us: float
 
 
-def window(guest: vm.VM) -> Writes:
+def longest_us(output: str) -> list[int]:
+    """The longest writes, one in each tenth of a second, of which the guest tells in these lines."""
+    return [int(each) for each in re.findall(r"longest_us=(\d+)", output)]
+
+
+def window(guest: vm.VM, for_s: float = WINDOW_S) -> Writes:
     """Watch the guest for a while."""
     guest.keeps_writing()
     printed, first, begin = len(guest.output()), guest.written(), time.perf_counter()
-    time.sleep(WINDOW_S)
+    time.sleep(for_s)
     guest.keeps_writing()
     seconds = time.perf_counter() - begin
-    longest = max(int(each) for each in re.findall(r"longest_us=(\d+)", guest.output()[printed:]))
-    return Writes(seconds / (guest.written() - first) * 1e6, longest)
+    longest = longest_us(guest.output()[printed:])
+    return Writes(seconds / (guest.written() - first) * 1e6, statistics.median(longest), max(longest))
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[list[float]]:
-    """Read the file over and over, past the page cache; afterwards the list has the speed in bytes a second."""
-    stop, speeds = threading.Event(), [0.0]
+def reading(paths: Sequence[Path], piece: int = PIECE, at_most: float = math.inf) -> Iterator[list[float]]:
+    """Read pieces of the files, all of one size, in turn, over and over, past the page cache, at no more bytes a second
+    than that; afterwards the list has the speed.
+    """
+    stop, speeds, size = threading.Event(), [0.0], paths[0].stat().st_size
 
     def read() -> None:
         total, begin = 0, time.perf_counter()
-        while not stop.is_set():
-            start = total % DISK_BYTES
-            sequential(path, direct=True, start=start, stop=start + PIECE)
-            total += PIECE
+        while not stop.wait(begin + total / at_most - time.perf_counter()):
+            number, file = divmod(total // piece, len(paths))
+            start = number * piece % size
+            sequential(paths[file], direct=True, start=start, stop=start + piece)
+            total += piece
         speeds[0] = total / (time.perf_counter() - begin)
 
     thread = threading.Thread(target=read)
@@ -110,7 +120,7 @@ def one_round(guest: vm.VM, figures: dict[str, list[float]]) -> None:
                         path = Path(mountpoint) / disk["file"]
                     else:
                         path = stack.enter_context(show(socket, disk["name"], DISK_BYTES)).path
-                    with reading(path) as speeds:
+                    with reading([path]) as speeds:
                         watch(f"read by {peer}")
                     note(f"that reader's speed, {peer} (MiB/s)", speeds[0] / (1 << 20))
         finally:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import random
+import subprocess
 import time
 from pathlib import Path
 
 MIB = 1 << 20
+FIO_S = 3
 
 
 def sequential(path: Path, block: int = MIB, direct: bool = False, start: int = 0, stop: int | None = None) -> float:
@@ -25,6 +28,15 @@ def sequential(path: Path, block: int = MIB, direct: bool = False, start: int = 
             return (stop - start) / (time.perf_counter() - begin)
     finally:
         os.close(descriptor)
+
+
+def random_reads(path: Path, readers: int, direct: bool) -> float:
+    """So many readers, of 4 KiB at random places; reads a second."""
+    command = ["fio", "--name=r", f"--filename={path}", "--readonly", "--rw=randread", "--bs=4k", "--ioengine=psync"]
+    command += [f"--direct={int(direct)}", "--invalidate=0", f"--numjobs={readers}", "--thread", "--group_reporting"]
+    command += [f"--runtime={FIO_S}", "--time_based", "--output-format=json"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    return float(json.loads(done.stdout)["jobs"][0]["read"]["iops"])
 
 
 def drop(path: Path) -> None:

@@ -46,6 +46,7 @@ class Disk:
     iothread: bool = False  # a thread of its own serves it
     block_bytes: int = 512  # of a logical block
     place: Path | None = None  # the directory of its images; None: the VM's
+    device: Path | None = None  # what the image of a block disk is written to, in the place of a loop device
 
 
 @dataclass
@@ -320,7 +321,7 @@ def _direct_kernel(vm: VM, command_line: str, *, has_tpm: bool) -> str:
 def _disk_xml(directory: Path, disk: Disk, stack: contextlib.ExitStack) -> str:
     path, is_block = make_image(disk.place or directory, disk), disk.kind in ("block", "qcow2-block")
     if is_block:
-        path = loop_device(path, stack)
+        path = _on_device(path, disk.device) if disk.device else loop_device(path, stack)
     form = "raw" if disk.kind in ("raw", "block") else "qcow2"
     thread = " iothread='1'" if disk.iothread else ""
     blockio = f"<blockio logical_block_size='{disk.block_bytes}' physical_block_size='{disk.block_bytes}'/>"
@@ -331,6 +332,11 @@ def _disk_xml(directory: Path, disk: Disk, stack: contextlib.ExitStack) -> str:
         f"<driver name='qemu' type='{form}'{thread}/><source {attribute}={quoteattr(str(path))}/>"
         f"<target dev='{disk.name}' bus='virtio'/>{blockio}</disk>"
     )
+
+
+def _on_device(image: Path, device: Path) -> Path:
+    shutil.copyfile(image, device)
+    return device
 
 
 def make_image(directory: Path, disk: Disk) -> Path:
