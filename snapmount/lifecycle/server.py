@@ -1,9 +1,8 @@
 """Runs a session in the background: a process of its own that tells, over a socket, how it goes until the view is
 ready.
 
-The messages are JSON, one a line: {"tell": TEXT}, {"ready": ID}, {"error": {"message", "remedy", "evidence",
-"exit_code"}}.  If the foreground process goes away before the view is ready, or is to, the session sees its side of the
-socket close and undoes everything.
+The messages are JSON, one a line, each a Message.  If the foreground process goes away before the view is ready, or is
+to, the session sees its side of the socket close and undoes everything.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import trio
 
 from ..core import names
+from ..core.document import from_document, to_document
 from ..errors import InterruptedByUserError, SnapmountError
 from ..host import interruptible, logs, processes, signals
 from ..host.processes import Process
@@ -30,6 +30,36 @@ from ..records.store import Store
 from . import deletion, session, standby
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A SnapmountError, as a message has it."""
+
+    message: str
+    remedy: str | None
+    evidence: tuple[str, ...]
+    exit_code: int  # each kind of error has one of its own
+
+    @classmethod
+    def of(cls, error: SnapmountError) -> Failure:
+        return cls(error.message, error.remedy, tuple(error.evidence), error.exit_code)
+
+    def error(self) -> SnapmountError:
+        """The error of the same kind."""
+        kinds: list[type[SnapmountError]] = [SnapmountError, *SnapmountError.__subclasses__()]
+        found = next(kind for kind in kinds if kind.exit_code == self.exit_code)(self.message, self.remedy)
+        found.evidence = self.evidence
+        return found
+
+
+@dataclass(frozen=True)
+class Message:
+    """One of these."""
+
+    tell: str | None = None  # how it goes
+    ready: str | None = None  # the id of the snapshot whose view is readable
+    error: Failure | None = None  # it has come to nothing
 
 
 class SocketReporter:
@@ -57,7 +87,7 @@ class SocketReporter:
         self.log_to_user()
 
     def ready(self, record: Record) -> None:
-        self._send({"ready": record.id})
+        self._send(Message(ready=record.id))
         self._is_ready = True
         self._sock.shutdown(socket.SHUT_WR)
 
@@ -69,8 +99,7 @@ class SocketReporter:
         if self._is_ready:
             log.error("%s", error.message)
         else:
-            told = {"message": error.message, "remedy": error.remedy, "evidence": error.evidence}
-            self._send({"error": {**told, "exit_code": error.exit_code}})
+            self._send(Message(error=Failure.of(error)))
 
     async def wait_abandoned(self) -> None:
         await trio.lowlevel.wait_readable(self._sock)
@@ -84,11 +113,11 @@ class SocketReporter:
 
     def _tell(self, text: str) -> None:
         if not self._is_ready:
-            self._send({"tell": text})
+            self._send(Message(tell=text))
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: Message) -> None:
         try:
-            self._sock.sendall(json.dumps(message).encode() + b"\n")
+            self._sock.sendall(json.dumps(to_document(message)).encode() + b"\n")
         except OSError:
             pass  # nobody listens any more: wait_abandoned() tells
 
@@ -189,30 +218,22 @@ def _undo_what_is_left(death: ServerDiedError, server: Process, store: Store) ->
 
 def _wait_ready(sock: socket.socket, server: Process, tell: Callable[[str], None]) -> str:
     for message in _messages(sock):
-        if "tell" in message:
-            tell(message["tell"])
-        elif "ready" in message:
-            return str(message["ready"])
-        elif "error" in message:
+        if message.tell is not None:
+            tell(message.tell)
+        elif message.ready is not None:
+            return message.ready
+        elif message.error is not None:
             os.waitpid(server.pid, 0)
-            raise _remote_error(**message["error"])
+            raise message.error.error()
     _, status = os.waitpid(server.pid, 0)
     code = os.waitstatus_to_exitcode(status)
     raise ServerDiedError(f"signal {-code}" if code < 0 else f"exit status {code}")
 
 
-def _messages(sock: socket.socket) -> Iterator[dict[str, Any]]:
+def _messages(sock: socket.socket) -> Iterator[Message]:
     with sock.makefile("rb") as lines:
         for line in lines:
-            yield json.loads(line)
-
-
-def _remote_error(message: str, remedy: str | None, exit_code: int, evidence: Sequence[str]) -> SnapmountError:
-    """The error of that exit code: each kind has one of its own."""
-    kinds: list[type[SnapmountError]] = [SnapmountError, *SnapmountError.__subclasses__()]
-    error = next(kind for kind in kinds if kind.exit_code == exit_code)(message, remedy)
-    error.evidence = tuple(evidence)
-    return error
+            yield from_document(Message, json.loads(line))
 
 
 def _serve(begin: session.Begin, store: Store, sock: socket.socket, verbose: bool) -> NoReturn:
