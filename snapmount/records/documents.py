@@ -72,7 +72,7 @@ def write_bytes(path: Path, content: bytes, *, lasts: bool = False) -> None:
                 os.fsync(f.fileno())
         new.replace(path)
         if lasts:
-            _sync(path.parent)
+            sync_names(path.parent)
     except OSError:
         with contextlib.suppress(OSError):
             new.unlink()
@@ -84,8 +84,11 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f"{path.name}.new")
 
 
-def _sync(directory: Path) -> None:
-    """Have the directory's names on the disk; where its file system cannot do that (EINVAL), they come there later."""
+def sync_names(directory: Path) -> None:
+    """Have the directory's names on the disk, if its file system can do that (EINVAL), else they come there later.
+
+    Raises OSError.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -219,7 +219,9 @@ class Store:
             raise locks.cannot_write(directory, error) from error
         try:
             lease = Lease(self, record, locks.lock(directory, os.O_CREAT))
-            documents.write(directory / "record.json", record)
+            documents.write(directory / "record.json", record, lasts=lease.lasts)
+            if lease.lasts:
+                documents.sync_names(parent)
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             self.remove_if_empty()
@@ -278,6 +280,11 @@ class Lease:
         """The snapshot's runtime directory."""
         return self.store.path(self.record.id)
 
+    @property
+    def lasts(self) -> bool:
+        """Whether a restart of the host leaves the record, also a power cut: what is written is on the disk then."""
+        return self.directory.parent == self.store.lasting
+
     def release(self) -> None:
         """Let go of the lock; only once, at the end."""
         os.close(self._lock)
@@ -316,7 +323,7 @@ class Lease:
 
     def _write(self, name: str, content: bytes) -> None:
         try:
-            documents.write_bytes(self.directory / name, content)
+            documents.write_bytes(self.directory / name, content, lasts=self.lasts)
         except OSError as error:
             raise locks.cannot_write(self.directory, error) from error
 

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapmount.core.document import dump, from_document, to_document
+from snapmount.core.iscsi import Credentials
 from snapmount.core.lifecycle import State
 from snapmount.errors import NotFoundError, StateError
 from snapmount.host.identity import Host
@@ -589,6 +590,35 @@ def test_a_record_that_lasts_is_found_without_the_runtime_directory_and_leaves_n
     assert after_reboot.find(ID[:4]).id == ID
     long.forget()
     assert not lasting.exists()
+
+
+def test_what_lasts_is_on_the_disk_before_it_has_its_name_and_so_is_the_name_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut leaves a record that is empty, and clones that nobody shows again."""
+    store, synced, fsync = OwnStore(tmp_path / "run", tmp_path / "lasting"), list[str](), os.fsync
+
+    def note(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(os, "fsync", note)
+    store.lease(a_record(a_snapshot(OTHER_ID))).update(state=State.ACTIVE)
+    assert synced == []
+
+    lease = store.lease(a_record(), lasts=True)
+    directory = str(lease.directory)
+    assert synced == [f"{directory}/record.json.new", directory, str(tmp_path / "lasting")]
+    writes: list[tuple[str, Callable[[], object]]] = [
+        ("record.json", lambda: lease.update(state=State.ACTIVE)),
+        ("credentials.json", lambda: lease.write_credentials(Credentials("snapmount", "secret-secret"))),
+        ("domain.xml", lambda: lease.write_definition("<domain/>")),
+        ("nvram", lambda: lease.write_nvram(b"variables")),
+    ]
+    for name, write in writes:
+        synced.clear()
+        write()
+        assert synced == [f"{directory}/{name}.new", directory]
 
 
 def test_after_a_reboot_the_clock_tells_when_a_snapshot_expires() -> None:

@@ -134,7 +134,7 @@ def the_file_system_of_the_clones_fills_up(scene: Scene) -> None:
 def the_server_is_killed_and_its_standby_removes_the_clones(scene: Scene) -> None:
     with _filled_beside_clones(scene, then=scene.kill_server):
         wait_for(lambda: not clones.places(scene.stage.images["xfs"]), "the clone is gone")
-        assert scene.state() == "dead"
+        scene.state_becomes("dead")  # once the standby has let go of it
         scene.nobody_reads()
         scene.delete()
 
