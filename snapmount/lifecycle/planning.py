@@ -30,6 +30,7 @@ from . import checkpoints
 log = logging.getLogger(__name__)
 
 CHECK_S = 10.0
+NO_LUNS = "no --iscsi   (a mount shows the URLs)"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
     except StateError:
         check_alone(domain, request.connect, store)  # what refuses may be that of a snapshot taken since then
         raise
+    if request.luns and {disk.name for disk in planned.disks} <= set(planned.elsewhere):
+        what = f"{domain.name}: this host will be able to read no disk of the snapshot, of which there are URLs alone"
+        raise StateError(what, NO_LUNS)
     snapshot = Snapshot(
         id=subject.snapshot_id,
         vm_name=domain.name,

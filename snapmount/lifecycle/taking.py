@@ -53,7 +53,7 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
                 await checkpoints.sweep(planned.subject.domain.uuid, store, reporter.warn)
             await _make(planned, lease)
             if request.luns:
-                lease.record.snapshot.check_readable("no --iscsi   (a mount shows the URLs)")
+                lease.record.snapshot.check_readable(planning.NO_LUNS)
         guard = await stack.enter_async_context(guarded(lease))
         images = await stack.enter_async_context(registry.of(lease.record).open(lease.record, guard.watch))
         _note_sizes(lease, images)

@@ -51,6 +51,7 @@ class Plan:
     cost: Cost
     checkpoint: str | None = None  # the name of the one that it would make
     directory: str | None = None  # that it will make: named `snapmount-ID`, so that the journal tells whose it is
+    elsewhere: tuple[str, ...] = ()  # disks that will have URLs alone, as far as that is known
 
 
 @dataclass(frozen=True)

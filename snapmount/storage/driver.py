@@ -50,6 +50,7 @@ class Offer:
     pause_s: float  # how long the guest is expected to be paused for it
     remedy: str | None = None  # what would make that shorter
     guest_pays: str = ""  # what it costs the guest as long as it is there, in words for `doctor`
+    gives_url: bool = False  # whether it is known already that what is frozen cannot be read here
     is_concurrent: bool = False  # whether others like it, made at the same time, do not make it longer
 
 

@@ -91,7 +91,8 @@ class HookDriver:
             raise StateError(f"{origin}: {hook}: {answer.why_not}")
         kept = HookKept(hook, task.snapshot_id, _name(task.snapshot_id, origin), task.reader, answer.state)
         clone = Clone(NAME, (origin,), (), to_document(kept))
-        return Offer(clone, answer.pause_s, answer.remedy, answer.guest_pays, is_concurrent=True)
+        costs = (answer.pause_s, answer.remedy, answer.guest_pays)
+        return Offer(clone, *costs, gives_url=answer.gives_url, is_concurrent=True)
 
     async def _serving(self, known: Sequence[str]) -> str | None:
         if self._hook is not None:

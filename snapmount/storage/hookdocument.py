@@ -96,6 +96,7 @@ class PlanAnswer:
     pause_s: float | None = None  # how long take is expected to last
     remedy: str | None = None  # what would make that shorter
     guest_pays: str = ""
+    gives_url: bool = False  # whether frozen will be a URL
     state: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -179,9 +179,16 @@ def main() -> int:
         "--first", metavar="N", type=int, default=1, help="the number of the first round, to run one again"
     )
     parser.add_argument("--fault", metavar="TEXT", default="", help="only the rounds whose fault's name has TEXT in it")
+    parser.add_argument(
+        "--source", choices=ANY, action="append", help="only the rounds whose snapshot is taken by it (repeatable)"
+    )
     wanted = parser.parse_args()
     numbers = range(wanted.first, wanted.first + wanted.rounds)
-    rounds = [each for each in (Round.of(wanted.seed, number) for number in numbers) if wanted.fault in each.fault.name]
+    rounds = [
+        each
+        for each in (Round.of(wanted.seed, number) for number in numbers)
+        if wanted.fault in each.fault.name and each.source in (wanted.source or ANY)
+    ]
     with signals.clearing_up(), libvirtd.running():
         remove_left_over()
         outcomes = soak(rounds, tell)

@@ -98,7 +98,7 @@ async def test_the_life_of_a_snapshot_is_a_question_for_each_step(path: Path) ->
     assert await driver.why_not(ORIGIN) is None
     (offer,) = await offered(driver, ORIGIN)
     assert (offer.pause_s, offer.remedy, offer.guest_pays) == (0.25, "a faster filer", "little")
-    assert offer.is_concurrent
+    assert (offer.is_concurrent, offer.gives_url) == (True, False)
     assert asked(program, "plan") == {
         "version": 1,
         "verb": "plan",

@@ -70,6 +70,12 @@ class Choice:
         return "; ".join(dict.fromkeys(offer.guest_pays for offer in self.offers if offer.guest_pays))
 
     @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """The disks whose snapshots this host will not be able to read."""
+        origins = {origin for offer in self.offers if offer.gives_url for origin in offer.clone.origins}
+        return tuple(dict.fromkeys(disk for origin, disk in self.disks.items() if origin in origins))
+
+    @property
     def longest(self) -> Offer:
         return max(self.offers, key=lambda offer: offer.pause_s)
 

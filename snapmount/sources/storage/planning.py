@@ -79,7 +79,7 @@ async def plan_snapshot(subject: Subject) -> Plan:
     needs = await _judge_space(subject, state, disks)
     pause_s = chosen_clones.pause_s if is_to_pause and state.needs_pause else 0.0
     cost = Cost(chosen_clones.drivers, pause_s, chosen_clones.guest_pays, needs)
-    return Plan(disks, to_document(state), cost, directory=state.directory)
+    return Plan(disks, to_document(state), cost, directory=state.directory, elsewhere=chosen_clones.elsewhere)
 
 
 def _check_guest(subject: Subject, run_id: int) -> None:

@@ -173,6 +173,12 @@ def test_one_whose_disks_are_all_urls_is_shown_and_nothing_else(
     assert f": vda is at {URL}\n  try: no --iscsi" in said
     assert traces.found() == []
 
+    hook.write_text(HOOK.replace('"pause_s": 0', '"pause_s": 0, "gives_url": true'))
+    said = refused("--iscsi", *take, code=4)
+    assert f"{off.name}: this host will be able to read no disk of the snapshot, of which there are URLs alone" in said
+    assert traces.found() == []
+
+    hook.write_text(HOOK)
     taken = snapmount_json(*take, mountpoint)
     assert (mountpoint / "vda.url").read_text() == f"{URL}\n"
     for words in (["boot", off.name], ["attach", off.name, helper.name]):

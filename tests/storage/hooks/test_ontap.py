@@ -74,6 +74,7 @@ async def test_a_lun_s_snapshot_is_the_url_of_its_volume_s(driver: HookDriver, f
         volume = filer.add_volume(name)
         filer.add_lun(volume, SERIAL if name == "vms" else f"{name:12}")
     offer = await offered(driver, DEVICE)
+    assert offer.gives_url
     assert (offer.pause_s, offer.guest_pays) == (
         0.8,
         "blocks that it overwrites stay allocated in the volume vs0:vms",
