@@ -578,7 +578,9 @@ def test_root_s_records_are_in_run_and_a_user_s_in_the_user_s_runtime_directory(
     assert Store.of_user(kinds.check).directory == expected, "homes may be shared by hosts"
 
 
-def test_a_record_that_lasts_is_found_without_the_runtime_directory_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_record_that_lasts_is_found_without_the_runtime_directory_and_leaves_nothing(
+    tmp_path: Path, scratch_parent: Path
+) -> None:
     directory, lasting = tmp_path / "run", tmp_path / "lasting"
     store = OwnStore(directory, lasting)
     short, long = store.lease(a_record(a_snapshot(OTHER_ID))), store.lease(a_record(), lasts=True)
@@ -593,7 +595,7 @@ def test_a_record_that_lasts_is_found_without_the_runtime_directory_and_leaves_n
 
 
 def test_what_lasts_is_on_the_disk_before_it_has_its_name_and_so_is_the_name_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scratch_parent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a power cut leaves a record that is empty, and clones that nobody shows again."""
     store, synced, fsync = OwnStore(tmp_path / "run", tmp_path / "lasting"), list[str](), os.fsync
