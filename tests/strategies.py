@@ -51,6 +51,7 @@ snapshots = st.builds(
             origin=file_names,
             allocated_bytes=st.none() | st.integers(min_value=0, max_value=1 << 63),
             logical_block_size_bytes=st.sampled_from([512, 4096]),
+            qcow2_cluster_size_bytes=st.sampled_from([4096, 65536, 1 << 21]),
         )
     ).map(tuple),
     left_out=st.lists(st.builds(LeftOut, name=text, why=text)).map(tuple),

@@ -12,8 +12,10 @@ from contextlib import AbstractAsyncContextManager
 import trio
 
 from snapmount.core.image import Image
+from snapmount.core.qcow2layout import CLUSTER_BYTES
 from snapmount.images import nbd
 from snapmount.publish.fuse import filesystem
+from snapmount.publish.qcow2 import Qcow2Image
 from snapmount.publish.tree import File, MapText, RawImage, Tree
 
 
@@ -23,6 +25,7 @@ async def serve(mountpoint: str, opened: Sequence[AbstractAsyncContextManager[Im
     async with contextlib.AsyncExitStack() as stack:
         images = [await stack.enter_async_context(each) for each in opened]
         files = [File(f"{image.name}.raw", RawImage(image)) for image in images]
+        files += [File(f"{image.name}.qcow2", Qcow2Image(image, CLUSTER_BYTES)) for image in images]
         files += [File(f"{image.name}.map", MapText(image)) for image in images]
         tree = Tree(files, 0, os.geteuid(), os.getegid())
         view = await stack.enter_async_context(filesystem.mounted(tree, mountpoint, "snapmount:bench"))

@@ -39,6 +39,7 @@ def take(arguments: argparse.Namespace) -> Request:
         since=arguments.since,
         allow_other=arguments.allow_other,
         read_timeout_s=arguments.read_timeout,
+        cluster_bytes=arguments.cluster_size,
         verbs_meant=tuple(arguments.verbs_meant),
         options=_scratch(arguments) | _storage(arguments),
     )

@@ -5,9 +5,12 @@ Kept as runs in flat arrays, sixteen bytes a run, so that a disk with a million 
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+
+from .extents import ZERO, ExtentMap
 
 
 class Runs:
@@ -80,6 +83,17 @@ class Clusters:
         self.data = Runs()
         self.zero = Runs()
         self._zeros: tuple[int, int] | None = None  # the last extent, whose next one may continue it
+
+    @classmethod
+    def of_data(cls, extents: ExtentMap, cluster_bytes: int) -> Clusters:
+        """Those of all data of a disk; what is zero is in no cluster."""
+        clusters = cls(extents.end, cluster_bytes)
+        starts, flags = extents.arrays()
+        borders = itertools.pairwise(itertools.chain(starts, [extents.end]))
+        for (start, end), flag in zip(borders, flags, strict=True):
+            if not flag & ZERO:
+                clusters.add_data(start, end)
+        return clusters
 
     @property
     def total(self) -> int:

@@ -64,6 +64,10 @@ class OnDisk:
     offset: int
     length: int
 
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
 
 @dataclass(frozen=True)
 class Placement:

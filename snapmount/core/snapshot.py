@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from ..errors import StateError
+from ..errors import StateError, UsageError
+from . import units
 from .blocksize import DEFAULT_BLOCK_SIZE
 from .document import Reshaped, from_document
 from .leftout import LeftOut
+from .qcow2layout import CLUSTER_BYTES, default_cluster_bytes, smallest_cluster_bytes
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Disk(Reshaped):
     allocated_bytes: int | None = None  # what its images took on the host then, backing files included, if known
     logical_block_size_bytes: int = DEFAULT_BLOCK_SIZE  # the guest's; partition tables count in it
     full: str | None = None  # why all of it counts as changed, if changes since a checkpoint are asked for
+    qcow2_cluster_size_bytes: int = CLUSTER_BYTES
 
     @property
     def file(self) -> str:
@@ -32,12 +35,35 @@ class Disk(Reshaped):
         return f"{self.name}.raw"
 
     @property
+    def qcow2_file(self) -> str:
+        """The same as a thin qcow2 image."""
+        return f"{self.name}.qcow2"
+
+    @property
     def lun_file(self) -> str:
         """What backs its LUN: a file in the mount that is not listed."""
         return f".{self.name}.lun"
 
+    def with_clusters(self, asked_bytes: int | None) -> Disk:
+        """The disk with the cluster size of its qcow2 file: the one that is asked for, else that for its size.
+
+        Raises UsageError if QEMU's limits for tables do not let the disk have such small ones.
+        """
+        smallest = smallest_cluster_bytes(self.size_bytes)
+        if asked_bytes is not None and asked_bytes < smallest:
+            asked, needed = units.size(asked_bytes), f"{smallest // units.KIB}K"
+            what = f"clusters of {asked} are too small for a qcow2 file of {self.name}, which has"
+            raise UsageError(f"{what} {units.size(self.size_bytes)}", f"--cluster-size {needed}")
+        chosen = default_cluster_bytes(self.size_bytes) if asked_bytes is None else asked_bytes
+        return replace(self, qcow2_cluster_size_bytes=chosen)
+
+    def of_size(self, size_bytes: int) -> Disk:
+        """The disk when its true size is known."""
+        clusters = max(self.qcow2_cluster_size_bytes, smallest_cluster_bytes(size_bytes))
+        return replace(self, size_bytes=size_bytes, qcow2_cluster_size_bytes=clusters)
+
     def document_of(self, written: dict[str, Any]) -> dict[str, Any]:
-        return written | {"file": self.file}
+        return written | {"file": self.file, "qcow2_file": self.qcow2_file}
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ ALLOCATION: str = nbd.CONTEXT_BASE_ALLOCATION
 THREADS = Threads("nbd", 40)  # those that QEMU may hold up
 CONNECTIONS = 4  # of an image, for its reads
 DIRECT_CONNECTIONS = 4  # of each way past Python
-DIRECT_WAYS = 2  # of an image: its file, and its LUN
+DIRECT_WAYS = 3  # of an image: its two files, and its LUN
 MOST_CONNECTIONS = 80  # of all images: QEMU takes 100 and lets others wait (since 9.1, and in older ones as mended)
 CONNECT_S = 10.0
 

@@ -62,6 +62,7 @@ class Request:
     since: str | None = None  # the checkpoint from which on changes are asked for
     allow_other: bool = False
     read_timeout_s: float = 30.0
+    cluster_bytes: int | None = None  # of the qcow2 files; None: as is usual for a disk of that size
     verbs_meant: tuple[str, ...] = ()  # that the VM's name may be a slip for
     booting: Process | None = None  # the command that takes it to boot on it: it ends with that and its scratch VMs
 
@@ -109,7 +110,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         created=datetime.now(UTC),
         source=planned.state["kind"],
         quiesced=request.quiesce,
-        disks=planned.disks,
+        disks=tuple(disk.with_clusters(request.cluster_bytes) for disk in planned.disks),
         left_out=subject.selection.left_out,
         checkpoint=planned.checkpoint,
         since=subject.since.name if subject.since else None,

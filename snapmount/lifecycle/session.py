@@ -32,6 +32,7 @@ from ..host.interruptible import received
 from ..host.processes import Process
 from ..publish import iscsi
 from ..publish.fuse import filesystem
+from ..publish.qcow2 import Qcow2Image
 from ..publish.tree import Constant, File, MapText, RawImage, Tree
 from ..records.record import Record
 from ..records.store import Lease
@@ -190,10 +191,9 @@ def _tree(lease: Lease, images: Sequence[Image], variables: bytes | None) -> Tre
     listed.
     """
     snapshot, xml = lease.record.snapshot, lease.store.definition(lease.record.id)
-    files = [
-        File(disk.file, RawImage(image, estimate=disk.allocated_bytes))
-        for disk, image in zip(snapshot.disks, images, strict=True)
-    ]
+    shown = [*zip(snapshot.disks, images, strict=True)]
+    files = [File(disk.file, RawImage(image, estimate=disk.allocated_bytes)) for disk, image in shown]
+    files += [File(disk.qcow2_file, Qcow2Image(image, disk.qcow2_cluster_size_bytes)) for disk, image in shown]
     files += [File(f"{image.name}.map", MapText(image)) for image in images]
     files += [File(each.file, Constant(f"{each.url}\n".encode())) for each in snapshot.urls]
     files.append(File("domain.xml", Constant(xml.encode("utf-8", "surrogateescape"))))
@@ -201,7 +201,6 @@ def _tree(lease: Lease, images: Sequence[Image], variables: bytes | None) -> Tre
         files.append(File(snapshot.nvram.file, Constant(variables)))
     files.append(File("snapshot.json", Constant(dump(to_document(snapshot)))))
     if lease.record.publication:
-        shown = zip(snapshot.disks, images, strict=True)
         files += [File(disk.lun_file, RawImage(image, LUN_EXTENTS), is_listed=False) for disk, image in shown]
     user = hypervisor.qemu_user(xml)
     return Tree(files, snapshot.created_ns, user.uid, user.gid, lease.record.is_open)

@@ -90,9 +90,7 @@ async def _make(planned: planning.Plan, lease: Lease) -> None:
 def _note_sizes(lease: Lease, images: Sequence[Image]) -> None:
     """The record has the disks' true sizes from now on."""
     snapshot = lease.record.snapshot
-    sized = tuple(
-        replace(disk, size_bytes=image.size_bytes) for disk, image in zip(snapshot.disks, images, strict=True)
-    )
+    sized = tuple(disk.of_size(image.size_bytes) for disk, image in zip(snapshot.disks, images, strict=True))
     lease.update(snapshot=replace(snapshot, disks=sized))
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ..core.extents import ExtentMap, aligned, coarse, json_map, json_map_size
 from ..core.image import Direct, Image
+from ..core.qcow2layout import Placement
 
 ROOT_INODE = 1
 BLOCK_BYTES = 512  # the unit of st_blocks, whatever st_blksize says (stat(3type))
@@ -50,6 +51,9 @@ class Content(Protocol):
     async def direct(self) -> Direct | None:
         """A faster way to its bytes than read(), where there is one.  Raises OSError."""
 
+    async def placement(self) -> Placement | None:
+        """Where in the file lies what direct() leads to; None: all at its own offset.  Raises OSError."""
+
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """The bytes [offset, offset + length), which lie within the file.  Raises OSError."""
 
@@ -70,6 +74,9 @@ class Constant:
         return _all_data(len(self._data))
 
     async def direct(self) -> None:
+        return None
+
+    async def placement(self) -> None:
         return None
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -106,6 +113,9 @@ class RawImage:
     async def direct(self) -> Direct | None:
         return await self._image.direct()
 
+    async def placement(self) -> None:
+        return None
+
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         return await self._image.read(offset, length)
 
@@ -129,6 +139,9 @@ class MapText:
         return _all_data(await self.size_bytes())
 
     async def direct(self) -> None:
+        return None
+
+    async def placement(self) -> None:
         return None
 
     async def read(self, offset: int, length: int) -> bytes:

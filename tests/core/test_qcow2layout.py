@@ -49,12 +49,7 @@ def content(parts: list[tuple[int, int]], size: int) -> Content:
 
 
 def whole(extents: ExtentMap, cluster_bytes: int) -> Layout:
-    clusters = Clusters(extents.end, cluster_bytes)
-    for extent in extents:
-        if not extent.is_zero:
-            clusters.add_data(extent.start, extent.end)
-    clusters.finish()
-    return Layout(clusters)
+    return Layout(Clusters.of_data(extents, cluster_bytes))
 
 
 def reader(data: bytes) -> Callable[[int, int], bytes]:
@@ -274,12 +269,7 @@ def test_a_million_extents_need_little_memory(tmp_path: Path, cluster_bytes: int
     extents = a_million_extents()
     count = len(extents) // 2
     assert count == 500_000
-    starts, flags = extents.arrays()
-    clusters = Clusters(extents.end, cluster_bytes)
-    for start, flag in zip(starts, flags, strict=True):
-        if not flag & ZERO:
-            clusters.add_data(start, start + 4096)
-    clusters.finish()
+    clusters = Clusters.of_data(extents, cluster_bytes)
     assert sum(each.itemsize * len(each) for each in clusters.data.arrays()) <= 16 * count
     layout = Layout(clusters)
     assert file_extents(layout, extents).data_bytes == layout.metadata_bytes + count * 4096

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from snapmount.core.document import DocumentError, dump, from_document, to_document
 from snapmount.core.leftout import LeftOut
 from snapmount.core.snapshot import Disk, DiskUrl, Nvram, Snapshot
+from snapmount.errors import UsageError
 
 from ..strategies import PROPERTY, snapshots
 
@@ -56,7 +57,9 @@ def test_the_document_has_the_documented_shape() -> None:
                 "allocated_bytes": 1 << 29,
                 "logical_block_size_bytes": 512,
                 "full": None,
+                "qcow2_cluster_size_bytes": 65536,
                 "file": "vda.raw",
+                "qcow2_file": "vda.qcow2",
             }
         ],
         "urls": [{"name": "vdb", "url": "https://filer/1", "file": "vdb.url"}],
@@ -83,6 +86,36 @@ def test_a_document_from_before_block_sizes_were_told_is_read() -> None:
     for disk in document["disks"]:
         del disk["logical_block_size_bytes"]
     assert from_document(Snapshot, document) == SNAPSHOT
+
+
+def test_a_document_from_before_there_were_qcow2_files_is_read() -> None:
+    document = to_document(SNAPSHOT)
+    for disk in document["disks"]:
+        del disk["qcow2_cluster_size_bytes"], disk["qcow2_file"]
+    assert from_document(Snapshot, document) == SNAPSHOT
+
+
+TIB = 1 << 40
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "chosen"),
+    [(0, None, 65536), (16 * TIB, None, 65536), (17 * TIB, None, 2 << 20), (TIB, 4096, 4096), (17 * TIB, 65536, 65536)],
+)
+def test_the_clusters_of_a_qcow2_file_are_as_asked_or_as_usual(size: int, asked: int | None, chosen: int) -> None:
+    assert replace(SNAPSHOT.disks[0], size_bytes=size).with_clusters(asked).qcow2_cluster_size_bytes == chosen
+
+
+def test_clusters_that_qemu_could_not_address_are_refused() -> None:
+    with pytest.raises(UsageError, match="vda, which has 9 TiB") as caught:
+        replace(SNAPSHOT.disks[0], size_bytes=9 * TIB).with_clusters(4096)
+    assert caught.value.remedy == "--cluster-size 8K"
+
+
+def test_a_disk_that_is_larger_than_it_was_said_to_be_has_clusters_for_that() -> None:
+    disk = SNAPSHOT.disks[0].with_clusters(4096)
+    assert disk.of_size(TIB) == replace(disk, size_bytes=TIB)
+    assert disk.of_size(9 * TIB) == replace(disk, size_bytes=9 * TIB, qcow2_cluster_size_bytes=8192)
 
 
 def test_a_document_from_before_disks_had_urls_is_read() -> None:

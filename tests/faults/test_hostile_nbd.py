@@ -297,7 +297,7 @@ def test_replies_past_python_that_make_no_sense_cost_no_wrong_byte(server: Scrip
             with ThreadPoolExecutor(8) as readers:
                 last = list(readers.map(lambda name: _read(told, mountpoint, name), PAST_PYTHON))
             assert process.poll() is None
-            assert len(os.listdir(mountpoint)) == 2 * len(PAST_PYTHON)
+            assert len(os.listdir(mountpoint)) == 3 * len(PAST_PYTHON)
         finally:
             process.terminate()
             process.wait(30)

@@ -36,11 +36,13 @@ def test_a_lost_snapshot_says_why_and_gives_no_bytes(
     own_vm: vm.VM, mountpoint: Path, end_it: Callable[[vm.VM], None], reason: str
 ) -> None:
     snapmount(own_vm.name, mountpoint)
-    (mountpoint / "vda.raw").read_bytes()  # the kernel's page cache holds all of it now
+    for file in ("vda.raw", "vda.qcow2"):
+        (mountpoint / file).read_bytes()  # the kernel's page cache holds all of it now
     end_it(own_vm)
     wait_for(lambda: state_of(own_vm.name) == ("lost", reason.format(name=own_vm.name)), "list says why")
     assert reason.format(name=own_vm.name) in snapmount("list").stdout
-    assert_reads_fail(mountpoint / "vda.raw")
+    for file in ("vda.raw", "vda.qcow2"):
+        assert_reads_fail(mountpoint / file)
     assert_lists_what_cannot_be_read(mountpoint, "vdb", own_vm.disks[1].size)
     assert (mountpoint / "domain.xml").read_text().startswith("<domain"), "what is known still can be read"
     snapmount("delete", own_vm.name)

@@ -25,7 +25,7 @@ from ..rig.tgtd import listens_at, tgtds
 
 pytestmark = pytest.mark.vm
 SEED = 7
-LISTING = ["domain.xml", "snapshot.json", "vda.map", "vda.raw", "vdb.map", "vdb.raw"]
+LISTING = ["domain.xml", "snapshot.json", "vda.map", "vda.qcow2", "vda.raw", "vdb.map", "vdb.qcow2", "vdb.raw"]
 
 
 def facts(mountpoint: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..rig import prefix, traces, vm
+from ..rig import prefix, qcow2, traces, vm
 from ..rig.command import SNAPMOUNT, read_direct, refused, snapmount, snapmount_json
 from ..rig.libvirtd import wait_for
 
@@ -26,7 +26,8 @@ def test_a_snapshot_shows_the_disks_and_leaves_no_trace_when_deleted(writer: vm.
     assert f"{writer.name}: snapshot" in said
     assert f"mounted at {mountpoint}" in said
     assert "left out: sda (CD-ROM)" in said
-    assert sorted(os.listdir(mountpoint)) == ["domain.xml", "snapshot.json", "vda.map", "vda.raw", "vdb.map", "vdb.raw"]
+    disks = [f"{disk}.{kind}" for disk in ("vda", "vdb") for kind in ("map", "qcow2", "raw")]
+    assert sorted(os.listdir(mountpoint)) == ["domain.xml", "snapshot.json", *disks]
     assert [(mountpoint / f"{disk.name}.raw").stat().st_size for disk in writer.disks] == [d.size for d in writer.disks]
     assert writer.has_job()
 
@@ -53,9 +54,24 @@ def test_the_view_is_one_moment_and_the_same_bytes_on_every_later_read(writer: v
     snapmount("delete", writer.name)
 
 
+def test_the_qcow2_files_are_of_the_same_moment_and_have_the_clusters_that_are_asked_for(
+    writer: vm.VM, mountpoint: Path
+) -> None:
+    snapmount("--cluster-size", "4K", writer.name, mountpoint)
+    images = [mountpoint / f"{disk.name}.qcow2" for disk in writer.disks]
+    first = [read_direct(image) for image in images]
+    writer.keeps_writing(3000)
+    assert [read_direct(image) for image in images] == first
+    for image in images:
+        qcow2.assert_sound(image)
+        qcow2.assert_equal(image, image.with_suffix(".raw"))
+        assert qcow2.info(image)["cluster-size"] == 4096
+    snapmount("delete", writer.name)
+
+
 def test_the_verb_take_may_be_said_and_options_may_stand_first(writer: vm.VM, mountpoint: Path) -> None:
     snapmount("--connect", "qemu:///system", "take", "--disk", "vdb", writer.uuid(), mountpoint)
-    assert sorted(os.listdir(mountpoint)) == ["domain.xml", "snapshot.json", "vdb.map", "vdb.raw"]
+    assert sorted(os.listdir(mountpoint)) == ["domain.xml", "snapshot.json", "vdb.map", "vdb.qcow2", "vdb.raw"]
     snapmount("umount", mountpoint)
 
 

@@ -235,6 +235,12 @@ def _add_take(verbs: Any, parents: list[Parser]) -> None:
         help="a read that QEMU does not answer fails then (default: 30)",
     )
     take.add_argument(
+        "--cluster-size",
+        metavar="SIZE",
+        type=values.cluster_size,
+        help="of the qcow2 files in the mount, from 4K to 2M (default: 64K; 2M for disks of more than 16 TiB)",
+    )
+    take.add_argument(
         "--foreground", action="store_true", help="serve the view in this process, until Ctrl-C or an unmount"
     )
     take.add_argument(

@@ -7,6 +7,7 @@ import math
 
 from ...core import units
 from ...core.checkpoint import LAST, is_name
+from ...core.qcow2layout import CLUSTER_BYTES_MAX, CLUSTER_BYTES_MIN
 
 
 def seconds(text: str) -> float:
@@ -63,6 +64,14 @@ def whole(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text} is not a whole number")
     return int(text)
+
+
+def cluster_size(text: str) -> int:
+    """The bytes of a power of two such as 64K."""
+    wanted = size(text)
+    if not CLUSTER_BYTES_MIN <= wanted <= CLUSTER_BYTES_MAX or wanted & (wanted - 1):
+        raise argparse.ArgumentTypeError(f"{text} is not a power of two from 4K to 2M")
+    return wanted
 
 
 def disk_device(text: str) -> tuple[str, str]:

@@ -11,9 +11,11 @@ import sys
 from array import array
 from collections.abc import Callable
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol, TypeAlias, cast
 
 SeekHandler = Callable[[object, int, int, int], None]
+# core.qcow2layout.Placement: start, cluster size, and of each run of clusters the first one and its rank
+Placed: TypeAlias = "tuple[int, int, array[int], array[int]]"
 
 
 class Extension(Protocol):
@@ -32,11 +34,18 @@ class Extension(Protocol):
         """
 
     def add_disk(
-        self, inode: int, size: int, starts: array[int], flags: bytearray, sockets: tuple[int, ...], deadline_s: float
+        self,
+        inode: int,
+        size: int,
+        starts: array[int],
+        flags: bytearray,
+        placed: Placed | None,
+        sockets: tuple[int, ...],
+        deadline_s: float,
     ) -> None:
         """Answer reads of this file: `starts` and `flags` are all of its extents (ExtentMap.arrays()), `sockets`
-        connections to its export as core.image.NbdSockets describes them.  Raises OSError where there are too many
-        disks.
+        connections to its disk's export as core.image.NbdSockets describes them.  Unless the file is the disk byte for
+        byte, `placed` tells where the disk's clusters lie in it.  Raises OSError where there are too many disks.
         """
 
     def add_file(
@@ -45,6 +54,7 @@ class Extension(Protocol):
         size: int,
         starts: array[int],
         flags: bytearray,
+        placed: Placed | None,
         descriptor: int,
         file_bytes: int,
         deadline_s: float,

@@ -22,6 +22,7 @@ import trio
 
 from ...core.extents import ExtentMap, seek_data, seek_hole
 from ...core.image import Direct, LocalFile, NbdSockets
+from ...core.qcow2layout import Placement
 from ...errors import StateError
 from ...host import blocking
 from ..tree import BLOCK_BYTES, ROOT_INODE, Tree, UnknownInodeError
@@ -156,9 +157,9 @@ class Operations(pyfuse3.Operations):
         content = self._tree.file(inode).content
         try:
             with self.stoppable():
-                extents, direct = await content.extents(), await content.direct()
+                extents, placement, direct = await content.extents(), await content.placement(), await content.direct()
                 if extents.end:
-                    _hasten(extension, inode, extents, direct)
+                    _hasten(extension, inode, extents, placement, direct)
         except OSError as error:
             log.warning("%s is read the slow way: %s", self._tree.file(inode).name, error)
 
@@ -198,14 +199,17 @@ class Operations(pyfuse3.Operations):
         return status
 
 
-def _hasten(extension: Extension, inode: int, extents: ExtentMap, direct: Direct | None) -> None:
+def _hasten(
+    extension: Extension, inode: int, extents: ExtentMap, placement: Placement | None, direct: Direct | None
+) -> None:
     """Raises OSError where there are too many disks."""
     starts, flags = extents.arrays()
+    placed = (placement.start, placement.cluster_bytes, *placement.clusters.arrays()) if placement else None
     match direct:
         case NbdSockets(sockets, deadline_s):
-            extension.add_disk(inode, extents.end, starts, flags, sockets, deadline_s)
+            extension.add_disk(inode, extents.end, starts, flags, placed, sockets, deadline_s)
         case LocalFile(descriptor, file_bytes, deadline_s, when_closed):
-            extension.add_file(inode, extents.end, starts, flags, descriptor, file_bytes, deadline_s)
+            extension.add_file(inode, extents.end, starts, flags, placed, descriptor, file_bytes, deadline_s)
             when_closed(partial(extension.drop, inode))
 
 

@@ -62,14 +62,14 @@ def python_stands_still(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.send_signal(signal.SIGUSR2)
 
 
-def until_fast(path: Path, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the file's reads are answered past Python."""
+def until_fast(path: Path, process: subprocess.Popen[bytes], offset: int = 0) -> None:
+    """Wait until the file's reads are answered past Python, at that offset."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)  # Python answers that
 
     def is_fast() -> bool:
         with mmap.mmap(-1, 4096) as buffer:
             with python_stands_still(process):
-                reading = reader.submit(os.preadv, descriptor, [buffer], 0)
+                reading = reader.submit(os.preadv, descriptor, [buffer], offset)
                 done, _ = wait([reading], 0.3)
             return reading.result() == 4096 and bool(done)
 

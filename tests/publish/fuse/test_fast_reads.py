@@ -103,12 +103,12 @@ def read_direct(path: Path, offset: int, length: int) -> bytes:
         os.close(descriptor)
 
 
-def until_fast(path: Path, server: Server) -> None:
-    """Wait until the file's reads are answered past Python, which would not split them."""
+def until_fast(path: Path, server: Server, offset: int = 0) -> None:
+    """Wait until the file's reads, at that offset, are answered past Python, which would not split them."""
 
     def is_split() -> bool:
         before = server.reads()
-        read_direct(path, 0, 2 * PART)
+        read_direct(path, offset, 2 * PART)
         return server.reads() - before == 2
 
     wait_for(is_split, "reads are answered past Python")
@@ -281,9 +281,9 @@ def test_of_too_many_disks_the_last_are_read_by_python() -> None:
         from array import array
         from snapmount.publish.fuse.extension import extension
         for inode in range(2, 2 + 256):
-            extension.add_disk(inode, 512, array("Q", [0]), bytearray(1), (0,), 1.0)
+            extension.add_disk(inode, 512, array("Q", [0]), bytearray(1), None, (0,), 1.0)
         try:
-            extension.add_disk(1000, 512, array("Q", [0]), bytearray(1), (0,), 1.0)
+            extension.add_disk(1000, 512, array("Q", [0]), bytearray(1), None, (0,), 1.0)
         except OSError:
             print("too many")"""
     assert subprocess.check_output([sys.executable, "-c", code]) == b"too many\n"

@@ -14,7 +14,7 @@ import pytest
 
 from snapmount.publish.fuse.extension import extension
 
-from ...rig import vm
+from ...rig import qcow2, vm
 from ...rig.command import snapmount
 
 pytestmark = pytest.mark.vm
@@ -85,6 +85,17 @@ def test_du_and_the_map_tell_the_truth(view: Path, content: Path) -> None:
 
 def inside(offset: int, extent: dict[str, int]) -> bool:
     return extent["start"] <= offset < extent["start"] + extent["length"]
+
+
+@pytest.mark.sample
+def test_the_qcow2_file_is_thin_sound_and_equal(view: Path, content: Path) -> None:
+    image = view.with_suffix(".qcow2")
+    told = json.loads(view.with_name("snapshot.json").read_text())["disks"][0]
+    assert (told["qcow2_file"], told["qcow2_cluster_size_bytes"]) == (image.name, CLUSTER)
+    qcow2.assert_sound(image)
+    qcow2.assert_equal(image, content)
+    data = sum(length for _, length in DATA)
+    assert data <= allocated(image) <= image.stat().st_size <= data + CLUSTER * (2 * len(DATA) + 8)
 
 
 @pytest.mark.sample

@@ -64,6 +64,10 @@ struct file {
     unsigned connection_count;
     bool usable, is_local; /* a file of this host, with no NBD connections */
     uint64_t local_bytes;  /* of that file: what the disk has beyond is zero */
+    /* Of a file that is not the disk byte for byte: where the disk's clusters begin in it, their size (else 0), and of
+     * each run of them the first one and its rank.  What stands before them is Python's. */
+    uint64_t placed_from, cluster_bytes;
+    Py_buffer firsts, ranks;
     struct connection connections[MAX_CONNECTIONS];
 };
 
@@ -71,6 +75,7 @@ struct part {
     struct request *request;
     struct connection *connection; /* NULL once it is done */
     char *data;
+    uint64_t offset; /* on the disk */
     uint32_t length;
     struct pread_job job; /* of a local file */
 };
@@ -183,13 +188,13 @@ static void give_up(struct file *file)
 }
 
 /* What is asked for fits into the socket's buffer; where it does not, as when QEMU hangs, the file is given up. */
-static bool ask(struct part *part, uint64_t offset)
+static bool ask(struct part *part)
 {
     uint64_t place = (part->request - requests) * MAX_PARTS + (part - part->request->parts);
     struct nbd_request message = {
         .magic = htobe32(NBD_REQUEST_MAGIC),
         .cookie = part->request->number * PLACES + place,
-        .offset = htobe64(offset),
+        .offset = htobe64(part->offset),
         .length = htobe32(part->length),
     };
     return send(part->connection->fd, &message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof message;
@@ -264,18 +269,38 @@ static struct request *free_request(void)
     return NULL;
 }
 
-static size_t extent_at(const struct file *file, uint64_t offset)
+/* The last of them that is not greater than the value; the first one is not. */
+static size_t last_up_to(const uint64_t *starts, size_t count, uint64_t value)
 {
-    const uint64_t *starts = file->starts.buf;
-    size_t low = 0, high = file->flags.len;
+    size_t low = 0, high = count;
     while (high - low > 1) {
         size_t middle = low + (high - low) / 2;
-        if (starts[middle] <= offset)
+        if (starts[middle] <= value)
             low = middle;
         else
             high = middle;
     }
     return low;
+}
+
+static size_t extent_at(const struct file *file, uint64_t offset)
+{
+    return last_up_to(file->starts.buf, file->flags.len, offset);
+}
+
+/* Where on the disk that offset of the file is, and how many bytes from there on follow each other in both. */
+static uint64_t disk_offset(const struct file *file, uint64_t offset, uint64_t *together)
+{
+    const uint64_t *firsts = file->firsts.buf, *ranks = file->ranks.buf;
+    size_t count = file->ranks.len / sizeof *ranks;
+    *together = UINT64_MAX;
+    if (!file->cluster_bytes)
+        return offset;
+    offset -= file->placed_from;
+    size_t run = last_up_to(ranks, count, offset / file->cluster_bytes);
+    if (run + 1 < count)
+        *together = ranks[run + 1] * file->cluster_bytes - offset;
+    return offset + (firsts[run] - ranks[run]) * file->cluster_bytes;
 }
 
 /* Where the extents from `offset` on stop being zero, or data; `end` at the latest.  `extent` is that of the offset. */
@@ -333,7 +358,7 @@ bool reads_seek(const char *raw, size_t size)
     return true;
 }
 
-/* Divide [offset, end) into parts to ask for, and fill in what is zero; how many parts. */
+/* Divide [offset, end) into parts to ask for, and fill in what is zero; how many parts, or more than MAX_PARTS. */
 static unsigned divide(struct request *request, const struct file *file, uint64_t offset, uint64_t end)
 {
     size_t extent = extent_at(file, offset);
@@ -346,8 +371,14 @@ static unsigned divide(struct request *request, const struct file *file, uint64_
         offset = stop;
         stop = data_end(file, &extent, offset, end);
         while (offset < stop) {
+            uint64_t together, on_disk = disk_offset(file, offset, &together);
             uint32_t size = stop - offset < PART_BYTES ? stop - offset : PART_BYTES;
-            request->parts[count++] = (struct part){.request = request, .data = data, .length = size};
+            if (together < size)
+                size = together;
+            if (count == MAX_PARTS)
+                return MAX_PARTS + 1;
+            request->parts[count++] =
+                (struct part){.request = request, .data = data, .offset = on_disk, .length = size};
             data += size;
             offset += size;
         }
@@ -357,14 +388,14 @@ static unsigned divide(struct request *request, const struct file *file, uint64_
 }
 
 /* Read a part of a local file; what lies beyond its end is zero.  False if it cannot be begun. */
-static bool read_local(struct part *part, uint64_t offset)
+static bool read_local(struct part *part)
 {
     const struct file *file = part->connection->file;
-    uint64_t left = offset < file->local_bytes ? file->local_bytes - offset : 0;
+    uint64_t left = part->offset < file->local_bytes ? file->local_bytes - part->offset : 0;
     uint32_t length = part->length < left ? part->length : left;
     memset(part->data + length, 0, part->length - length);
     part->job = (struct pread_job){
-        .fd = part->connection->fd, .offset = offset, .into = part->data, .length = length,
+        .fd = part->connection->fd, .offset = part->offset, .into = part->data, .length = length,
     };
     if (preads_at_once(&part->job)) {
         finish_part(part, false);
@@ -379,7 +410,7 @@ bool reads_begin(const char *raw, size_t size)
     struct fuse_in_header header;
     struct fuse_read_in read;
     struct file *file = unpack(raw, size, &header, &read, sizeof read);
-    if (!file || read.size > MAX_READ)
+    if (!file || read.size > MAX_READ || (file->cluster_bytes && read.offset < file->placed_from))
         return false;
     if (read.offset >= file->size) {
         session_answer(header.unique, 0, NULL, 0);
@@ -390,6 +421,8 @@ bool reads_begin(const char *raw, size_t size)
         return false;
     uint64_t left = file->size - read.offset;
     unsigned count = divide(request, file, read.offset, read.offset + (read.size < left ? read.size : left));
+    if (count > MAX_PARTS)
+        return false;
     if (!count) {
         session_answer(header.unique, 0, request->buffer, request->length);
         return true;
@@ -409,8 +442,7 @@ bool reads_begin(const char *raw, size_t size)
     }
     for (unsigned i = 0; i < count && asked; i++) {
         struct part *part = &request->parts[i];
-        uint64_t offset = read.offset + (part->data - request->buffer);
-        asked = file->is_local ? read_local(part, offset) : ask(part, offset);
+        asked = file->is_local ? read_local(part) : ask(part);
     }
     if (!asked)
         give_up(file);
@@ -479,6 +511,8 @@ static void discard(struct file *file)
 {
     PyBuffer_Release(&file->starts);
     PyBuffer_Release(&file->flags);
+    PyBuffer_Release(&file->firsts); /* does nothing where there is none */
+    PyBuffer_Release(&file->ranks);
     free(file);
 }
 
@@ -507,6 +541,26 @@ static struct file *new_file(unsigned long long inode, unsigned long long size, 
     return NULL;
 }
 
+/* Note where the disk's clusters lie in the file; None: it is the disk byte for byte.  Else NULL, with a Python
+ * exception, and the file is no more. */
+static struct file *placed(struct file *file, PyObject *placement)
+{
+    unsigned long long from, cluster_bytes;
+    if (!file || placement == Py_None)
+        return file;
+    if (!PyArg_ParseTuple(placement, "KKy*y*", &from, &cluster_bytes, &file->firsts, &file->ranks)) {
+        discard(file);
+        return NULL;
+    }
+    file->placed_from = from;
+    file->cluster_bytes = cluster_bytes;
+    if (cluster_bytes && file->firsts.len == file->ranks.len && (file->ranks.len || file->size <= from))
+        return file;
+    PyErr_SetString(PyExc_ValueError, "the runs of clusters make no sense");
+    discard(file);
+    return NULL;
+}
+
 static void add_connection(struct file *file, unsigned number, long fd)
 {
     file->connections[number] = (struct connection){.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0), .file = file};
@@ -528,13 +582,14 @@ static PyObject *add(struct file *file)
 PyObject *reads_add(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *sockets;
+    PyObject *placement, *sockets;
     double deadline_s;
     unsigned long long inode, size;
     Py_buffer starts, flags;
-    if (!PyArg_ParseTuple(args, "KKy*y*O!d", &inode, &size, &starts, &flags, &PyTuple_Type, &sockets, &deadline_s))
+    if (!PyArg_ParseTuple(args, "KKy*y*OO!d", &inode, &size, &starts, &flags, &placement, &PyTuple_Type, &sockets,
+                          &deadline_s))
         return NULL;
-    struct file *file = new_file(inode, size, starts, flags, PyTuple_GET_SIZE(sockets), deadline_s);
+    struct file *file = placed(new_file(inode, size, starts, flags, PyTuple_GET_SIZE(sockets), deadline_s), placement);
     if (!file)
         return NULL;
     for (unsigned i = 0; i < file->connection_count; i++)
@@ -546,12 +601,14 @@ PyObject *reads_add_file(PyObject *self, PyObject *args)
 {
     (void)self;
     int fd;
+    PyObject *placement;
     double deadline_s;
     unsigned long long inode, size, local_bytes;
     Py_buffer starts, flags;
-    if (!PyArg_ParseTuple(args, "KKy*y*iKd", &inode, &size, &starts, &flags, &fd, &local_bytes, &deadline_s))
+    if (!PyArg_ParseTuple(args, "KKy*y*OiKd", &inode, &size, &starts, &flags, &placement, &fd, &local_bytes,
+                          &deadline_s))
         return NULL;
-    struct file *file = new_file(inode, size, starts, flags, 1, deadline_s);
+    struct file *file = placed(new_file(inode, size, starts, flags, 1, deadline_s), placement);
     if (!file)
         return NULL;
     file->is_local = true;
