@@ -17,6 +17,9 @@ from . import mounts
 ROOT_INODE = 256  # BTRFS_FIRST_FREE_OBJECTID, that of each subvolume's top directory
 _GET_SUBVOL_INFO = 0x81F8943C  # since Linux 4.18; struct btrfs_ioctl_get_subvol_info_args
 _INFO = struct.Struct("=Q256x24xQ16s16s16xQQ144x")  # id; flags, uuid, the parent's; ctransid, otransid
+_SNAPSHOT = 0x50009417  # BTRFS_IOC_SNAP_CREATE_V2
+_NEW = struct.Struct("=qQQ32x4040s")  # struct btrfs_ioctl_vol_args_v2: the source, -, flags, the new one's name
+_NEW_READ_ONLY = 2  # BTRFS_SUBVOL_RDONLY
 _SYNC = 0x9408  # BTRFS_IOC_SYNC
 _FS_INFO = 0x8400941F  # struct btrfs_ioctl_fs_info_args
 _FS_ID = struct.Struct("=16x16s992x")
@@ -52,6 +55,14 @@ def file_system(descriptor: int) -> bytes:
     """What tells the file system from others.  Raises OSError as read() does."""
     found: bytes = _FS_ID.unpack(fcntl.ioctl(descriptor, _FS_INFO, bytes(_FS_ID.size)))[0]
     return found
+
+
+def snapshot(source: int, directory: int, name: str) -> None:
+    """Make a read-only snapshot, of that name in a directory, of the subvolume whose top directory is `source`: both
+    are descriptors.  It is on the disk when this returns, with all that was dirty.  Blocks.  Raises OSError as read()
+    does; ETXTBSY if the kernel swaps to a file in the subvolume.
+    """
+    fcntl.ioctl(directory, _SNAPSHOT, bytearray(_NEW.pack(source, 0, _NEW_READ_ONLY, os.fsencode(name))))
 
 
 def commit(descriptor: int) -> None:

@@ -155,39 +155,27 @@ def _write_back(subvolume: str) -> None:
 
 
 async def create(clone: Clone) -> None:
-    """See Driver."""
-    subvolume = _kept(clone).subvolume
-    await calls.on_path(subvolume, _check_subvolume, clone)
-    async with _in_place(clone) as options:
-        what = f"the subvolume {subvolume} cannot be cloned"
-        await _btrfs(what, "subvolume", "snapshot", "-r", subvolume, SNAPSHOT, **options)
+    """See Driver.  Without the program, whose start would make the pause longer."""
+    await calls.on_path(_kept(clone).subvolume, _create, clone, done="cloned")
 
 
-def _check_subvolume(clone: Clone) -> None:
+def _create(clone: Clone) -> None:
     kept = _kept(clone)
-    with files.opened(kept.subvolume) as descriptor:
-        if not subvolumes.is_top(descriptor) or subvolumes.read(descriptor).uuid != kept.uuid:
-            raise StateError(f"{kept.subvolume} is another subvolume now")
+    with place.opened(_directory(clone)) as directory, files.opened(kept.subvolume) as subvolume:
+        _check_subvolume(kept, subvolume)
+        subvolumes.snapshot(subvolume, directory, SNAPSHOT)
 
 
-async def _btrfs(what: str, *command: str, kind: type[SnapmountError] = StateError, **options: Any) -> None:
-    await execution.output(["btrfs", *command], math.inf, what, kind, **options)
-
-
-@contextlib.asynccontextmanager
-async def _in_place(clone: Clone, kind: type[SnapmountError] = StateError) -> AsyncIterator[dict[str, Any]]:
-    """What runs a program in our directory, by the descriptor that was looked at, whatever is at its path by now."""
-    directory = _directory(clone)
-    with contextlib.ExitStack() as stack:
-        descriptor = await calls.on_path(directory, stack.enter_context, place.opened(directory), kind=kind)
-        yield {"cwd": f"/proc/{os.getpid()}/fd/{descriptor}"}
+def _check_subvolume(kept: BtrfsKept, descriptor: int) -> None:
+    if not subvolumes.is_top(descriptor) or subvolumes.read(descriptor).uuid != kept.uuid:
+        raise StateError(f"{kept.subvolume} is another subvolume now")
 
 
 # -- what has been made ------------------------------------------------------------------------------------------------
 
 
 async def activate(clone: Clone) -> Clone:
-    """See Driver.  What `btrfs subvolume snapshot` has made is on the disk."""
+    """See Driver.  A snapshot is on the disk as soon as it is made."""
     if why := await calls.on_path(_directory(clone), _why_hidden, clone):
         raise UnreachableError(why)
     if why := await why_lost(clone):
@@ -268,12 +256,12 @@ async def _delete(clone: Clone) -> int:
     """By its number, which no other subvolume gets: whoever may write there cannot put another one in its place."""
     path = _snapshot(clone)
     what = f"{path} cannot be removed"
-    async with _in_place(clone, LeftoverError) as options:
+    async with _in_place(clone) as options:
         number = await calls.on_path(path, _number, clone, options["cwd"], done="removed", kind=LeftoverError)
         # of the file system that the subvolume's top directory tells, which is above ours
         command = ["subvolume", "delete", "--subvolid", str(number), ".."]
         try:
-            await _btrfs(what, *command, kind=LeftoverError, **options)
+            await _btrfs(what, *command, **options)
         except MissingError as error:
             raise LeftoverError(f"{what}: {error.message}", error.remedy) from error
     return number
@@ -286,6 +274,19 @@ def _number(clone: Clone, directory: str) -> int:
         if not subvolumes.is_top(descriptor) or found.parent_uuid != _kept(clone).uuid:
             raise place.not_ours(_snapshot(clone))
         return found.id
+
+
+async def _btrfs(what: str, *command: str, **options: Any) -> None:
+    await execution.output(["btrfs", *command], math.inf, what, LeftoverError, **options)
+
+
+@contextlib.asynccontextmanager
+async def _in_place(clone: Clone) -> AsyncIterator[dict[str, Any]]:
+    """What runs a program in our directory, by the descriptor that was looked at, whatever is at its path by now."""
+    directory = _directory(clone)
+    with contextlib.ExitStack() as stack:
+        descriptor = await calls.on_path(directory, stack.enter_context, place.opened(directory), kind=LeftoverError)
+        yield {"cwd": f"/proc/{os.getpid()}/fd/{descriptor}"}
 
 
 async def _free(subvolume: str, number: int) -> None:

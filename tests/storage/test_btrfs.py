@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from snapmount.errors import LeftoverError, SpaceError, StateError, UnreachableError
-from snapmount.host import execution, programs, subvolumes
+from snapmount.host import programs, subvolumes
 from snapmount.storage import btrfs, reflink
 from snapmount.storage.driver import Clone, Task
 
@@ -261,7 +261,7 @@ async def test_what_is_left_of_a_process_that_was_killed_at_any_step_is_removed(
         (os, "fchmod"),
         (subvolumes, "commit"),
         (btrfs, "_check_subvolume"),
-        (execution, "output"),
+        (subvolumes, "snapshot"),
     ]:
         clone = await clones.planned(btrfs, origin)
         with monkeypatch.context() as patched:
