@@ -32,6 +32,8 @@ def figures(storage: ModuleType) -> dict[str, list[float]]:
         mean = {"pull, read slowly": 300.0, "storage, read slowly": 120.0}.get(phase, 100.0)
         rows |= {f"{phase}, mean us": [mean, mean], f"{phase}, tail us": [1000, 1000], f"{phase}, longest us": [5, 5]}
         rows |= {f"{phase}, bytes a second": [1 << 26, 1 << 26]} if "read" in phase else {}
+    for disk in ("pull, raw", "pull, qcow2", "storage, raw", "storage, qcow2"):
+        rows |= {f"{disk}, s of QEMU": [0.5, 0.7], f"{disk}, s of snapmount": [0.1, 0.1]}
     for row in storage.READS:
         rows |= {f"{row}, view": [1 << 30, 1 << 30], f"{row}, file": [1 << 31, 1 << 31]}
     return rows
@@ -60,4 +62,5 @@ def test_the_report_has_every_figure_and_says_why_a_kind_has_none(
     assert report.count("50 / 105 / 160") == 3
     assert ["", "lvm thin", *[""] * 6, "not measured: no device mapper"] in lines
     assert report.count("read slowly, a reader adds to the mean: 200 us by pull, 20 us by storage") == 2
+    assert report.count("storage, qcow2          0.60            0.10") == 2
     assert report.count("1,024       2,048    0.50") == 2 * 3

@@ -25,6 +25,7 @@ from reading import MIB, drop, random_reads, sequential
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from tests.rig import libvirtd, vm
+from tests.rig.power import children
 
 SLOW = 100 * MIB  # bytes a second, which a reader of any of the snapshots reaches
 BARE_PAUSES = 5  # in each round
@@ -37,9 +38,20 @@ TAKE = {"pull": ["--source", "pull"], "storage": ["--source", "storage", "--max-
 LIVES = {"idle": 0.0, "read slowly": SLOW, "read flat out": math.inf}  # and the reader's bytes a second at most
 SETTLED = 3 * 2 * DISK_BYTES // (64 << 10)  # writes at random after which 95 % of the clusters have been written to
 WATCHED = ("reflink, few extents", "btrfs", "lvm thin")  # kinds whose guest is watched while a snapshot lives
+FORMS = ("raw", "qcow2")  # of the two disks
+GIB = 1 << 30
 READ = ("reflink, few extents", "btrfs")  # kinds whose frozen raw image is a file
 
 Figures = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One that is mounted."""
+
+    source: str
+    views: list[Path]  # of the raw disk and of the qcow2 disk
+    server_pid: int
 
 
 @dataclass(frozen=True)
@@ -77,8 +89,8 @@ class Round:
             connection.close()
 
     @contextlib.contextmanager
-    def taken(self, source: str) -> Iterator[Path]:
-        """A snapshot by that source; yields its mountpoint."""
+    def taken(self, source: str) -> Iterator[Snapshot]:
+        """A snapshot by that source."""
         with tempfile.TemporaryDirectory(prefix="snapmount-bench-") as mountpoint:
             printed = len(self.guest.output())
             begin = time.perf_counter()
@@ -88,24 +100,41 @@ class Round:
             self.note(f"{source}, pause s", told["pause_s"] or 0)
             self.note(f"{source}, longest us at the take", max(longest_us(self.guest.output()[printed:])))
             try:
-                yield Path(mountpoint)
+                views = [Path(mountpoint, each["file"]) for each in told["disks"]]
+                yield Snapshot(source, views, told["server"]["pid"])
             finally:
                 snapmount("delete", self.guest.name)
 
-    def live(self, source: str, views: Sequence[Path]) -> None:
+    def live(self, snapshot: Snapshot) -> None:
         """Watch the guest while the snapshot is new; then, when few writes are the first to their cluster, while it is
         idle and while it is read, in turns.
         """
+        source = snapshot.source
         self.watch(f"{source}, new")
         for _ in range(0, SETTLED, 1000):
             self.guest.keeps_writing(1000)
         for life, bytes_per_s in TURNS * list(LIVES.items()):
             with contextlib.ExitStack() as stack:
                 piece = MIB if bytes_per_s == SLOW else PIECE
-                speeds = stack.enter_context(reading(views, piece, bytes_per_s)) if bytes_per_s else []
+                speeds = stack.enter_context(reading(snapshot.views, piece, bytes_per_s)) if bytes_per_s else []
                 self.watch(f"{source}, {life}", TURN_S)
             for speed in speeds:
                 self.note(f"{source}, {life}, bytes a second", speed)
+
+    def work(self, snapshot: Snapshot) -> None:
+        """The processor time that reads take of the VM's QEMU, which serves its guest's disks too, and of the processes
+        of the snapshot: seconds for 1 GiB of each disk, read while the guest stands still.
+        """
+        qemu_pid = self.guest.qemu_pid()
+        with self.guest.suspended():
+            for view, form in zip(snapshot.views, FORMS, strict=True):
+                sequential(view, direct=True)
+                before = processor_s(qemu_pid), processor_s(*_family(snapshot.server_pid))
+                for _ in range(GIB // DISK_BYTES):
+                    sequential(view, direct=True)
+                after = processor_s(qemu_pid), processor_s(*_family(snapshot.server_pid))
+                self.note(f"{snapshot.source}, {form}, s of QEMU", after[0] - before[0])
+                self.note(f"{snapshot.source}, {form}, s of snapmount", after[1] - before[1])
 
     def compare(self, view: Path, frozen: Path) -> None:
         """The view's speeds, and those of the file that it shows, while the guest takes no processor."""
@@ -113,6 +142,17 @@ class Round:
             for row, measure in READS.items():
                 self.note(f"{row}, view", measure(view, True, frozen))
                 self.note(f"{row}, file", measure(frozen, False, frozen))
+
+
+def processor_s(*pids: int) -> float:
+    """What these processes have had of the processors.  proc_pid_stat(5)"""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def _family(pid: int) -> list[int]:
+    """The process, with all that it has started."""
+    return [pid, *(each for child in children(pid) for each in _family(child))]
 
 
 def _write_back(image: Path) -> None:
@@ -167,17 +207,16 @@ def one_round(kind: str, figures: Figures) -> None:
         guest.keeps_writing(1000)
         this = Round(guest, place, figures)
         this.watch("no snapshot")
-        views = [f"{disk.name}.raw" for disk in place.disks]
-        with this.taken("pull") as mountpoint:
-            if kind in WATCHED:
-                this.live("pull", [mountpoint / view for view in views])
-        this.pause()
-        this.note("extents", place.extents())
-        with this.taken("storage") as mountpoint:
-            if kind in WATCHED:
-                this.live("storage", [mountpoint / view for view in views])
-            if kind in READ:
-                this.compare(mountpoint / views[0], place.frozen())
+        for source in TAKE:
+            if source == "storage":
+                this.pause()
+                this.note("extents", place.extents())
+            with this.taken(source) as snapshot:
+                if kind in WATCHED:
+                    this.live(snapshot)
+                    this.work(snapshot)
+                if kind in READ and source == "storage":
+                    this.compare(snapshot.views[0], place.frozen())
 
 
 def measure(repeat: int) -> dict[str, Figures]:
@@ -242,6 +281,15 @@ def _writes(kind: str, figures: Figures) -> list[str]:
     return lines
 
 
+def _work(kind: str, figures: Figures) -> list[str]:
+    lines = [f"the processor time that reading 1 GiB takes, {kind} (s, medians)"]
+    lines += [f"  {'':16}{'of the VM':>12}{'of snapmount':>16}"]
+    for each in (f"{source}, {form}" for source in TAKE for form in FORMS):
+        qemu, ours = (statistics.median(figures[f"{each}, s of {which}"]) for which in ("QEMU", "snapmount"))
+        lines.append(f"  {each:16}{qemu:>12.2f}{ours:>16.2f}")
+    return lines
+
+
 def _reads(kind: str, figures: Figures) -> list[str]:
     lines = [f"reads, {kind} (medians)", f"  {'':26}{'':8}{'view':>12}{'file':>12}{'ratio':>8}"]
     for row in READS:
@@ -256,7 +304,7 @@ def report(figures: dict[str, Figures]) -> str:
     lines = _pauses(figures)
     lines += [f"  {kind:22}not measured: {why}" for kind in KINDS if (why := lacking(kind))]
     for kind in WATCHED:
-        lines += _writes(kind, figures[kind]) if kind in figures else []
+        lines += _writes(kind, figures[kind]) + _work(kind, figures[kind]) if kind in figures else []
     for kind in READ:
         lines += _reads(kind, figures[kind]) if kind in figures else []
     return "\n".join(lines)
