@@ -19,13 +19,15 @@ from snapmount.publish.qcow2 import Qcow2Image
 from snapmount.publish.tree import File, MapText, RawImage, Tree
 
 
-async def serve(mountpoint: str, opened: Sequence[AbstractAsyncContextManager[Image]]) -> bool:
+async def serve(
+    mountpoint: str, opened: Sequence[AbstractAsyncContextManager[Image]], cluster_bytes: int = CLUSTER_BYTES
+) -> bool:
     """Mount these images; whether that was ended by an unmount."""
     unmounted = False
     async with contextlib.AsyncExitStack() as stack:
         images = [await stack.enter_async_context(each) for each in opened]
         files = [File(f"{image.name}.raw", RawImage(image)) for image in images]
-        files += [File(f"{image.name}.qcow2", Qcow2Image(image, CLUSTER_BYTES)) for image in images]
+        files += [File(f"{image.name}.qcow2", Qcow2Image(image, cluster_bytes)) for image in images]
         files += [File(f"{image.name}.map", MapText(image)) for image in images]
         tree = Tree(files, 0, os.geteuid(), os.getegid())
         view = await stack.enter_async_context(filesystem.mounted(tree, mountpoint, "snapmount:bench"))

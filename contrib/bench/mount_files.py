@@ -13,6 +13,7 @@ from pathlib import Path
 import trio
 from mount_export import serve
 
+from snapmount.core.qcow2layout import CLUSTER_BYTES
 from snapmount.images import raw
 from snapmount.images.raw import FileImage
 from snapmount.publish.fuse import filesystem
@@ -37,6 +38,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--read-timeout", metavar="SECONDS", type=float, default=30.0)
     parser.add_argument("--slow", action="store_true", help="read by Python alone")
+    parser.add_argument("--cluster-size", metavar="BYTES", type=int, default=CLUSTER_BYTES, help="of the qcow2 files")
     parser.add_argument("mountpoint")
     parser.add_argument("files", nargs="+")
     arguments = parser.parse_args()
@@ -46,4 +48,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, stand_still)
     signal.signal(signal.SIGHUP, close_all)
     opened = [raw.opened(Path(file).name, file, arguments.read_timeout) for file in arguments.files]
-    trio.run(serve, arguments.mountpoint, opened)
+    trio.run(serve, arguments.mountpoint, opened, arguments.cluster_size)

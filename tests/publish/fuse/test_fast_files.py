@@ -37,11 +37,14 @@ def _can_mount() -> None:
 
 
 @contextlib.contextmanager
-def mounted(directory: Path, *files: Path, read_timeout_s: float = 1) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+def mounted(
+    directory: Path, *files: Path, read_timeout_s: float = 1, cluster_bytes: int = 64 << 10
+) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """The files in a mount, and the process that serves it."""
     mountpoint = directory / "files"
     mountpoint.mkdir()
-    command = [sys.executable, MOUNT_FILES, f"--read-timeout={read_timeout_s}", mountpoint, *files]
+    options = [f"--read-timeout={read_timeout_s}", f"--cluster-size={cluster_bytes}"]
+    command = [sys.executable, MOUNT_FILES, *options, mountpoint, *files]
     with subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL) as process:
         try:
             wait_for(lambda: process.poll() is not None or os.path.ismount(mountpoint), "it is mounted")

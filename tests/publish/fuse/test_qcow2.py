@@ -76,12 +76,16 @@ def test_an_export_s_qcow2_file_is_sound_equal_and_read_right(directory: Path, d
 
 
 @PATCHES
-def test_a_local_file_s_qcow2_file_is_sound_equal_and_read_right(directory: Path, data_max: int, hole_max: int) -> None:
+@pytest.mark.parametrize("cluster_bytes", [4 * KIB, CLUSTER, 2 * MIB])
+def test_a_local_file_s_qcow2_file_is_sound_equal_and_read_right(
+    directory: Path, data_max: int, hole_max: int, cluster_bytes: int
+) -> None:
+    """With small clusters a read is of more runs than are read past Python at once."""
     raw = directory / "vda"
     make_patchy(raw, data_max, hole_max)
     with raw.open("ab") as f:
         f.write(b"end")  # within a sector
-    with test_fast_files.mounted(directory, raw) as (mount, _):
+    with test_fast_files.mounted(directory, raw, cluster_bytes=cluster_bytes) as (mount, _):
         assert_is_read_right(mount / "vda.qcow2", raw)
 
 
