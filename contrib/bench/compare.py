@@ -23,6 +23,7 @@ import fragmented
 import guest
 import luns
 import storage
+import thin
 from peers import PEERS, Shown, nbd_server, resident_bytes
 from reading import FIO_S, MIB, drop, make_image, sequential
 
@@ -167,7 +168,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="MiB of the disk (default: 512)")
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument(
-        "rows", nargs="*", help=f"of {', '.join(ROWS)}, iscsi, sparse copy, map, guest, storage (default: all)"
+        "rows", nargs="*", help=f"of {', '.join(ROWS)}, iscsi, sparse copy, qcow2, map, guest, storage (default: all)"
     )
     arguments = parser.parse_args()
     rows = [row for row in ROWS if not arguments.rows or any(word in row for word in arguments.rows)]
@@ -184,6 +185,9 @@ def main() -> None:
         if not arguments.rows or "sparse copy" in arguments.rows:
             make_sparse(sparse)
             figures["sparse copy, 100 GiB"] = sparse_figures(sparse, arguments.repeat)
+        copies = (
+            thin.measure(arguments.repeat, arguments.size) if not arguments.rows or "qcow2" in arguments.rows else {}
+        )
         maps = fragmented.measure(arguments.repeat) if not arguments.rows or "map" in arguments.rows else {}
         guests = guest.measure(arguments.repeat) if not arguments.rows or "guest" in arguments.rows else {}
         stored = storage.measure(arguments.repeat) if not arguments.rows or "storage" in arguments.rows else {}
@@ -193,6 +197,8 @@ def main() -> None:
     print(report(figures, bounds))
     if over_iscsi:
         print(luns.report(over_iscsi))
+    if copies:
+        print(thin.report(copies))
     if maps:
         print(fragmented.report(maps))
     if guests:
@@ -208,6 +214,7 @@ def main() -> None:
                     "figures": figures,
                     "ceilings": bounds,
                     "iscsi": over_iscsi,
+                    "qcow2": copies,
                     "map": maps,
                     "guest": guests,
                     "storage": stored,
