@@ -37,6 +37,7 @@ def take(arguments: argparse.Namespace) -> Request:
         quiesce=arguments.quiesce,
         checkpoint="" if arguments.checkpoint is True else arguments.checkpoint,
         since=arguments.since,
+        backing=dict(arguments.backing),
         allow_other=arguments.allow_other,
         read_timeout_s=arguments.read_timeout,
         cluster_bytes=arguments.cluster_size,

@@ -11,7 +11,7 @@ from . import units
 from .blocksize import DEFAULT_BLOCK_SIZE
 from .document import Reshaped, from_document
 from .leftout import LeftOut
-from .qcow2layout import CLUSTER_BYTES, default_cluster_bytes, smallest_cluster_bytes
+from .qcow2layout import CLUSTER_BYTES, Backing, default_cluster_bytes, smallest_cluster_bytes
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Disk(Reshaped):
     origin: str
     allocated_bytes: int | None = None  # what its images took on the host then, backing files included, if known
     logical_block_size_bytes: int = DEFAULT_BLOCK_SIZE  # the guest's; partition tables count in it
+    backing: Backing | None = None  # that the qcow2 file of its changes names
     full: str | None = None  # why all of it counts as changed, if changes since a checkpoint are asked for
     qcow2_cluster_size_bytes: int = CLUSTER_BYTES
 
@@ -43,6 +44,11 @@ class Disk(Reshaped):
     def lun_file(self) -> str:
         """What backs its LUN: a file in the mount that is not listed."""
         return f".{self.name}.lun"
+
+    @property
+    def increment_file(self) -> str:
+        """What has changed in it, as a thin qcow2 image."""
+        return f"{self.name}.inc.qcow2"
 
     def with_clusters(self, asked_bytes: int | None) -> Disk:
         """The disk with the cluster size of its qcow2 file: the one that is asked for, else that for its size.

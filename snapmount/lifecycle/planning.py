@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +15,8 @@ from ..core.diskdefinition import DiskDefinition
 from ..core.iscsi import PortalRequest
 from ..core.lifecycle import State
 from ..core.plan import Choice
-from ..core.snapshot import Snapshot
+from ..core.qcow2layout import Backing
+from ..core.snapshot import Disk, Snapshot
 from ..errors import NotFoundError, StateError
 from ..host import blocking, datadirectory, mounts
 from ..host.processes import Process
@@ -60,6 +61,7 @@ class Request:
     quiesce: bool = False
     checkpoint: str | None = None  # the name of one to be made; '': any name
     since: str | None = None  # the checkpoint from which on changes are asked for
+    backing: Mapping[str, Backing] = field(default_factory=dict)  # by disk: what the qcow2 file of its changes rests on
     allow_other: bool = False
     read_timeout_s: float = 30.0
     cluster_bytes: int | None = None  # of the qcow2 files; None: as is usual for a disk of that size
@@ -110,7 +112,7 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         created=datetime.now(UTC),
         source=planned.state["kind"],
         quiesced=request.quiesce,
-        disks=tuple(disk.with_clusters(request.cluster_bytes) for disk in planned.disks),
+        disks=_shown(planned.disks, request),
         left_out=subject.selection.left_out,
         checkpoint=planned.checkpoint,
         since=subject.since.name if subject.since else None,
@@ -130,6 +132,16 @@ async def make(request: Request, store: Store, connection: hypervisor.Hypervisor
         is_open=request.allow_other,
     )
     return Plan(subject, record, planned.directory)
+
+
+def _shown(disks: Sequence[Disk], request: Request) -> tuple[Disk, ...]:
+    """The disks, with what is asked of their qcow2 files.  Raises NotFoundError, UsageError."""
+    for name in request.backing:
+        if name not in [disk.name for disk in disks]:
+            known = names.listed([disk.name for disk in disks])
+            raise NotFoundError(f"--backing names {name}, which is no disk of the snapshot; it has {known}")
+    clustered = [disk.with_clusters(request.cluster_bytes) for disk in disks]
+    return tuple(replace(disk, backing=request.backing.get(disk.name)) for disk in clustered)
 
 
 def check_alone(domain: hypervisor.Domain, connect: str, store: Store) -> None:

@@ -26,13 +26,14 @@ from ..core import names
 from ..core.document import dump, to_document
 from ..core.image import Image, OpenImage
 from ..core.lifecycle import State
+from ..core.snapshot import Disk
 from ..errors import InterruptedByUserError, SnapmountError, StateError, first_cause
 from ..host import mounts, shutdown, titles
 from ..host.interruptible import received
 from ..host.processes import Process
 from ..publish import iscsi
 from ..publish.fuse import filesystem
-from ..publish.qcow2 import Qcow2Image
+from ..publish.qcow2 import Qcow2Image, Qcow2Increment
 from ..publish.tree import Constant, File, MapText, RawImage, Tree
 from ..records.record import Record
 from ..records.store import Lease
@@ -195,6 +196,8 @@ def _tree(lease: Lease, images: Sequence[Image], variables: bytes | None) -> Tre
     files = [File(disk.file, RawImage(image, estimate=disk.allocated_bytes)) for disk, image in shown]
     files += [File(disk.qcow2_file, Qcow2Image(image, disk.qcow2_cluster_size_bytes)) for disk, image in shown]
     files += [File(f"{image.name}.map", MapText(image)) for image in images]
+    if snapshot.since is not None:
+        files += [File(disk.increment_file, _increment(disk, image)) for disk, image in shown]
     files += [File(each.file, Constant(f"{each.url}\n".encode())) for each in snapshot.urls]
     files.append(File("domain.xml", Constant(xml.encode("utf-8", "surrogateescape"))))
     if snapshot.nvram and variables is not None:
@@ -204,6 +207,10 @@ def _tree(lease: Lease, images: Sequence[Image], variables: bytes | None) -> Tre
         files += [File(disk.lun_file, RawImage(image, LUN_EXTENTS), is_listed=False) for disk, image in shown]
     user = hypervisor.qemu_user(xml)
     return Tree(files, snapshot.created_ns, user.uid, user.gid, lease.record.is_open)
+
+
+def _increment(disk: Disk, image: Image) -> Qcow2Increment:
+    return Qcow2Increment(image, disk.qcow2_cluster_size_bytes, disk.backing)
 
 
 async def _publish(opened: OpenSnapshot) -> None:

@@ -56,6 +56,7 @@ def test_take_has_its_documented_defaults() -> None:
         "quiesce": False,
         "checkpoint": None,
         "since": None,
+        "backing": [],
         "allow_other": False,
         "read_timeout": 30.0,
         "cluster_size": None,

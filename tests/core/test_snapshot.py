@@ -56,6 +56,7 @@ def test_the_document_has_the_documented_shape() -> None:
                 "origin": "/images/vda.qcow2",
                 "allocated_bytes": 1 << 29,
                 "logical_block_size_bytes": 512,
+                "backing": None,
                 "full": None,
                 "qcow2_cluster_size_bytes": 65536,
                 "file": "vda.raw",

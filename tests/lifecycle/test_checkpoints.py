@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
+import shutil
 import signal
 import subprocess
 import time
@@ -111,6 +113,38 @@ def test_the_first_snapshot_is_full_and_the_next_one_knows_what_has_changed(mark
         f"{marked.name}: checkpoint {shown['checkpoint']} is removed\n"
     )
     assert bitmaps(marked) == {"vda": ["second"], "vdb": ["second"]}
+
+
+def test_a_full_image_and_increments_over_it_are_each_view(marked: vm.VM, mountpoint: Path, tmp_path: Path) -> None:
+    chance = random.Random(18)
+    disks = [disk.name for disk in marked.disks]
+    for number in range(5):
+        for _ in range(12):
+            scribble(marked, chance.choice(disks), chance)
+        backing = [f"--backing={disk}=qcow2:{disk}.{number - 1}" for disk in disks] if number else []
+        snapmount(marked.name, mountpoint, "--checkpoint", "--since=last", *backing)
+        scribble(marked, "vda", chance)
+        for disk in disks:
+            copy = tmp_path / f"{disk}.{number}"
+            shutil.copy(mountpoint / (f"{disk}.inc.qcow2" if number else f"{disk}.qcow2"), copy)
+            subprocess.run(["qemu-img", "check", "-q", copy], check=True)
+            view = mountpoint / f"{disk}.raw"
+            subprocess.run(["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", copy, view], check=True)
+        snapmount("delete", marked.name)
+
+
+def scribble(machine: vm.VM, disk: str, chance: random.Random) -> None:
+    """Write data or zeros somewhere."""
+    start, length = chance.randrange(0, 31 * MIB, 512), chance.randrange(512, 300 << 10, 512)
+    what = chance.choice([f"write -P {chance.randrange(1, 255)}", "write -z", "write -z -u"])
+    write(machine, disk, f"{what} {start} {length}")
+
+
+def test_a_backing_file_is_for_a_disk_of_the_snapshot(marked: vm.VM, mountpoint: Path) -> None:
+    said = refused(marked.name, mountpoint, "--since=last", "--backing=vdx=qcow2:a", code=3)
+    assert "--backing names vdx, which is no disk of the snapshot; it has vda, vdb and vdc" in said
+    assert "--backing needs --since" in refused(marked.name, mountpoint, "--backing=vda=qcow2:a", code=2)
+    assert "is not of the form" in refused(marked.name, mountpoint, "--since=last", "--backing=vda=a", code=2)
 
 
 def test_a_vm_with_checkpoints_can_be_undefined_and_its_checkpoints_serve_when_it_is_back(

@@ -27,6 +27,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments.verbs_meant = [] if line.verb else verbs_meant(line.words[0])
     if arguments.verb in ("take", "boot"):
         _check_scratch_devices(arguments.scratch_device)
+    if arguments.verb == "take" and arguments.backing and arguments.since is None:
+        raise UsageError("--backing needs --since", "snapmount take --help")
     if arguments.verb == "take" and not arguments.iscsi:
         _check_without_iscsi(arguments, line)
     if arguments.verb in ("take", "show") and arguments.initiator_kind and arguments.json:

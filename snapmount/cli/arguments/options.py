@@ -111,3 +111,11 @@ def changes(take: argparse.ArgumentParser) -> None:
         type=values.since,
         help="tell what has changed since this checkpoint, or the last one",
     )
+    take.add_argument(
+        "--backing",
+        metavar="DISK=FORMAT:FILE",
+        action="append",
+        default=[],
+        type=values.disk_backing,
+        help="with --since: let the qcow2 file of this disk's changes name this backing file (repeatable)",
+    )

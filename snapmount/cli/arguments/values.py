@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 
 from ...core import units
 from ...core.checkpoint import LAST, is_name
-from ...core.qcow2layout import CLUSTER_BYTES_MAX, CLUSTER_BYTES_MIN
+from ...core.qcow2layout import BACKING_NAME_MAX, CLUSTER_BYTES_MAX, CLUSTER_BYTES_MIN, Backing
 
 
 def seconds(text: str) -> float:
@@ -95,6 +96,17 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 4096):
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 4096")
     return int(text)
+
+
+def disk_backing(text: str) -> tuple[str, Backing]:
+    """A disk, and the backing file for the qcow2 file of its changes."""
+    disk, _, backing = text.partition("=")
+    kind, _, name = backing.partition(":")
+    if not (disk and kind.isascii() and kind.isalnum() and name):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form vda=qcow2:/path/to/file")
+    if len(os.fsencode(name)) > BACKING_NAME_MAX:
+        raise argparse.ArgumentTypeError(f"the backing file's name has more than {BACKING_NAME_MAX} bytes: {name}")
+    return disk, Backing(name, kind)
 
 
 def duration(text: str) -> float:
