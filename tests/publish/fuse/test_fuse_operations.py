@@ -19,7 +19,8 @@ from trio.testing import wait_all_tasks_blocked
 from snapmount.core.changes import Changes, everything
 from snapmount.core.extents import HOLE, ZERO, ExtentMap
 from snapmount.publish.fuse.filesystem import Operations
-from snapmount.publish.tree import Constant, File, MapText, RawImage, Tree
+from snapmount.publish.qcow2 import Qcow2Image
+from snapmount.publish.tree import Constant, Content, File, MapText, RawImage, Tree
 
 DISK = bytes(range(256)) * 64
 DATA = 4096  # bytes at its start; a hole follows
@@ -253,9 +254,10 @@ class ASlowDisk(ADisk):
         return await super().extents()
 
 
-async def test_a_map_has_its_true_size_once_it_is_open() -> None:
+@pytest.mark.parametrize("kind", [MapText, lambda disk: Qcow2Image(disk, 65536)], ids=["map", "qcow2"])
+async def test_what_rests_on_the_extents_has_its_true_size_once_it_is_open(kind: Callable[[ADisk], Content]) -> None:
     disk = ASlowDisk()
-    handlers = Operations(Tree([File("vda.map", MapText(disk))], CREATED_NS, 0, 0))
+    handlers = Operations(Tree([File("vda", kind(disk))], CREATED_NS, 0, 0))
     opened: list[pyfuse3.FileInfo] = []
 
     async def open_it() -> None:

@@ -6,11 +6,14 @@ import mmap
 import os
 import random
 import subprocess
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
+
+from snapmount.publish.fuse.extension import extension
 
 from ...rig import qcow2
 from ...rig.nbdkit import DISK, Server
@@ -149,3 +152,12 @@ def test_a_file_that_has_become_shorter_is_an_error_and_no_zeros(directory: Path
         os.truncate(directory / "vda", len(DISK) // 2)
         assert_eio(lambda: read_direct(disk, METADATA + len(DISK) // 2, 4096))
         assert read_direct(disk, METADATA, 4096) == DISK[:4096]
+
+
+@pytest.mark.parametrize("placed", [(0, 0, [0], [0]), (0, CLUSTER, [0], []), (0, CLUSTER, [], [])], ids=repr)
+def test_clusters_that_make_no_sense_are_refused(placed: tuple[int, int, list[int], list[int]]) -> None:
+    assert extension
+    start, cluster_bytes, firsts, ranks = placed
+    runs = array("Q", firsts), array("Q", ranks)
+    with pytest.raises(ValueError, match="make no sense"):
+        extension.add_disk(2, CLUSTER, array("Q", [0]), bytearray(1), (start, cluster_bytes, *runs), (0,), 1.0)
