@@ -27,6 +27,8 @@ _UNTOLD = (
     "source/slices",
 )
 
+_UNCACHED = ("none", "directsync")  # cache.direct in qemu-system(1)
+
 
 @dataclass(frozen=True)
 class DiskDefinition:
@@ -42,6 +44,7 @@ class DiskDefinition:
     logical_block_size: int = DEFAULT_BLOCK_SIZE  # bytes, as the guest is told
     is_readonly: bool = False  # to the guest
     is_shareable: bool = False  # QEMU lets others write to the image meanwhile
+    is_uncached: bool = False  # QEMU writes to the image past the host's page cache
     is_transient: bool = False  # what the guest writes is thrown away when the VM ends
     data_file: Origin = ""  # where a qcow2 image keeps its clusters outside of itself; '' for in itself
     backing: tuple[Layer, ...] = ()  # what the image rests on, as far as the definition tells
@@ -84,6 +87,7 @@ def _disk(element: ElementTree.Element, threaded_controllers: Collection[str]) -
         logical_block_size=_block_size(_attribute(element, "blockio", "logical_block_size", "0")),
         is_readonly=element.find("readonly") is not None,
         is_shareable=element.find("shareable") is not None,
+        is_uncached=_attribute(element, "driver", "cache", "") in _UNCACHED,
         is_transient=element.find("transient") is not None,
         data_file=of_source(element.find("./source/dataStore/source")),
         backing=_backing(element),

@@ -64,6 +64,15 @@ class Room:
 
 
 @dataclass(frozen=True)
+class ClonesRoom(Room):
+    """Room that the clone has to itself, for what the guest overwrites.  If it is full the clone is lost, and the guest
+    goes on.
+    """
+
+    remedy: str  # what would give the next one more
+
+
+@dataclass(frozen=True)
 class Task:
     """What is asked of a driver."""
 

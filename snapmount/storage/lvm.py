@@ -28,7 +28,8 @@ from ..errors import LeftoverError, SnapmountError, SpaceError, StateError, Unre
 from ..host import blocking
 from ..host.processes import Process
 from . import devicemapper, lvmcommands, lvmreport, lvmroom, shapes, thindelta
-from .driver import Clone, Offer, Room, Task
+from .devicemapper import Used
+from .driver import Clone, ClonesRoom, Offer, Room, Task
 from .lvmreport import Volume
 from .lvmroom import OwnRoom
 from .shapes import LvmKept
@@ -285,12 +286,14 @@ async def _why_lost(snapshot: LvmKept) -> str | None:
         status = await devicemapper.status(devicemapper.pool_name(snapshot.group, snapshot.pool), what)
         return None if devicemapper.pool(status) else f"the thin pool {snapshot.group}/{snapshot.pool} has failed"
     status = await devicemapper.status(_device(snapshot), what)
-    if devicemapper.snapshot_used(status):
-        return None
-    said = " ".join(status[1:]).lower()  # "invalid" or "overflow"
+    return None if devicemapper.snapshot_used(status) else _overflow(snapshot, " ".join(status[1:]))
+
+
+def _overflow(snapshot: LvmKept, said: str) -> str:
+    """Why the kernel serves the snapshot no more, by its status; that tells no more of it than "Invalid"."""
     return (
-        f"the snapshot {snapshot} is {said}: its {units.size(snapshot.room_bytes)} for what the guest overwrites are "
-        "full, or cannot be written"
+        f"the guest has overwritten more than the {units.size(snapshot.room_bytes)} that the snapshot {snapshot} has "
+        f"room for, or that room could not be written to (its status is {said}); the guest goes on"
     )
 
 
@@ -316,14 +319,19 @@ async def _pool_rooms(snapshot: LvmKept) -> list[Room]:
 async def _own_room(snapshot: LvmKept) -> list[Room]:
     if snapshot.is_enough:
         return []
-    place = f"the snapshot {snapshot}"
+    total = snapshot.room_bytes
     if await devicemapper.at(snapshot.path) is None:
-        return [Room(place, snapshot.room_bytes, snapshot.room_bytes)]
+        return [_clones_room(snapshot, Used(0, total))]
     what = f"the space of {snapshot} cannot be told"
     used = devicemapper.snapshot_used(await devicemapper.status(_device(snapshot), what, SpaceError))
     if used is None:
-        return [Room(place, 0, snapshot.room_bytes)]
-    return [Room(place, used.total_bytes - used.used_bytes, used.total_bytes)]
+        return [_clones_room(snapshot, Used(total, total))]
+    return [_clones_room(snapshot, used)]
+
+
+def _clones_room(snapshot: LvmKept, used: Used) -> ClonesRoom:
+    remedy = names.command("vgextend", snapshot.group, "DEVICE")
+    return ClonesRoom(f"the snapshot {snapshot}", used.total_bytes - used.used_bytes, used.total_bytes, remedy)
 
 
 def _open_to_reader(snapshot: LvmKept) -> None:

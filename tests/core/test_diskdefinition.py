@@ -33,6 +33,7 @@ READ = {
     "alias": (f"<disk>{TARGET}<alias name='ua-1'/></disk>", f"<disk>{TARGET}</disk>"),
     "address": (f"<disk>{TARGET}{ON_CONTROLLER_1}</disk>", f"<disk>{TARGET}</disk>"),
     "blockio": (f"<disk>{TARGET}<blockio logical_block_size='4096'/></disk>", f"<disk>{TARGET}</disk>"),
+    "driver/@cache": (f"<disk>{TARGET}<driver cache='none'/></disk>", f"<disk>{TARGET}<driver/></disk>"),
     "driver/@iothread": (f"<disk>{TARGET}<driver iothread='1'/></disk>", f"<disk>{TARGET}<driver/></disk>"),
     "driver/@type": (f"<disk>{TARGET}<driver type='qcow2'/></disk>", f"<disk>{TARGET}<driver/></disk>"),
     "driver/iothreads": (f"<disk>{TARGET}<driver><iothreads/></driver></disk>", f"<disk>{TARGET}<driver/></disk>"),
@@ -99,7 +100,6 @@ NEITHER = {
     "@snapshot": "which kind of snapshot libvirt itself would make of the disk",
     "acpi": "by which firmware numbers the slot: no guest names disks by it",
     "backenddomain": "Xen's alone",
-    "driver/@cache": "how QEMU opens the origin",
     "driver/@copy_on_read": "what the guest reads is written to the origin, and copied to the scratch before; the view "
     "must not be copied into a scratch VM's overlay",
     "driver/@discard_no_unref": "of the origin's qcow2 file",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...core import names, units
@@ -15,7 +15,11 @@ from . import clones
 DEFAULT_MAX_PAUSE_S = 1.0
 SUSPEND_S = 0.05  # what suspending and resuming takes beside the clones, on a host that is not busy
 HOOK = "hook"  # the driver that takes what lies in a network
-ATOMIC = ("reflink",)  # drivers whose clone of one file is of one moment while the guest writes to it
+
+# Drivers whose clone of one raw image is of one moment while the guest writes to it.  A file system writes back what it
+# caches of the file before it clones it, and lets nobody write meanwhile.  lvm2 holds up what is written to the volume
+# alone: what the host's page cache has of it is written back in any order.
+ATOMIC, ATOMIC_IF_UNCACHED = ("reflink",), ("lvm",)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Wanted:
     vm: str
     disks: Mapping[str, Sequence[str]]  # the origins of each disk: one, or for a qcow2 with a data file two
     formats: Mapping[str, str]  # by disk
+    uncached: Collection[str]  # the disks that QEMU writes to past the host's page cache
     options: StorageOptions
     snapshot_id: str
     reader: User
@@ -101,8 +106,15 @@ async def choose(wanted: Wanted) -> Choice:
         what = f"{wanted.vm}: looking at what its disks are stored on"
         offers += await clones.in_time(clones.LOOK_S, driver.plan(task), what, StateError)
     disks = {origin: disk for disk, origins in wanted.disks.items() for origin in origins}
-    is_raw = len(disks) == 1 and all(wanted.formats[disk] == "raw" for disk in disks.values())
-    return Choice(offers, disks, is_atomic=is_raw and offers[0].clone.driver in ATOMIC)
+    return Choice(offers, disks, is_atomic=_is_atomic(wanted, offers, disks))
+
+
+def _is_atomic(wanted: Wanted, offers: Sequence[Offer], disks: Mapping[str, str]) -> bool:
+    if len(disks) != 1:
+        return False
+    (disk,), driver = disks.values(), offers[0].clone.driver
+    is_one_moment = driver in ATOMIC or (driver in ATOMIC_IF_UNCACHED and disk in wanted.uncached)
+    return is_one_moment and wanted.formats[disk] == "raw"
 
 
 def _named(wanted: Wanted) -> dict[str, str]:
@@ -132,7 +144,7 @@ def _candidates(word: str | None, wanted: Wanted) -> Mapping[str, Driver]:
         return {word: drivers.of(word)}
     known = drivers.DRIVERS
     if wanted.max_pause_s == 0:
-        return dict(sorted(known.items(), key=lambda item: item[0] not in ATOMIC))
+        return dict(sorted(known.items(), key=lambda item: item[0] not in (*ATOMIC, *ATOMIC_IF_UNCACHED)))
     return known
 
 
@@ -149,8 +161,8 @@ def check_pause(wanted: Wanted, choice: Choice) -> None:
     """Raise StateError if the VM, which runs, would have to be paused for longer than the user allows."""
     if wanted.max_pause_s == 0 and not choice.is_atomic:
         raise StateError(
-            f"{wanted.vm} has to be paused for a moment: only one raw image on a file system with reflinks can be "
-            "taken without that",
+            f"{wanted.vm} has to be paused for a moment: only one raw disk can be taken without that, an image "
+            "on a file system with reflinks, or a logical volume that QEMU writes to with cache='none'",
             f"--max-pause {DEFAULT_MAX_PAUSE_S:g}   (it would be about {units.moment(choice.pause_s)})",
         )
     if wanted.max_pause_s == 0 or choice.pause_s <= wanted.max_pause_s:

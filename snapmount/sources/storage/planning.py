@@ -20,7 +20,7 @@ from ...host import blocking, datadirectory
 from ...hypervisor import Domain, writers
 from ...images import chain, fingerprint
 from ...images.chain import Found, Owner
-from ...storage.driver import Clone, Room
+from ...storage.driver import Clone, ClonesRoom, Room
 from ..source import Plan, Subject
 from . import choice, clones
 from .capture import BLOCK_JOB
@@ -51,6 +51,7 @@ async def plan_snapshot(subject: Subject) -> Plan:
         domain.name,
         {each.disk: _written(each) for each, disk in zip(chains, chosen, strict=True) if not disk.is_readonly},
         {disk.name: disk.format for disk in chosen},
+        [disk.name for disk in chosen if disk.is_uncached],
         subject.options.get(KIND, StorageOptions()),
         subject.snapshot_id,
         subject.user,
@@ -156,7 +157,12 @@ async def _judge_space(subject: Subject, state: StorageState, disks: Sequence[Di
                 f"while the snapshot lives; at least {units.size(least)} must be free",
                 f"--source pull   (whose scratch may lie elsewhere; or free space in {room.place})",
             )
-        if room.free_bytes < min(worst, room.total_bytes // 2):
+        if isinstance(room, ClonesRoom):
+            subject.warn(
+                f"{room.place} has room for {units.size(room.total_bytes)} of what the guest overwrites; it is given "
+                "up when that is nearly full"
+            )
+        elif room.free_bytes < min(worst, room.total_bytes // 2):
             subject.warn(
                 f"{room.place} has {units.size(room.free_bytes)} free, and the guest may need up to "
                 f"{units.size(worst)} there if it overwrites all of its disks while the snapshot lives; the snapshot "

@@ -23,7 +23,7 @@ from ...images import fingerprint
 from ...images.disks import Custody
 from ...records.record import Record
 from ...records.store import Store
-from ...storage.driver import Clone, Room
+from ...storage.driver import Clone, ClonesRoom, Room
 from ..losswatch import LossWatch
 from ..source import Loss
 from . import clones, state
@@ -46,15 +46,15 @@ class Gauge:
         self._most_bytes = most_bytes  # that it can come to hold alone
         self._filling: dict[str, Rate] = {}
 
-    async def read(self) -> list[Pool]:
-        """The places now.  Raises SpaceError."""
+    async def read(self) -> list[tuple[Room, Pool]]:
+        """The places now, and how they fill up.  Raises SpaceError."""
         rooms = await clones.rooms(self._clone)
         now = trio.current_time()
         for room in rooms:
             before = self._filling.get(room.place)
             free = -room.free_bytes
             self._filling[room.place] = before.after(now, free) if before else Rate.begin(now, free)
-        return [self._pool(room) for room in rooms]
+        return [(room, self._pool(room)) for room in rooms]
 
     def _pool(self, room: Room) -> Pool:
         floor = min(limits.FLOOR_BYTES, room.total_bytes // 4)
@@ -109,15 +109,15 @@ class StorageWatch(LossWatch):
         while True:
             began, wait_s = trio.current_time(), filling.LONGEST_WAIT_S
             try:
-                pools = await gauge.read()
+                found = await gauge.read()
                 problems.over()
             except SnapmountError as error:
                 problems.met(error.message)
             else:
-                wait_s = _wait_s(pools)
-                for pool in pools:
+                wait_s = _wait_s([pool for _, pool in found])
+                for room, pool in found:
                     if pool.free < pool.reserve:
-                        self._lose(Loss(State.GAVE_UP, _why(pool), MORE_SPACE))
+                        self._lose(loss(room, pool))
             if not has_started:
                 has_started = True
                 task_status.started()
@@ -144,12 +144,16 @@ def _wait_s(pools: list[Pool]) -> float:
     return filling.wait_s(headroom, pools)
 
 
-def _why(pool: Pool) -> str:
-    """In words that follow a colon."""
-    return (
-        f"the guest's writes were about to find no space ({units.size(max(0, pool.free))} left in {pool.name} at "
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, going at {units.rate(pool.bytes_per_s)})"
+def loss(room: Room, pool: Pool) -> Loss:
+    """That the snapshot is given up for want of space there."""
+    left = (
+        f"{units.size(max(0, pool.free))} of {units.size(room.total_bytes)} left in {room.place} at "
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, going at {units.rate(pool.bytes_per_s)}"
     )
+    if isinstance(room, ClonesRoom):
+        why = "its room for what the guest overwrites was nearly full, and the guest goes on"
+        return Loss(State.GAVE_UP, f"{why} ({left})", room.remedy)
+    return Loss(State.GAVE_UP, f"the guest's writes were about to find no space ({left})", MORE_SPACE)
 
 
 @asynccontextmanager

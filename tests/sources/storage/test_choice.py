@@ -55,7 +55,8 @@ FAST: Mapping[str, Driver] = {
     "other": Storage("other", "/b", 0.5),
 }
 VDA, VDB = {"vda": ["/a/vda.img"]}, {"vdb": ["/b/vdb.qcow2", "/b/vdb.data"]}
-WANTED = Wanted("vm1", {**VDA, **VDB}, {"vda": "raw", "vdb": "qcow2"}, StorageOptions(), "3f2a91bc", User(1, 1, ()))
+FORMATS = {"vda": "raw", "vdb": "qcow2"}
+WANTED = Wanted("vm1", {**VDA, **VDB}, FORMATS, [], StorageOptions(), "3f2a91bc", User(1, 1, ()))
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +146,16 @@ async def test_without_a_pause_only_one_raw_file_that_can_be_cloned_by_itself_is
         with pytest.raises(StateError, match=r"has to be paused for a moment"):
             choice.check_pause(asking(other, max_pause_s=0), made)
     assert not (await choice.choose(asking(one, max_pause_s=0, vda="first"))).is_atomic
+
+
+@pytest.mark.parametrize(("uncached", "is_atomic"), [(["vda"], True), (["vdb"], False)])
+async def test_a_raw_volume_is_taken_without_a_pause_only_if_no_cache_holds_what_is_written_to_it(
+    monkeypatch: pytest.MonkeyPatch, uncached: list[str], is_atomic: bool
+) -> None:
+    monkeypatch.setattr(drivers, "DRIVERS", {"first": FAST["first"], "lvm": Storage("lvm", "/a")})
+    wanted = asking(replace(WANTED, disks=VDA, uncached=uncached), max_pause_s=0)
+    made = await choice.choose(wanted)
+    assert ([offer.clone.driver for offer in made.offers], made.is_atomic) == (["lvm"], is_atomic)
 
 
 def offer(driver: str, pause_s: float, is_concurrent: bool = False) -> Offer:
