@@ -20,7 +20,7 @@ from ..records.record import Record
 from ..records.store import Lease, Store
 from ..sources import registry
 from .guard import guarded
-from .session import OpenSnapshot, Reporter
+from .session import OpenSnapshot, Reporter, take_charge
 from .teardown import tear_down
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ CHECK_S = 10.0
 @asynccontextmanager
 async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIterator[OpenSnapshot]:
     """The snapshot, to be shown again.  At the end of the block it is torn down, if it has been ready; else it is left
-    as it was found, for another try.
+    as it was found, for another try, and watched over until then.
 
     If its point in time is lost it is torn down at once, and StateError raised, which says why, or SpaceError if it has
     to be given up for want of space.  Raises StateError or NotFoundError too if somebody else holds it or has ended it,
@@ -50,11 +50,25 @@ async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIt
                 yield opened
         except BaseException as error:
             is_over = isinstance(first_cause(error), SpaceError | _LostError)  # and no other try can help
+            if opened and not opened.ends and not is_over:
+                _leave_to_standby(lease, reporter)
             raise
         finally:
             if is_over or (opened and opened.ends):
                 with trio.CancelScope(shield=True):
                     await tear_down(lease)
+
+
+def _leave_to_standby(lease: Lease, reporter: Reporter) -> None:
+    """Until another try somebody must see to it that the guest does not suffer: as after a restart of the host nobody
+    does.
+    """
+    before = lease.record.standby
+    if reporter.standby and not (before and before.runs()):
+        try:
+            take_charge(lease, reporter.standby)
+        except StateError as error:
+            log.error("%s", error.message)
 
 
 class _LostError(StateError):

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -149,12 +149,18 @@ async def _outlives_shutdown(record: Record) -> bool:
     return is_left
 
 
-def _serve_from_now_on(lease: Lease, reporter: Reporter) -> None:
-    """Write down that this process is the server, in the place of one that has died perhaps."""
-    before, left_s = lease.record.standby, lease.record.left_s
-    server = Process.of_pid(os.getpid())
+def take_charge(lease: Lease, standby: Process | None, **changes: Any) -> None:
+    """Write down that this process is the server, in the place of one that has died perhaps, and which its standby.
+    Raises StateError.
+    """
+    left_s, server = lease.record.left_s, Process.of_pid(os.getpid())
     expires_s = None if left_s is None else time.monotonic() + left_s  # of this boot
-    lease.update(state=State.ACTIVE, was_shown=True, server=server, standby=reporter.standby, expires_s=expires_s)
+    lease.update(server=server, standby=standby, expires_s=expires_s, **changes)
+
+
+def _serve_from_now_on(lease: Lease, reporter: Reporter) -> None:
+    before = lease.record.standby
+    take_charge(lease, reporter.standby, state=State.ACTIVE, was_shown=True)
     if before and before != reporter.standby:
         before.send(signal.SIGKILL)
 

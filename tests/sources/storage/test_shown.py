@@ -8,10 +8,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from snapmount.core.limits import FLOOR_BYTES
 
 from ...rig import clones, copies, filesystems, libiscsi, servers, traces, vm
 from ...rig.account import Account
@@ -103,6 +106,26 @@ def test_its_luns_are_there_again_after_a_crash_and_a_restart_of_the_host(
     assert views(taken, mountpoint) == first
     assert snapmount("recover").stdout == "nothing to recover\n"
     snapmount("delete", off.name)
+    assert traces.found() == []
+
+
+def test_one_that_cannot_be_shown_again_yet_is_watched_all_the_same(
+    off: vm.VM, places: dict[str, Path], mountpoint: Path
+) -> None:
+    taken = snapmount_json(*STORAGE, "--expire", "1h", off.name, mountpoint)
+    servers.restart_host(taken, mountpoint)
+    mountpoint.rmdir()
+    assert f"the mountpoint {mountpoint} does not exist" in refused("recover", code=3)
+    mountpoint.mkdir()
+    now = servers.listed(taken["id"])
+    assert now["state"] == "dead"
+    since_taken = datetime.fromisoformat(now["expires"]) - datetime.fromisoformat(taken["expires"])
+    assert abs(since_taken) < timedelta(seconds=5)
+    assert Path(f"/proc/{now['server']['standby_pid']}").exists()
+    assert "nobody watches" not in snapmount("list").stdout
+    with filesystems.filled(places["xfs"], leave=FLOOR_BYTES // 2):
+        wait_for(lambda: left(places) == [], "it is given up")
+    assert "about to find no space" in snapmount("recover").stdout
     assert traces.found() == []
 
 
