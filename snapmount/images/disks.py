@@ -4,6 +4,7 @@ are read by ourselves, all others are exports of one daemon.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,10 +18,12 @@ from ..core.image import OpenImage
 from ..core.imagechain import Chain, Layer
 from ..core.user import User
 from ..errors import NotFoundError, StateError
-from ..host import blocking
+from ..host import blocking, shutdown
 from . import daemon, lock, nbd, raw
 from .bitmap import Bitmap
 from .daemon import Daemon
+
+log = logging.getLogger(__name__)
 
 LOOK_S = 30.0
 
@@ -115,7 +118,12 @@ async def _cancelled_at_the_end() -> AsyncIterator[trio.Nursery]:
 
 
 async def _tell_end(served_by: Daemon, custody: Custody) -> None:
-    custody.daemon_has_ended(await served_by.wait_ended())
+    """A shutdown of the host, which ends all processes, may end it before this one; the images outlive that."""
+    how = await served_by.wait_ended()
+    if await shutdown.is_under_way():
+        log.info("%s: the host is shut down", how)
+    else:
+        custody.daemon_has_ended(how)
 
 
 async def _let_go(served_by: Daemon, locks: Sequence[int], custody: Custody) -> None:

@@ -16,11 +16,12 @@ import pytest
 
 from snapmount.host import notify, priorities
 
-from ..rig import power, service_manager, traces, vm
-from ..rig.command import SNAPMOUNT, read_direct, snapmount_json
+from ..rig import power, servers, service_manager, traces, vm
+from ..rig.command import SNAPMOUNT, read_direct, snapmount, snapmount_json, state_of
 from ..rig.libvirtd import wait_for
 
 UNIT = Path(__file__).parents[2] / "contrib" / "systemd" / "snapmount@.service"
+RECOVER = UNIT.with_name("snapmount-recover.service")
 
 
 @pytest.fixture
@@ -92,17 +93,18 @@ def test_under_a_service_manager_the_journal_has_the_log_with_priorities(
 
 @pytest.fixture
 def systemd(tmp_path: Path, mountpoint: Path) -> Iterator[service_manager.Manager]:
-    """A real one, which knows the unit, and of it where the command lies and where this test mounts."""
+    """A real one, which knows the units, and of them where the command lies and where this test mounts."""
     if not service_manager.SYSTEMD.exists():
         pytest.skip("this host lacks systemd: run contrib/setup --test")
-    shutil.copy(UNIT, tmp_path)
-    drop_in = tmp_path / f"{UNIT.name}.d" / "test.conf"
-    drop_in.parent.mkdir()
-    drop_in.write_text(
-        "[Service]\n"
-        f"ExecSearchPath={Path(SNAPMOUNT).parent}:/usr/sbin:/usr/bin:/sbin:/bin\n"
-        f"Environment=SNAPMOUNT_MOUNTPOINT={mountpoint}\n"
-    )
+    for unit in (UNIT, RECOVER):
+        shutil.copy(unit, tmp_path)
+        drop_in = tmp_path / f"{unit.name}.d" / "test.conf"
+        drop_in.parent.mkdir()
+        drop_in.write_text(
+            "[Service]\n"
+            f"ExecSearchPath={Path(SNAPMOUNT).parent}:/usr/sbin:/usr/bin:/sbin:/bin\n"
+            f"Environment=SNAPMOUNT_MOUNTPOINT={mountpoint}\n"
+        )
     with service_manager.running(tmp_path) as manager:
         yield manager
 
@@ -143,6 +145,31 @@ def test_a_unit_that_cannot_start_has_failed_and_is_not_tried_again(systemd: ser
     assert systemd.property(unit, "ActiveState") == "failed"
 
 
+@pytest.mark.vm
+def test_what_the_unit_cannot_recover_does_not_end_what_it_has_recovered(
+    mountpoint: Path, systemd: service_manager.Manager
+) -> None:
+    gone = mountpoint.with_name(f"{mountpoint.name}-gone")
+    with contextlib.ExitStack() as stack:
+        vms = [vm.running(f"{vm.PREFIX}-{name}", [vm.Disk("vda")], start=False) for name in ("kept", "gone")]
+        kept, other = [stack.enter_context(each) for each in vms]
+        gone.mkdir()
+        for each, place in ((kept, mountpoint), (other, gone)):
+            servers.kill(snapmount_json(each.name, place), and_standby=True)
+            subprocess.run(["umount", "-l", place], check=True)
+        gone.rmdir()
+        systemd.systemctl("start", RECOVER.name)
+        assert systemd.property(RECOVER.name, "ExecMainStatus") == "3", "the mountpoint does not exist"
+        assert (state_of(kept.name)[0], state_of(other.name)[0]) == ("active", "dead")
+        assert systemd.property(RECOVER.name, "ActiveState") == "active"
+        read_direct(mountpoint / "vda.raw")
+
+        systemd.systemctl("stop", RECOVER.name)
+        wait_for(lambda: len(snapmount_json("list")) == 1, "it ends what it serves")
+        snapmount("delete", other.name)
+        assert traces.found() == []
+
+
 def test_each_line_of_what_is_logged_gets_its_priority() -> None:
     assert priorities.prioritised(40, "it broke\nTraceback") == "<3>it broke\n<3>Traceback"
     assert [priorities.prioritised(level, "x")[:3] for level in (10, 20, 30, 50)] == ["<7>", "<6>", "<4>", "<2>"]
@@ -162,12 +189,13 @@ def test_where_nobody_can_be_told_nothing_breaks(monkeypatch: pytest.MonkeyPatch
     notify.notify(notify.READY)
 
 
-@pytest.mark.parametrize("name", [UNIT.name, "snapmount-recover.service"])
+@pytest.mark.parametrize("name", [UNIT.name, RECOVER.name])
 def test_the_units_are_well_formed(tmp_path: Path, name: str) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("this host lacks systemd-analyze: run contrib/setup --test")
     unit = tmp_path / name.replace("@", "@vm1")
-    unit.write_text(UNIT.with_name(name).read_text().replace("ExecStart=snapmount ", f"ExecStart={SNAPMOUNT} "))
+    own = re.sub("(?m)^(ExecStart=-?)snapmount ", rf"\1{SNAPMOUNT} ", UNIT.with_name(name).read_text())
+    unit.write_text(own)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit], capture_output=True, text=True
     )

@@ -253,6 +253,10 @@ def test_a_shutdown_of_the_host_does_not_end_it(stored: vm.VM, mountpoint: Path,
     told_so = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     taken = snapmount_json(*STORAGE, stored.name, mountpoint, env=told_so)
     first = read_view(mountpoint)
+    (daemon,) = traces.storage_daemons()
+    os.kill(daemon, signal.SIGTERM)  # as all processes get it, in any order
+    log = Path(taken["server"]["log"])
+    wait_for(lambda: "exit status 0: the host is shut down" in log.read_text(), "that is no loss")
     os.kill(taken["server"]["pid"], signal.SIGTERM)
     wait_for(lambda: state_of(stored.name)[0] == "dead", "it is left")
     wait_for(lambda: not os.path.ismount(mountpoint), "its view is not")
