@@ -1,5 +1,6 @@
 """Measures snapshots by storage beside those by pull of the same VM: how long it is paused, what its writes take while
-a snapshot lives and while it is read, and how fast the mount is read beside the frozen file itself.
+a snapshot lives and while it is read, what reading takes of the processors, and how fast the mount is read beside the
+frozen file itself.
 
 Each round begins anew, with images of its own: what a guest writes while there is a clone adds extents to its image.
 """
@@ -199,7 +200,7 @@ READS: dict[str, Callable[[Path, bool, Path], float]] = {
 
 
 def one_round(kind: str, figures: Figures) -> None:
-    """Every figure of a kind of storage once; the pauses of a VM that does nothing but be paused several times."""
+    """Every figure of a kind of storage once."""
     with (
         KINDS[kind]() as place,
         vm.running(f"{vm.PREFIX}-bench", place.disks, command_line="snapmount.seed=7") as guest,
