@@ -176,8 +176,6 @@ def _check_subvolume(kept: BtrfsKept, descriptor: int) -> None:
 
 async def activate(clone: Clone) -> Clone:
     """See Driver.  A snapshot is on the disk as soon as it is made."""
-    if why := await calls.on_path(_directory(clone), _why_hidden, clone):
-        raise UnreachableError(why)
     if why := await why_lost(clone):
         raise StateError(why)
     return clone
@@ -191,7 +189,7 @@ async def why_lost(clone: Clone) -> str | None:
 def _why_lost(clone: Clone) -> str | None:
     kept, path = _kept(clone), _snapshot(clone)
     if why := _why_hidden(clone):
-        return why
+        raise UnreachableError(why)
     try:
         with files.opened(path) as descriptor:
             is_top, found = subvolumes.is_top(descriptor), subvolumes.read(descriptor)
@@ -225,7 +223,7 @@ def _room(clone: Clone) -> Room:
 async def changed(older: Clone, newer: Clone, origin: str) -> Sequence[Extent]:
     """See Driver."""
     for clone in (older, newer):
-        if why := await why_lost(clone):
+        if why := await calls.on_path(_directory(clone), _why_hidden, clone) or await why_lost(clone):
             raise StateError(why)
     return await calls.on_path(origin, _changed, older.of(origin), newer.of(origin), done="compared")
 

@@ -215,8 +215,6 @@ async def activate(clone: Clone) -> Clone:
 
 
 def _activate(clone: Clone) -> None:
-    if why := _why_hidden(clone):
-        raise UnreachableError(why)
     if why := _why_lost(clone):
         raise StateError(why)
     directories = _directories(clone)
@@ -231,7 +229,9 @@ async def why_lost(clone: Clone) -> str | None:
 
 
 def _why_lost(clone: Clone) -> str | None:
-    return _why_hidden(clone) or next((why for frozen in clone.frozen if (why := _change(frozen))), None)
+    if why := _why_hidden(clone):
+        raise UnreachableError(why)
+    return next((why for frozen in clone.frozen if (why := _change(frozen))), None)
 
 
 def _why_hidden(clone: Clone) -> str | None:
@@ -267,7 +267,7 @@ def _rooms(clone: Clone) -> list[Room]:
 async def changed(older: Clone, newer: Clone, origin: str) -> Sequence[Extent]:
     """See Driver."""
     for clone in (older, newer):
-        if why := await why_lost(clone):
+        if why := await calls.on_path(origin, _why_hidden, clone) or await why_lost(clone):
             raise StateError(why)
     return await calls.on_path(origin, _changed, older.of(origin), newer.of(origin), done="compared")
 

@@ -325,6 +325,10 @@ async def test_a_clone_whose_file_system_is_not_mounted_is_not_lost_for_ever() -
         told = "which was mounted on .* is out of sight"
         with pytest.raises(UnreachableError, match=told):
             await btrfs.activate(clone)
+        with pytest.raises(UnreachableError, match=told):
+            await btrfs.why_lost(clone)
+        with pytest.raises(StateError, match=told):
+            await btrfs.changed(clone, clone, clone.origins[0])
         with pytest.raises(LeftoverError, match=told):
             await btrfs.remove(clone)
         with pytest.raises(SpaceError, match=told):

@@ -129,6 +129,21 @@ def test_one_that_cannot_be_shown_again_yet_is_watched_all_the_same(
     assert traces.found() == []
 
 
+def test_clones_are_not_removed_since_a_file_system_with_others_is_not_mounted(
+    off: vm.VM, places: dict[str, Path], mountpoint: Path
+) -> None:
+    taken = snapmount_json(*STORAGE, off.name, mountpoint)
+    first = [read_direct(mountpoint / f"{name}.raw") for name in ("vda", "vdb")]
+    servers.kill(taken)
+    log = Path(taken["server"]["log"])
+    with filesystems.out_of_sight(places["xfs"]):
+        wait_for(lambda: "the clones cannot be looked at" in log.read_text(), "the standby has looked")
+        assert clones.places(places["btrfs"]) != []
+    snapmount("recover")
+    assert [read_direct(mountpoint / f"{name}.raw") for name in ("vda", "vdb")] == first
+    snapmount("delete", off.name)
+
+
 def views(taken: dict[str, Any], mountpoint: Path) -> dict[str, list[bytes]]:
     """All bytes that are shown."""
     return {
