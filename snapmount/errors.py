@@ -91,6 +91,12 @@ class UnreadError(SnapmountError):
     exit_code = 128 + 13  # as if SIGPIPE had ended us
 
 
+def of_exit_code(exit_code: object) -> type[SnapmountError]:
+    """The kind of errors with that exit code: each has one of its own."""
+    kinds: list[type[SnapmountError]] = [SnapmountError, *SnapmountError.__subclasses__()]
+    return next((kind for kind in kinds if kind.exit_code == exit_code), SnapmountError)
+
+
 def first_cause(error: BaseException) -> BaseException:
     """The error to report of a (nested) group as trio's nurseries raise them: a SnapmountError, if there is one, else
     the first.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import select
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ..core import names
 from ..errors import SnapmountError, UnreadError, UnwritableError
@@ -39,6 +41,27 @@ def print_text(text: str, there: str = "", remedy: str | None = None) -> None:
     """Print it, or raise as writing() does."""
     with writing(there, remedy):
         sys.stdout.write(text)
+
+
+def print_bytes(parts: Iterable[bytes]) -> None:
+    """Print them as they come; as print_text()."""
+    for part in parts:
+        with writing():
+            sys.stdout.flush()
+            _write(sys.stdout.fileno(), memoryview(part))
+
+
+def _write(descriptor: int, left: memoryview) -> None:
+    """Write all of it, also if a signal interrupts that, or the descriptor does not block.  Python's own streams, if
+    they are not buffered (PYTHONUNBUFFERED), would leave out what one write(2) does not take.
+    """
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLOUT)
+            poll.poll()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 # The flags of NBD's metadata context "base:allocation" (NBD protocol, "Metadata querying").
 HOLE = 1  # not allocated
@@ -175,12 +176,20 @@ _LINE_BYTES = len(_LINE % ("[", 0, 0, _KINDS[0], "]"))
 _EMPTY_MAP = b"[]\n"
 
 
-def json_map_size(extents: ExtentMap) -> int:
+class Numbered(Protocol):
+    """Extents in their order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Extent: ...
+
+
+def json_map_size(extents: Numbered) -> int:
     """The size of json_map()'s text in bytes."""
     return len(extents) * _LINE_BYTES or len(_EMPTY_MAP)
 
 
-def json_map(extents: ExtentMap, offset: int, length: int) -> bytes:
+def json_map(extents: Numbered, offset: int, length: int) -> bytes:
     """The bytes [offset, offset + length) of the extents as text: an extent a line.
 
     The text is JSON in the form of `qemu-img map --output=json` (qemu-img(1), "map").  As for any NBD export the depth
@@ -194,9 +203,9 @@ def json_map(extents: ExtentMap, offset: int, length: int) -> bytes:
     return "".join(_json_lines(extents, first, last)).encode()[skipped : skipped + length]
 
 
-def _json_lines(extents: ExtentMap, first: int, last: int) -> Iterator[str]:
-    starts, flags = extents.arrays()
+def _json_lines(extents: Numbered, first: int, last: int) -> Iterator[str]:
+    final = len(extents) - 1
     for number in range(first, last):
-        is_last = number + 1 == len(starts)
-        start, end = starts[number], extents.end if is_last else starts[number + 1]
-        yield _LINE % (" " if number else "[", start, end - start, _KINDS[flags[number]], "]" if is_last else ",")
+        extent, is_last = extents[number], number == final
+        kind = _KINDS[extent.flags]
+        yield _LINE % (" " if number else "[", extent.start, extent.length, kind, "]" if is_last else ",")

@@ -46,6 +46,11 @@ class Disk(Reshaped):
         return f".{self.name}.lun"
 
     @property
+    def dirty_file(self) -> str:
+        """Its dirty extents, as text."""
+        return f"{self.name}.dirty"
+
+    @property
     def increment_file(self) -> str:
         """What has changed in it, as a thin qcow2 image."""
         return f"{self.name}.inc.qcow2"

@@ -74,6 +74,16 @@ def put_back() -> None:
     _noted.append(signal.SIGINT)
 
 
+def end_again() -> None:
+    """From now on they end the process by themselves again: nothing that was begun is unfinished.  Raises
+    InterruptedByUserError if one has been noted that nobody has acted upon.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number in _were_ignored else signal.SIG_DFL)
+    if take_noted():
+        raise InterruptedByUserError("interrupted")
+
+
 def let_end() -> None:
     """From now on they do what they did in the process that started us: for a program that is run in our place."""
     for number in (*SIGNALS, *_IGNORED_BY_PYTHON):

@@ -22,7 +22,7 @@ import trio
 
 from ..core import names
 from ..core.document import from_document, to_document
-from ..errors import InterruptedByUserError, SnapmountError
+from ..errors import InterruptedByUserError, SnapmountError, of_exit_code
 from ..host import interruptible, logs, processes, signals
 from ..host.processes import Process
 from ..records.record import Record
@@ -47,8 +47,7 @@ class Failure:
 
     def error(self) -> SnapmountError:
         """The error of the same kind."""
-        kinds: list[type[SnapmountError]] = [SnapmountError, *SnapmountError.__subclasses__()]
-        found = next(kind for kind in kinds if kind.exit_code == self.exit_code)(self.message, self.remedy)
+        found = of_exit_code(self.exit_code)(self.message, self.remedy)
         found.evidence = self.evidence
         return found
 

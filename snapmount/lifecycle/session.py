@@ -32,6 +32,8 @@ from ..host import mounts, shutdown, titles
 from ..host.interruptible import received
 from ..host.processes import Process
 from ..publish import iscsi
+from ..publish.dirty import service as dirty
+from ..publish.dirty.text import DirtyText
 from ..publish.fuse import filesystem
 from ..publish.qcow2 import Qcow2Image, Qcow2Increment
 from ..publish.tree import Constant, File, MapText, RawImage, Tree
@@ -119,8 +121,8 @@ async def _then_cancel(scope: trio.CancelScope, wait: Callable[[], Awaitable[obj
 
 async def _live(begin: Begin, reporter: Reporter, ready: trio.Event) -> None:
     """The snapshot, from its beginning to its end."""
-    async with begin(reporter) as opened, _shown(opened) as view:
-        opened.guard.shown(partial(_close, opened.images), view.forget_cached)
+    async with begin(reporter) as opened, _shown(opened) as view, _dirty(opened) as told:
+        opened.guard.shown(partial(_stop_reads, opened.images, told), view.forget_cached)
         _serve_from_now_on(opened.lease, reporter)
         opened.ends = True
         ready.set()
@@ -204,6 +206,7 @@ def _tree(lease: Lease, images: Sequence[Image], variables: bytes | None) -> Tre
     files += [File(f"{image.name}.map", MapText(image)) for image in images]
     if snapshot.since is not None:
         files += [File(disk.increment_file, _increment(disk, image)) for disk, image in shown]
+        files += [File(disk.dirty_file, DirtyText(image)) for disk, image in shown]
     files += [File(each.file, Constant(f"{each.url}\n".encode())) for each in snapshot.urls]
     files.append(File("domain.xml", Constant(xml.encode("utf-8", "surrogateescape"))))
     if snapshot.nvram and variables is not None:
@@ -217,6 +220,10 @@ def _tree(lease: Lease, images: Sequence[Image], variables: bytes | None) -> Tre
 
 def _increment(disk: Disk, image: Image) -> Qcow2Increment:
     return Qcow2Increment(image, disk.qcow2_cluster_size_bytes, disk.backing)
+
+
+def _dirty(opened: OpenSnapshot) -> AbstractAsyncContextManager[dirty.Service]:
+    return dirty.served(opened.lease.directory, opened.lease.record.snapshot, opened.images)
 
 
 async def _publish(opened: OpenSnapshot) -> None:
@@ -260,6 +267,7 @@ async def _serve(view: filesystem.View, opened: OpenSnapshot) -> None:
         nursery.cancel_scope.cancel()
 
 
-def _close(images: Sequence[OpenImage]) -> None:
+def _stop_reads(images: Sequence[OpenImage], told: dirty.Service) -> None:
+    told.stop()
     for image in images:
         image.close()

@@ -71,7 +71,7 @@ class Constant:
         return len(self._data)
 
     async def extents(self) -> ExtentMap:
-        return _all_data(len(self._data))
+        return all_data(len(self._data))
 
     async def direct(self) -> None:
         return None
@@ -136,7 +136,7 @@ class MapText:
         return json_map_size(await self._image.extents())
 
     async def extents(self) -> ExtentMap:
-        return _all_data(await self.size_bytes())
+        return all_data(await self.size_bytes())
 
     async def direct(self) -> None:
         return None
@@ -156,7 +156,8 @@ async def _allocated_bytes(image: Image) -> int | None:
         return None
 
 
-def _all_data(size: int) -> ExtentMap:
+def all_data(size: int) -> ExtentMap:
+    """The extents of a file of that size without holes."""
     extents = ExtentMap()
     if size:
         extents.append(size, 0)

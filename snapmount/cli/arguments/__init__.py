@@ -33,6 +33,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         _check_without_iscsi(arguments, line)
     if arguments.verb in ("take", "show") and arguments.initiator_kind and arguments.json:
         raise UsageError("--for and --json do not go together: JSON has what each kind needs", "no --for")
+    if arguments.verb == "dirty" and arguments.data and arguments.json:
+        raise UsageError("--data and --json do not go together: --data prints JSON, and bytes between", "no --json")
     if arguments.verb == "boot" and arguments.console and arguments.json:
         raise UsageError("--console and --json do not go together", "snapmount boot --help")
     if arguments.verb == "boot" and arguments.wait_timeout is not None and arguments.wait_for is None:

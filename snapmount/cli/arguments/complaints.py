@@ -15,6 +15,8 @@ _ELSEWHERE = {
     "ps": ["list"],
     "info": ["show"],
     "inspect": ["show"],
+    "changes": ["dirty"],
+    "diff": ["dirty"],
     "remove": ["delete"],
     "destroy": ["delete"],
     "stop": ["delete"],

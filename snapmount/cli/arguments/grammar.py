@@ -158,6 +158,19 @@ def _add_looking(verbs: Any, parents: list[Parser]) -> None:
     options.initiator_kind(added)
     added.set_defaults(verb="show")
 
+    added = verbs.add_parser(
+        "dirty",
+        parents=parents,
+        help="print which extents of a snapshot's disks are dirty",
+        description="Print the dirty extents of a snapshot's disks, one a line: the disk, where it begins, its length "
+        "in bytes, and whether it is data or reads as zeros. All of a disk is dirty if it is not known what has "
+        "changed.",
+    )
+    added.add_argument("snapshot", metavar="SNAPSHOT", help=_SNAPSHOT)
+    added.add_argument("--disk", metavar="NAME", action="append", default=[], help="only this disk (repeatable)")
+    added.add_argument("--data", action="store_true", help="print the bytes too, for a program that reads them")
+    added.set_defaults(verb="dirty")
+
 
 def _add_ending(verbs: Any, parents: list[Parser]) -> None:
     added = verbs.add_parser(

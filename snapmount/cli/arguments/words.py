@@ -13,6 +13,7 @@ _DOING = {
     "detach": "detaching disks of {snapshot}",
     "list": "looking at the snapshots",
     "show": "looking at {snapshot}",
+    "dirty": "looking for the dirty extents of {snapshot}",
     "delete": "ending {snapshots}",
     "recover": "recovering",
     "umount": "ending the snapshot at {mountpoint}",

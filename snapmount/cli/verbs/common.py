@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from ...core import names, uris
 from ...core.iscsi import Session
-from ...errors import NotFoundError
+from ...errors import MissingError, NotFoundError
 from ...records.record import Record
 from ...records.store import Store
 from ...sources import kinds
+from .. import missing, output
 
 if TYPE_CHECKING:
     import argparse
@@ -33,6 +34,19 @@ def active(word: str, store: Store, connect: str | None = None) -> Record | None
         return store.find(word, connect)
     except NotFoundError:
         return None
+
+
+def alive(record: Record, store: Store) -> Record:
+    """As recovery.alive(); the snapshot as it is if what that needs is not there."""
+    try:
+        from ...lifecycle import recovery
+    except ModuleNotFoundError as error:
+        output.complain(missing.explained(error))
+        return record
+    except MissingError as error:
+        output.complain(error)
+        return record
+    return recovery.alive(record, store, output.tell)
 
 
 def to_see(record: Record) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...core.lifecycle import State
-from ...errors import MissingError, UsageError
-from ...records.record import Record
-from ...records.store import Store
-from .. import missing, output, present
+from ...errors import UsageError
+from .. import output, present
 from . import common
 
 if TYPE_CHECKING:
@@ -19,23 +17,10 @@ def run(arguments: argparse.Namespace) -> int:
     store = common.store()
     record = store.find(arguments.snapshot, common.connection(arguments))
     if store.state(record) is State.DEAD:
-        record = _alive(record, store)
+        record = common.alive(record, store)
     if arguments.initiator_kind and not record.publication:
         raise UsageError(f"snapshot {record.id} is not published over iSCSI", "no --for")
     sessions = common.sessions([record], store)[record.id]
     shown = present.Shown(record, store, sessions, arguments.show_secret, arguments.initiator_kind)
     output.print_either(arguments.json, shown.document, shown.details)
     return output.complain_all(shown.faults())
-
-
-def _alive(record: Record, store: Store) -> Record:
-    """As recovery.alive(); the snapshot as it is if what that needs is not there."""
-    try:
-        from ...lifecycle import recovery
-    except ModuleNotFoundError as error:
-        output.complain(missing.explained(error))
-        return record
-    except MissingError as error:
-        output.complain(error)
-        return record
-    return recovery.alive(record, store, output.tell)
