@@ -258,12 +258,12 @@ def cost_us(figures: Figures, source: str, life: str) -> float:
 def _pauses(figures: dict[str, Figures]) -> list[str]:
     heads = ("suspend, resume", "by storage", "beyond that", "longest write: pull", "by storage")
     lines = ["pauses, and the longest write of the guest at the take (ms: least / median / most)"]
-    lines += [f"  {'':22}{'extents':>8}" + "".join(f"{head:>21}" for head in heads)]
+    lines += [f"  {'':22}{'extents':>8}" + "".join(f"{head:>25}" for head in heads)]
     for kind, found in figures.items():
         cells = [spread(each, 1e3) for each in (bare_s(found), found["storage, pause s"], beyond_s(found))]
         cells += [spread(found[f"{source}, longest us at the take"], 1e-3) for source in TAKE]
         extents = statistics.median(found["extents"])
-        lines.append(f"  {kind:22}{extents:>8,.0f}" + "".join(f"{cell:>21}" for cell in cells))
+        lines.append(f"  {kind:22}{extents:>8,.0f}" + "".join(f"{cell:>25}" for cell in cells))
     return lines
 
 
