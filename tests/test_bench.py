@@ -64,3 +64,45 @@ def test_the_report_has_every_figure_and_says_why_a_kind_has_none(
     assert report.count("read slowly, a reader adds to the mean: 200 us by pull, 20 us by storage") == 2
     assert report.count("storage, qcow2          0.60            0.10") == 2
     assert report.count("1,024       2,048    0.50") == 2 * 3
+
+
+@pytest.fixture
+def increments(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCH)
+    return importlib.import_module("increments")
+
+
+def test_what_nbdinfo_tells_of_a_bitmap(increments: ModuleType) -> None:
+    told = (
+        "         0       65536    0  clean\n     65536      131072    1  dirty\n    196608   4294836224    0  clean\n"
+    )
+    assert increments.dirty_ranges(told) == [(65536, 131072)]
+
+
+def test_a_round_overwrites_data_so_that_full_copies_stay_as_large(increments: ModuleType) -> None:
+    for disk, size in increments.SIZES.items():
+        clusters = increments.used(size)
+        assert clusters == sorted(set(clusters))
+        assert increments.CHANGED[disk] <= len(clusters) == increments.USED
+        assert (clusters[-1] + 1) * increments.CLUSTER <= size
+    assert increments.CHANGED["vda"] * increments.CLUSTER == 50 << 20
+
+
+def test_each_way_is_the_first_in_its_turn(increments: ModuleType) -> None:
+    turns = [increments.Round(None, number, {}).in_turn(increments.LISTS)[0] for number in range(3)]
+    assert sorted(turns) == sorted(increments.LISTS)
+
+
+def test_the_report_compares_each_way_with_snapmount(increments: ModuleType) -> None:
+    figures = {"load": [9.0, 11.6], "take, s": [1.0, 2.0, 9.0], f"{increments.SINCE}, s": [3.0]}
+    for disk in increments.SIZES:
+        for number, way in enumerate(increments.LISTS, 1):
+            figures |= {f"{disk}, {way}, first s": [0.5], f"{disk}, {way}, all s": [2 * number]}
+    for ways in increments.COPIES.values():
+        for number, way in enumerate(ways, 1):
+            figures |= {f"{way}, s": [2 * number], f"{way}, bytes": [50 << 20]}
+    lines = [line.split("  ") for line in increments.report(figures).splitlines()]
+    ratios = [line[-1].strip() for line in lines]
+    assert lines[0] == ["increments; load 9 to 12 (s, medians)"]
+    assert ratios[2:3] + ratios[5:8] + ratios[9:12] == ["1.50", *["2.00", "2.00", "3.00"] * 2]
+    assert ratios[13:] == ["2.00", "2.00"] * 2

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import fragmented
 import guest
+import increments
 import luns
 import storage
 import thin
@@ -168,7 +169,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="MiB of the disk (default: 512)")
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument(
-        "rows", nargs="*", help=f"of {', '.join(ROWS)}, iscsi, sparse copy, qcow2, map, guest, storage (default: all)"
+        "rows",
+        nargs="*",
+        help=f"of {', '.join(ROWS)}, iscsi, sparse copy, qcow2, map, guest, storage, increments (default: all)",
     )
     arguments = parser.parse_args()
     rows = [row for row in ROWS if not arguments.rows or any(word in row for word in arguments.rows)]
@@ -191,6 +194,7 @@ def main() -> None:
         maps = fragmented.measure(arguments.repeat) if not arguments.rows or "map" in arguments.rows else {}
         guests = guest.measure(arguments.repeat) if not arguments.rows or "guest" in arguments.rows else {}
         stored = storage.measure(arguments.repeat) if not arguments.rows or "storage" in arguments.rows else {}
+        changed = increments.measure(arguments.repeat) if not arguments.rows or "increments" in arguments.rows else {}
     finally:
         image.unlink(missing_ok=True)
         sparse.unlink(missing_ok=True)
@@ -205,6 +209,8 @@ def main() -> None:
         print(guest.report(guests))
     if stored:
         print(storage.report(stored))
+    if changed:
+        print(increments.report(changed))
     if arguments.json:
         machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
         Path(arguments.json).write_text(
@@ -218,6 +224,7 @@ def main() -> None:
                     "map": maps,
                     "guest": guests,
                     "storage": stored,
+                    "increments": changed,
                 },
                 indent=2,
             )
