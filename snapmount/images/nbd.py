@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from ..core.survey import Survey
 from ..errors import MissingError, UnreachableError
 from ..host.blocking import Threads
 from . import bitmap as changed
-from .bitmap import Bitmap
+from .bitmap import Bitmap, Question
 from .extents import Extents
 
 try:
@@ -39,6 +39,7 @@ _ZEROS = bytes(1 << 20)  # FUSE asks for no more at once
 
 ALLOCATION: str = nbd.CONTEXT_BASE_ALLOCATION
 THREADS = Threads("nbd", 40)  # those that QEMU may hold up
+IN_FLIGHT = 8  # questions about extents: few, for the guest's sake
 CONNECTIONS = 4  # of an image, for its reads
 DIRECT_CONNECTIONS = 4  # of each way past Python
 DIRECT_WAYS = 3  # of an image: its two files, and its LUN
@@ -82,24 +83,30 @@ class Connection:
         data: bytearray = self._handle.pread(length, offset)
         return data
 
-    def status_twice(self, offset: int, length: int) -> tuple[list[int], list[int]]:
-        """Ask for the extents of a part, and when there is an answer, once more; blocks.  Raises nbd.Error."""
+    def statuses_twice(self, questions: Sequence[Question]) -> list[tuple[list[int], list[int]]]:
+        """Ask for the extents of some parts, and when there are the answers, once more; blocks.  Raises nbd.Error."""
         if not self._handle.can_meta_context(ALLOCATION):
-            return [length, 0], [length, 0]
-        return self.status(offset, length), self.status(offset, length)
+            return [([length, 0], [length, 0]) for _, length in questions]
+        return [*zip(self.statuses(questions), self.statuses(questions), strict=True)]
 
-    def status(self, offset: int, length: int) -> list[int]:
-        """Extents from `offset` on, as many as one answer holds: length, flags, length, flags, ...; blocks.  Raises
+    def statuses(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Extents from each offset on, as many as one answer holds: length, flags, length, flags, ...; blocks.  Raises
         nbd.Error, also if the server has no such metadata context.
         """
-        told: list[int] = []
+        answers: list[list[int]] = [[] for _ in questions]
+        cookies = []
+        for (offset, length), told in zip(questions, answers, strict=True):
+            self._wait(IN_FLIGHT - 1)
+            cookies.append(self._handle.aio_block_status(length, offset, partial(_add, told)))
+        self._wait(0)
+        for cookie in cookies:
+            self._handle.aio_command_completed(cookie)  # raises its error
+        return answers
 
-        def add(_context: str, _offset: int, entries: list[int], _error: object) -> int:
-            told.extend(entries)
-            return 0
-
-        self._handle.block_status(length, offset, add)
-        return told
+    def _wait(self, most: int) -> None:
+        """Wait until no more requests than that are under way."""
+        while self._handle.aio_in_flight() > most:
+            self._handle.poll(-1)
 
     def is_usable(self) -> bool:
         """Whether another request can be sent."""
@@ -110,6 +117,12 @@ class Connection:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
+
+
+def _add(told: list[int], _context: str, _offset: int, entries: list[int], _error: object) -> int:
+    """What libnbd calls with an answer to block_status."""
+    told.extend(entries)
+    return 0
 
 
 class SlowError(UnreachableError):
@@ -196,13 +209,15 @@ class NbdImage:
 
     async def _dirty_ranges(self, bitmap: Bitmap, start: int) -> tuple[int, list[changed.Range]]:
         async with self._asking(bitmap.context) as connection:
-            return await changed.dirty_ranges(partial(self._in_time, connection.status), bitmap, start, self.size_bytes)
+            return await changed.dirty_ranges(
+                partial(self._in_time, connection.statuses), bitmap, start, self.size_bytes
+            )
 
     async def _kinds(self, end: int, ranges: list[changed.Range]) -> Changes:
         if not ranges:
             return Changes(end, ())
         async with self._asking(ALLOCATION) as connection:
-            return await changed.kinds(partial(self._in_time, connection.status_twice), end, ranges)
+            return await changed.kinds(partial(self._in_time, connection.statuses_twice), end, ranges)
 
     @contextlib.asynccontextmanager
     async def _asking(self, context: str) -> AsyncIterator[Connection]:
@@ -222,7 +237,8 @@ class NbdImage:
         try:
             async with self._budget.fetches, self._asking(ALLOCATION) as connection:
                 while question := survey.question():
-                    survey.learn(*await self._in_time(connection.status_twice, *question))
+                    (told,) = await self._in_time(connection.statuses_twice, [question])
+                    survey.learn(*told)
         except (nbd.Error, UnreachableError, trio.TooSlowError) as error:
             raise OSError(errno.EIO, f"{self.name}: the extents cannot be had: {error}") from error
         extents = survey.extents

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from snapmount.core.extents import HOLE, ZERO
 from snapmount.errors import UnreachableError
 from snapmount.images import bitmap
-from snapmount.images.bitmap import Bitmap, Range
+from snapmount.images.bitmap import Bitmap, Question, Range
 
 from ..strategies import PROPERTY
 
@@ -26,8 +26,9 @@ class Server:
         self._flags = flags
         self._at_once = extents_at_once
         self.asked: list[Range] = []
+        self.handed_over = 0
 
-    async def status(self, offset: int, length: int) -> list[int]:
+    def _status(self, offset: int, length: int) -> list[int]:
         self.asked.append((offset, offset + length))
         told: list[int] = []
         while offset < len(self._flags) and len(told) < 2 * self._at_once:
@@ -38,17 +39,21 @@ class Server:
             offset = end
         return told
 
-    async def status_twice(self, offset: int, length: int) -> tuple[list[int], list[int]]:
-        return await self.status(offset, length), await self.status(offset, length)
+    async def statuses(self, questions: Sequence[Question]) -> list[list[int]]:
+        self.handed_over += 1
+        return [self._status(*question) for question in questions]
+
+    async def statuses_twice(self, questions: Sequence[Question]) -> list[tuple[list[int], list[int]]]:
+        return [*zip(await self.statuses(questions), await self.statuses(questions), strict=True)]
 
 
 async def changes(dirty: Server, allocation: Server, size: int, known: int) -> list[tuple[int, int, bool]]:
     """All looks at a disk: each dirty extent's start, end and whether it is zero."""
     place, found = 0, []
     while place < size:
-        end, ranges = await bitmap.dirty_ranges(dirty.status, Bitmap(CONTEXT, known), place, size)
+        end, ranges = await bitmap.dirty_ranges(dirty.statuses, Bitmap(CONTEXT, known), place, size)
         assert end > place
-        look = await bitmap.kinds(allocation.status_twice, end, ranges)
+        look = await bitmap.kinds(allocation.statuses_twice, end, ranges)
         assert look.end == end
         found += [(each.start, each.end, each.is_zero) for each in look.extents]
         place = end
@@ -89,10 +94,29 @@ async def test_what_is_near_is_asked_for_at_once_and_what_is_far_is_not(monkeypa
     assert set(allocation.asked) == {(0, 6), (50, 51)}
 
 
+async def test_questions_are_handed_over_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bitmap, "MOST_BYTES", 1)
+    monkeypatch.setattr(bitmap, "NEAR_BYTES", 0)
+    size = 400
+    dirty, allocation = Server([int(place % 20 == 0) for place in range(size)]), Server([0] * size)
+    assert len(await changes(dirty, allocation, size, size)) == 20
+    assert len(dirty.asked) == size
+    assert dirty.handed_over == 29, "1, 2, 4, 8, then 16 at once"
+    assert allocation.handed_over == 4, "16 and 4, twice each"
+
+
+async def test_what_follows_an_answer_to_a_part_of_its_question_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bitmap, "MOST_BYTES", 10)
+    dirty = Server([int(place % 2 == 0) for place in range(60)], extents_at_once=4)
+    assert len(await changes(dirty, Server([0] * 60), 60, 60)) == 30
+
+
 async def test_a_look_tells_of_so_many_and_the_next_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bitmap, "ENOUGH_RANGES", 1)
     server = Server([0, 1] * 20)
-    end, ranges = await bitmap.dirty_ranges(server.status, Bitmap(CONTEXT, 40), 0, 40)
+    end, ranges = await bitmap.dirty_ranges(server.statuses, Bitmap(CONTEXT, 40), 0, 40)
     assert end < 40
     assert ranges[0] == (1, 2)
     dirty, allocation = Server([0, 1] * 20), Server([0] * 40)
@@ -100,8 +124,8 @@ async def test_a_look_tells_of_so_many_and_the_next_one_goes_on(monkeypatch: pyt
 
 
 async def test_an_answer_that_says_nothing_is_an_error() -> None:
-    async def nothing(_offset: int, _length: int) -> list[int]:
-        return []
+    async def nothing(questions: Sequence[Question]) -> list[list[int]]:
+        return [[] for _ in questions]
 
     with pytest.raises(UnreachableError, match="tells nothing"):
         await bitmap.dirty_ranges(nothing, Bitmap(CONTEXT, 10), 0, 10)
