@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -14,6 +15,8 @@ from ..core import names
 from ..errors import SnapmountError, UnreadError, UnwritableError
 from ..host import priorities
 from .progress import Progress
+
+PIPE_BYTES = 1 << 20  # proc(5), "pipe-max-size"
 
 progress = Progress()
 
@@ -45,6 +48,8 @@ def print_text(text: str, there: str = "", remedy: str | None = None) -> None:
 
 def print_bytes(parts: Iterable[bytes]) -> None:
     """Print them as they come; as print_text()."""
+    with contextlib.suppress(OSError, ValueError):  # a pipe gets as large as anybody may make it, once for all
+        fcntl.fcntl(sys.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     for part in parts:
         with writing():
             sys.stdout.flush()

@@ -55,6 +55,7 @@ def test_a_user_s_vm_is_shown_to_that_user_and_leaves_no_trace(account: Account)
             copies.append((account.home / disk.name).read_bytes())
         assert prefix.prove(SEED, copies) > 0
         assert [row["id"] for row in run_json("list")] == [taken["id"]]
+        assert {line.split()[0] for line in run("dirty", guest.name).splitlines()} == {"vda", "vdb"}
 
         os.kill(taken["server"]["pid"], signal.SIGKILL)
         wait_for(lambda: run_json("list")[0]["state"] == "dead", "the server is dead")

@@ -18,7 +18,7 @@ from . import address, unbound
 
 CONNECT_S = 10.0
 SILENCE_S = 30.0  # the server says every few seconds that it is there
-RECEIVE_BYTES = 1 << 18
+RECEIVE_BYTES = 1 << 20
 EXPLAINED_S = 3.0  # how long the record may take to tell why a stream has been cut off
 LOOK_S = 0.1
 

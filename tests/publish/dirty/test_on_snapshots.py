@@ -127,6 +127,18 @@ def test_the_bytes_of_the_disks_follow(off: vm.VM, mountpoint: Path) -> None:
     snapmount("delete", off.name)
 
 
+def test_a_standard_output_that_does_not_block_gets_all_of_them(off: vm.VM, mountpoint: Path) -> None:
+    snapmount(off.name, mountpoint)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with subprocess.Popen([SNAPMOUNT, "dirty", "--data", off.name], stdout=write_end) as process:
+        os.close(write_end)
+        with os.fdopen(read_end, "rb") as pipe:
+            assert restored(pipe.read(), "vda") == (mountpoint / "vda.raw").read_bytes()
+    assert process.returncode == 0
+    snapmount("delete", off.name)
+
+
 @contextlib.contextmanager
 def reader(*words: str) -> Iterator[subprocess.Popen[bytes]]:
     """A program that reads a stream of bytes, has read the first of them, and reads no more by itself."""
