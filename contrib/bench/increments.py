@@ -259,7 +259,7 @@ def report(figures: Figures) -> str:
     lines.append(f"  {'what is dirty':40}{'first line':>10}{'all':>10}")
     lines.append(f"    {'(snapmount --version)':38}{'':>10}{median['start s']:>10.2f}")
     for disk, size in SIZES.items():
-        lines.append(f"    {size // GIB} GiB, of which {CHANGED[disk] * CLUSTER // 1024:,} KiB")
+        lines.append(f"    {size // GIB} GiB, {CHANGED[disk] * CLUSTER // 1024:,} KiB dirty")
         ours = median[f"{disk}, {LISTS[0]}, all s"]
         for way in LISTS:
             first_s, all_s = (median[f"{disk}, {way}, {which} s"] for which in ("first", "all"))
