@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from .document import Reshaped
-from .snapshot import Disk
 
 LAST = "last"  # in the place of a name: the newest one that counts
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,63}")  # is a file name, and a bitmap's in QEMU
@@ -87,11 +86,6 @@ class Since:
     name: str  # as it was asked for, but for LAST if there is one
     checkpoint: Checkpoint | None
     why_full: str = ""  # if there is none: why all counts as changed
-
-
-def full(disks: Sequence[Disk], since: Since | None, why: str) -> tuple[Disk, ...]:
-    """The disks, all of which count as changed as a whole, if changes are asked for."""
-    return tuple(disks if since is None else (replace(disk, full=disk.full or why) for disk in disks))
 
 
 def since(asked: str, checkpoints: Sequence[Checkpoint]) -> Since:

@@ -25,8 +25,9 @@ CHECK_S = 10.0
 PROBE_BLOCK_BYTES = 64 * units.KIB
 PROBE_BLOCKS = 16
 
-# scratch files and overlays, NBD's socket, the probe; a scratch VM's firmware variables, and what virtlogd(8) keeps
-_OURS = re.compile(r"[A-Za-z0-9_]{1,64}\.qcow2|nbd\.sock|probe|nvram\.fd|console\.log(\.\d+)?")
+# scratch files and overlays, NBD's socket, the probe, what is known to have changed (changes.py of the source storage);
+# a scratch VM's firmware variables, and what virtlogd(8) keeps
+_OURS = re.compile(r"[A-Za-z0-9_]{1,64}\.(qcow2|changes)|nbd\.sock|probe|nvram\.fd|console\.log(\.\d+)?")
 
 
 async def create(directory: Path, user: User, qemu_pid: int | None, use: Use = SCRATCH) -> None:

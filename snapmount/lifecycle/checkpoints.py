@@ -74,10 +74,8 @@ async def settle(record: Record) -> None:
     """The snapshot ends: the checkpoint that was made with it counts from now on, or goes if who has read the snapshot
     has not read all of it.  What cannot go now does not count, and goes at the next time.
     """
-    if record.snapshot.checkpoint is None:
-        return
     try:
-        found = await _on_disk(checkpoints.load, record.snapshot.vm_uuid, record.snapshot.checkpoint)
+        found = await _made_with(record)
         if found is None:
             return
         if record.was_shown and record.reason is None:
@@ -88,14 +86,43 @@ async def settle(record: Record) -> None:
         log.warning("checkpoint %s does not count, and is left: %s", record.snapshot.checkpoint, error.message)
 
 
-async def sweep(vm_uuid: str, store: Store, tell: Callable[[str], None]) -> None:
-    """Remove what checkpoints of snapshots have left that are gone and have not ended well."""
+async def sweep(vm_uuid: str, store: Store, tell: Callable[[str], None]) -> list[Checkpoint]:
+    """Remove what checkpoints of snapshots have left that are gone and have not ended well; returns those that are
+    removed.
+    """
+    swept = []
     for checkpoint in await of_vm(vm_uuid):
         if not checkpoint.counts and store.load(checkpoint.snapshot) is None:
             try:
                 await discard(checkpoint)
+                swept.append(checkpoint)
             except SnapmountError as error:
                 tell(f"checkpoint {checkpoint.name}, which does not count, is left: {error.message}")
+    return swept
+
+
+async def sweep_all(store: Store, tell: Callable[[str], None]) -> list[Checkpoint]:
+    """The same for all VMs.  Raises StateError."""
+    swept = []
+    for vm_uuid in await _on_disk(checkpoints.vms):
+        swept += await sweep(vm_uuid, store, tell)
+    return swept
+
+
+async def check_free(record: Record) -> None:
+    """Raise StateError if another checkpoint has the name of the one that will be made with a snapshot: what it keeps
+    would be forgotten.
+    """
+    snapshot = record.snapshot
+    if snapshot.checkpoint is None:
+        return
+    other = await _on_disk(checkpoints.load, snapshot.vm_uuid, snapshot.checkpoint)
+    if other:
+        raise StateError(
+            f"{snapshot.vm_name} has a checkpoint {other.name} already, of snapshot {other.snapshot}, which has not "
+            "ended well yet",
+            names.command("snapmount", "delete", other.snapshot),
+        )
 
 
 async def discard(checkpoint: Checkpoint) -> None:
@@ -107,10 +134,16 @@ async def discard(checkpoint: Checkpoint) -> None:
 
 async def discard_of(record: Record) -> None:
     """Remove the one that was made with a snapshot, if it is there.  Raises as discard() does."""
-    if record.snapshot.checkpoint:
-        found = await _on_disk(checkpoints.load, record.snapshot.vm_uuid, record.snapshot.checkpoint)
-        if found:
-            await discard(found)
+    if found := await _made_with(record):
+        await discard(found)
+
+
+async def _made_with(record: Record) -> Checkpoint | None:
+    """The one that was made with a snapshot, if it is there.  Raises StateError."""
+    if record.snapshot.checkpoint is None:
+        return None
+    found = await _on_disk(checkpoints.load, record.snapshot.vm_uuid, record.snapshot.checkpoint)
+    return found if found and found.snapshot == record.id else None
 
 
 async def delete(vm: Vm, wanted: Sequence[str]) -> list[Checkpoint]:

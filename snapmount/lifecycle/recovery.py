@@ -10,12 +10,14 @@ from functools import partial
 import trio
 
 from ..core import names
+from ..core.checkpoint import Checkpoint
 from ..core.lifecycle import State
 from ..errors import InterruptedByUserError, LeftoverError, SnapmountError, StateError
 from ..host import interruptible
+from ..records import checkpoints as records
 from ..records.record import Record
 from ..records.store import Store
-from . import adoption, orphans, server
+from . import adoption, checkpoints, orphans, server
 from .orphans import Orphan
 
 Tell = Callable[[str], None]
@@ -113,6 +115,7 @@ def recover_all(words: Sequence[str], store: Store, verbose: bool, tell: Tell) -
     if not words:
         try:
             done.orphans += interruptible.run(orphans.sweep, store, tell)
+            done.orphans += map(_swept, interruptible.run(checkpoints.sweep_all, store, tell))
         except InterruptedByUserError as error:
             done.errors.insert(0, error)
         except SnapmountError as error:
@@ -123,6 +126,11 @@ def recover_all(words: Sequence[str], store: Store, verbose: bool, tell: Tell) -
             if not orphan.is_removed
         ]
     return done
+
+
+def _swept(checkpoint: Checkpoint) -> Orphan:
+    why = f"checkpoint {checkpoint.name} of {checkpoint.vm_name}, whose snapshot has gone and has not ended well"
+    return Orphan(str(records.path(checkpoint)), why, True)
 
 
 def _meant(words: Sequence[str], store: Store, done: Recovery, tell: Tell) -> list[Record]:

@@ -29,6 +29,7 @@ from ..host.processes import Process
 from ..records.record import Record
 from ..records.store import Lease, Store
 from ..sources import registry
+from . import checkpoints
 from .guard import clear, lose
 from .teardown import tear_down
 
@@ -181,6 +182,8 @@ async def _end(store: Store, record: Record) -> bool:
         if not lease.record.state.was_readable or lease.record.has_expired:
             await tear_down(lease)
             return True
+        if lease.record.reason:  # then no checkpoint keeps anything, which costs the guest too
+            await checkpoints.settle(lease.record)
         await registry.of(record).release(lease.record.kept)
         if lease.record.state is State.GAVE_UP:
             await clear(lease)

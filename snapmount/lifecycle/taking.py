@@ -51,6 +51,7 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
             lease.write_definition(planned.subject.xml)
             if request.checkpoint is not None or request.since:
                 await checkpoints.sweep(planned.subject.domain.uuid, store, reporter.warn)
+                await checkpoints.check_free(lease.record)
             await _make(planned, lease)
             if request.luns:
                 lease.record.snapshot.check_readable(planning.NO_LUNS)

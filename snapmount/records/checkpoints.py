@@ -19,9 +19,14 @@ def of_vm(vm_uuid: str) -> list[Checkpoint]:
     return sorted(found, key=lambda each: (each.created, each.name))
 
 
+def vms() -> list[str]:
+    """The uuids of all VMs that have any."""
+    return sorted(directory.name for directory in _parent().glob("*"))
+
+
 def named(vm: str) -> Checkpoint | None:
     """The newest of a VM of that name or uuid; None if there is none.  Raises StateError."""
-    found = [each for directory in sorted(_parent().glob("*")) for each in of_vm(directory.name)]
+    found = [each for vm_uuid in vms() for each in of_vm(vm_uuid)]
     meant = [each for each in found if vm in (each.vm_name, each.vm_uuid)]
     return max(meant, key=lambda each: each.created, default=None)
 
@@ -33,25 +38,30 @@ def load(vm_uuid: str, name: str) -> Checkpoint | None:
 
 def write(checkpoint: Checkpoint) -> None:
     """Write its record, on the disk.  Raises SpaceError."""
-    path = _path(checkpoint.vm_uuid, checkpoint.name)
+    file = path(checkpoint)
     try:
         datadirectory.make()
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        documents.write(path, checkpoint, lasts=True)
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        documents.write(file, checkpoint, lasts=True)
     except OSError as error:
-        _remove_empty(path.parent)
-        raise SpaceError(f"the record {path} cannot be written: {error.strerror}") from error
+        _remove_empty(file.parent)
+        raise SpaceError(f"the record {file} cannot be written: {error.strerror}") from error
 
 
 def forget(checkpoint: Checkpoint) -> None:
     """Nothing is left of it.  Raises LeftoverError."""
-    path = _path(checkpoint.vm_uuid, checkpoint.name)
+    file = path(checkpoint)
     try:
-        for each in (path, documents.unfinished(path)):
+        for each in (file, documents.unfinished(file)):
             each.unlink(missing_ok=True)
     except OSError as error:
         raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
-    _remove_empty(path.parent)
+    _remove_empty(file.parent)
+
+
+def path(checkpoint: Checkpoint) -> Path:
+    """Of its record."""
+    return _path(checkpoint.vm_uuid, checkpoint.name)
 
 
 def _files(vm_uuid: str) -> list[Path]:

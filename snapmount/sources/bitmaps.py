@@ -7,17 +7,18 @@ extension"); after a crash they are broken, and a disk counts as changed as a wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ..core import checkpointxml
-from ..core.checkpoint import Checkpoint, Increment, MarkedDisk, Since
+from ..core.checkpoint import Checkpoint, Increment, Since
 from ..core.diskdefinition import DiskDefinition
 from ..core.snapshot import Disk, Snapshot
 from ..hypervisor import connected
 from ..images import qcow2
 from ..images.bitmap import Bitmap
 from ..records.record import Record
+from . import marking
 from .source import Subject
 
 OLDEST_LIBVIRT = (6, 10, 0)  # since when VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE is there
@@ -45,41 +46,6 @@ async def unmarked(subject: Subject) -> dict[str, str]:
         return {disk.name: why for disk in subject.selection.chosen}
     reasons = [(disk.name, await why_unmarked(disk)) for disk in subject.selection.chosen]
     return {name: why for name, why in reasons if why}
-
-
-def marked(subject: Subject, unmarked: Mapping[str, str]) -> tuple[str, ...]:
-    """The disks that will be part of the checkpoint that is asked for; if none can be, that is warned of."""
-    if subject.checkpoint is None:
-        return ()
-    found = tuple(disk.name for disk in subject.selection.chosen if disk.name not in unmarked)
-    if not found:
-        subject.warn(f"no checkpoint is made: {'; '.join(f'{name}: {why}' for name, why in unmarked.items())}")
-    return found
-
-
-def planned(disks: Sequence[Disk], unmarked: Mapping[str, str], since: Since | None) -> tuple[Disk, ...]:
-    """The disks, with the reason for each that counts as changed as a whole, as far as it is known before their bitmaps
-    have been looked at.
-    """
-    if since is None:
-        return tuple(disks)
-    return tuple(replace(disk, full=_why_full(disk, unmarked, since)) for disk in disks)
-
-
-def _why_full(disk: Disk, unmarked: Mapping[str, str], since: Since) -> str | None:
-    if disk.name in unmarked:
-        return unmarked[disk.name]
-    if since.checkpoint is None:
-        return since.why_full
-    kind = since.checkpoint.source["kind"]
-    if kind not in KINDS:
-        return f"checkpoint {since.name} was made by --source {kind}"
-    at_checkpoint = since.checkpoint.disk(disk.name)
-    if at_checkpoint is None:
-        return f"it is not part of checkpoint {since.name}"
-    if at_checkpoint.origin != disk.origin:
-        return f"its image was {at_checkpoint.origin} at checkpoint {since.name}"
-    return None
 
 
 def judged(disks: Sequence[Disk], broken: Collection[str], since: Since) -> tuple[Disk, ...]:
@@ -112,21 +78,7 @@ def exported(increment: Increment, name: str) -> Bitmap:
 
 def checkpoint(record: Record, marked: Collection[str], description: str = "") -> Checkpoint | None:
     """The one that is made with a snapshot; None if none is."""
-    snapshot = record.snapshot
-    if snapshot.checkpoint is None:
-        return None
-    return Checkpoint(
-        name=snapshot.checkpoint,
-        vm_name=snapshot.vm_name,
-        vm_uuid=snapshot.vm_uuid,
-        connect=record.connect,
-        snapshot=snapshot.id,
-        created=snapshot.created,
-        disks=tuple(
-            MarkedDisk(disk.name, disk.origin, disk.size_bytes) for disk in snapshot.disks if disk.name in marked
-        ),
-        source={"kind": snapshot.source, "description": description},
-    )
+    return marking.checkpoint(record, marked, {"kind": record.snapshot.source, "description": description})
 
 
 def definition(checkpoint: Checkpoint, snapshot: Snapshot) -> str:

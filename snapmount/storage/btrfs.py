@@ -136,6 +136,7 @@ def _offer(task: Task, top: str, origins: Sequence[str]) -> Offer:
         Clone(NAME, tuple(origins), frozen, to_document(kept)),
         pause_s=SNAPSHOT_S,
         guest_pays=f"all that is overwritten or removed in the subvolume {top} keeps its space",
+        is_comparable=True,
     )
 
 

@@ -52,6 +52,7 @@ class Offer:
     guest_pays: str = ""  # what it costs the guest as long as it is there, in words for `doctor`
     gives_url: bool = False  # whether it is known already that what is frozen cannot be read here
     is_concurrent: bool = False  # whether others like it, made at the same time, do not make it longer
+    is_comparable: bool = False  # whether changed() can tell it from a later one
 
 
 @dataclass(frozen=True)

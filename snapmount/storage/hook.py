@@ -92,7 +92,7 @@ class HookDriver:
         kept = HookKept(hook, task.snapshot_id, _name(task.snapshot_id, origin), task.reader, answer.state)
         clone = Clone(NAME, (origin,), (), to_document(kept))
         costs = (answer.pause_s, answer.remedy, answer.guest_pays)
-        return Offer(clone, *costs, gives_url=answer.gives_url, is_concurrent=True)
+        return Offer(clone, *costs, gives_url=answer.gives_url, is_concurrent=True, is_comparable=answer.comparable)
 
     async def _serving(self, known: Sequence[str]) -> str | None:
         if self._hook is not None:
@@ -142,6 +142,8 @@ class HookDriver:
     async def changed(self, older: Clone, newer: Clone, origin: str) -> Sequence[Extent]:
         """As Driver says."""
         before, now = _kept(older), _question(newer, Verb.CHANGED)
+        if before.hook != _kept(newer).hook:
+            raise StateError(f"{origin}: its snapshot before was taken by another hook, {before.hook}")
         question = ChangedQuestion(
             **{each.name: getattr(now, each.name) for each in fields(now)},
             older=Older(before.snapshot, before.name, before.state),

@@ -97,6 +97,7 @@ class PlanAnswer:
     remedy: str | None = None  # what would make that shorter
     guest_pays: str = ""
     gives_url: bool = False  # whether frozen will be a URL
+    comparable: bool = False  # whether `changed` can tell its snapshots from later ones
     state: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -86,7 +86,8 @@ async def plan(task: Task) -> Sequence[Offer]:
         clone = _clone(origin, volume, room, task)
         # Not concurrent: lvm2 locks a group, so its snapshots are taken one by one.
         pause_s = look_s * (THIN_LOOKS if volume.is_thin else CLASSIC_LOOKS) + PAUSE_S
-        offers.append(Offer(clone, pause_s, _remedy(look_s), _guest_pays(volume, room)))
+        pays = _guest_pays(volume, room)
+        offers.append(Offer(clone, pause_s, _remedy(look_s), pays, is_comparable=volume.is_thin))
     return offers
 
 

@@ -104,6 +104,7 @@ def _offer(task: Task, mounted_on: str, origins: Sequence[str]) -> Offer:
         pause_s=sum(FILE_S + count * EXTENT_S for count in extents.values()),
         remedy=_defragment(max(extents, key=lambda origin: extents[origin])),
         guest_pays=_guest_pays(mounted_on),
+        is_comparable=files.fstype(mounted_on) in COMPARABLE,
     )
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from snapmount.core import checkpoint, checkpointxml
-from snapmount.core.checkpoint import Checkpoint, MarkedDisk, full, is_name, since
+from snapmount.core.checkpoint import Checkpoint, MarkedDisk, is_name, since
 from snapmount.core.document import DocumentError, from_document, to_document
 from snapmount.core.snapshot import Disk
 
@@ -59,11 +59,6 @@ def test_last_is_the_newest_that_counts() -> None:
 def test_without_a_checkpoint_all_is_changed_and_why_is_said(asked: str, why: str) -> None:
     found = since(asked, [FAILED])
     assert (found.name, found.checkpoint, found.why_full) == (asked, None, why)
-
-
-def test_disks_are_full_only_if_changes_are_asked_for() -> None:
-    assert full([DISK], None, "so it is") == (DISK,)
-    assert full([DISK], since("last", []), "so it is") == (replace(DISK, full="so it is"),)
 
 
 def test_a_record_is_read_back() -> None:

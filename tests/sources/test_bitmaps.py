@@ -13,7 +13,7 @@ from snapmount.core.checkpoint import Since, since
 from snapmount.core.diskdefinition import DiskDefinition
 from snapmount.core.plan import Selection
 from snapmount.core.snapshot import Disk
-from snapmount.sources import bitmaps
+from snapmount.sources import bitmaps, marking
 
 from ..core.test_checkpoint import DISK, MONDAY
 
@@ -67,11 +67,11 @@ async def test_which_images_hold_bitmaps(tmp_path: Path) -> None:
 def test_a_checkpoint_without_any_disk_is_not_made_and_that_is_said() -> None:
     said: list[str] = []
     subject = Subject(Libvirt("9.0.0"), Selection((QCOW2,), ()), warn=said.append)
-    assert bitmaps.marked(subject, {}) == ("vda",)  # type: ignore[arg-type]
+    assert marking.marked(subject, {}) == ("vda",)  # type: ignore[arg-type]
     assert said == []
-    assert bitmaps.marked(subject, {"vda": "so it is"}) == ()  # type: ignore[arg-type]
+    assert marking.marked(subject, {"vda": "so it is"}) == ()  # type: ignore[arg-type]
     assert said == ["no checkpoint is made: vda: so it is"]
-    assert bitmaps.marked(replace(subject, checkpoint=None), {}) == ()  # type: ignore[arg-type]
+    assert marking.marked(replace(subject, checkpoint=None), {}) == ()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -87,15 +87,15 @@ def test_a_checkpoint_without_any_disk_is_not_made_and_that_is_said() -> None:
 )
 def test_why_a_disk_is_full(disk: Disk, checkpoint: object, why: str | None) -> None:
     asked = since("last", [checkpoint])  # type: ignore[list-item]
-    (planned,) = bitmaps.planned([disk], {}, asked)
+    (planned,) = marking.planned([disk], {}, asked, bitmaps.KINDS)
     assert planned.full == why
     assert [each.disk for each in bitmaps.increments([planned], asked)] == ([] if why else ["vda"])
 
 
 def test_what_cannot_be_marked_is_full_whatever_the_checkpoint_says() -> None:
-    (planned,) = bitmaps.planned([DISK], {"vda": "so it is"}, since("last", [MONDAY]))
+    (planned,) = marking.planned([DISK], {"vda": "so it is"}, since("last", [MONDAY]), bitmaps.KINDS)
     assert planned.full == "so it is"
-    assert bitmaps.planned([DISK], {"vda": "so it is"}, None) == (DISK,)
+    assert marking.planned([DISK], {"vda": "so it is"}, None, bitmaps.KINDS) == (DISK,)
 
 
 async def test_a_bitmap_in_an_image_at_rest_is_looked_for(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ...host import blocking, datadirectory
 from ...hypervisor import Domain, writers
 from ...images import chain, fingerprint
 from ...images.chain import Found, Owner
-from .. import bitmaps
+from .. import bitmaps, marking
 from ..source import Plan, Subject
 from .state import OfflineState
 
@@ -38,8 +38,9 @@ async def plan_snapshot(subject: Subject) -> Plan:
     directory = datadirectory.path() / names.directory(subject.snapshot_id)
     disks = tuple(_disk(disk, each) for disk, each in zip(chosen, found, strict=True))
     unmarked = _far(subject) | await bitmaps.unmarked(subject)
-    marked = bitmaps.marked(subject, unmarked)
-    disks = await bitmaps.at_rest(bitmaps.planned(disks, unmarked, subject.since), subject.since)
+    marked = marking.marked(subject, unmarked)
+    disks = marking.planned(disks, unmarked, subject.since, bitmaps.KINDS)
+    disks = await bitmaps.at_rest(disks, subject.since)
     state = OfflineState(
         directory=str(directory),
         chains=chains,

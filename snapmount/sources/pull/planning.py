@@ -13,7 +13,7 @@ from ...core.document import to_document
 from ...core.plan import check_bypass
 from ...core.snapshot import Disk
 from ...errors import StateError
-from .. import bitmaps
+from .. import bitmaps, marking
 from ..source import Plan, Subject
 from . import job, refusals, state
 from .scratch import places, room
@@ -51,9 +51,9 @@ async def plan(subject: Subject) -> Plan:
     socket = job.socket_path(await domain.run_id(), subject.snapshot_id, directory)
     cost = await _cost(disks, parent, policy)
     unmarked = await bitmaps.unmarked(subject)
-    marked = bitmaps.marked(subject, unmarked)
+    marked = marking.marked(subject, unmarked)
     return Plan(
-        disks=bitmaps.planned(disks, unmarked, subject.since),
+        disks=marking.planned(disks, unmarked, subject.since, bitmaps.KINDS),
         state=to_document(PullState(socket, str(directory), policy, marked)),
         cost=cost,
         directory=str(directory),

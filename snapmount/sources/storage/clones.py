@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import trio
 
+from ...core.extents import Extent
 from ...core.imagechain import Chain, Layer
 from ...errors import LeftoverError, SnapmountError, SpaceError, StateError, UnreachableError, first_cause
 from ...host import blocking
@@ -25,6 +26,7 @@ PREPARE_S = 120.0  # what the guest has written may have to be written back firs
 CREATE_S = 60.0  # while no guest waits for it
 LOOK_S = 30.0
 REMOVE_S = 45.0
+COMPARE_S = 600.0  # while nobody waits but who takes it
 
 
 def driver_of(clone: Clone) -> Driver:
@@ -65,11 +67,20 @@ async def create(clone: Clone) -> None:
 
 async def activated(kept: StorageState) -> StorageState:
     """The same, with where each clone is found now.  Raises StateError if one is there no more, UnreachableError."""
-    found = [
-        await in_time(LOOK_S, driver_of(clone).activate(clone), f"activating {_named(clone)}", UnreachableError)
-        for clone in kept.clones
-    ]
-    return replace(kept, clones=tuple(found))
+    return replace(kept, clones=tuple([await activate(clone) for clone in kept.clones]))
+
+
+async def activate(clone: Clone) -> Clone:
+    """See Driver.  Raises as activated() does."""
+    return await in_time(LOOK_S, driver_of(clone).activate(clone), f"activating {_named(clone)}", UnreachableError)
+
+
+async def changed(older: Clone, newer: Clone, origin: str) -> Sequence[Extent]:
+    """What may differ between two clones of an origin.  Raises SnapmountError if that cannot be told."""
+    if older.driver != newer.driver:
+        raise StateError(f"{origin} was cloned by {older.driver}, and is cloned by {newer.driver} now")
+    called = driver_of(newer).changed(await activate(older), newer, origin)
+    return await in_time(COMPARE_S, called, f"comparing {_named(newer)} with the one before", StateError)
 
 
 async def shown(kept: StorageState) -> tuple[Chain, ...]:
@@ -100,8 +111,8 @@ async def rooms(clone: Clone) -> Sequence[Room]:
     return await in_time(LOOK_S, driver_of(clone).rooms(clone), what, SpaceError)
 
 
-async def remove(kept: StorageState) -> None:
-    """Remove the clones, all at the same time.  Idempotent.  Raises LeftoverError, once all have been tried."""
+async def remove(made: Sequence[Clone]) -> None:
+    """Remove these clones, all at the same time.  Idempotent.  Raises LeftoverError, once all have been tried."""
     failures: list[SnapmountError] = []
 
     async def one(clone: Clone) -> None:
@@ -112,7 +123,7 @@ async def remove(kept: StorageState) -> None:
             failures.append(error)
 
     async with trio.open_nursery() as nursery:
-        for clone in kept.clones:
+        for clone in made:
             nursery.start_soon(one, clone)
     for another in failures[1:]:
         log.error("%s", another.message)
@@ -120,9 +131,9 @@ async def remove(kept: StorageState) -> None:
         raise failures[0]
 
 
-def by_hand(kept: StorageState) -> Sequence[str]:
+def by_hand(made: Sequence[Clone]) -> Sequence[str]:
     """Commands for a shell that do what remove() could not."""
-    return [command for clone in kept.clones for command in driver_of(clone).by_hand(clone)]
+    return [command for clone in made for command in driver_of(clone).by_hand(clone)]
 
 
 def _named(clone: Clone) -> str:

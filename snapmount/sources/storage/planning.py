@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...core import checkpoint, imagechain, limits, names, plan, units
+from ...core import imagechain, limits, names, plan, units
 from ...core.cost import Cost, Need
 from ...core.diskdefinition import DiskDefinition
 from ...core.document import to_document
@@ -21,8 +21,9 @@ from ...hypervisor import Domain, writers
 from ...images import chain, fingerprint
 from ...images.chain import Found, Owner
 from ...storage.driver import Clone, ClonesRoom, Room
+from .. import marking
 from ..source import Plan, Subject
-from . import choice, clones
+from . import choice, clones, increments
 from .capture import BLOCK_JOB
 from .choice import StorageOptions, Wanted
 from .state import KIND, StorageState
@@ -74,13 +75,15 @@ async def plan_snapshot(subject: Subject) -> Plan:
     )
     state = replace(state, fingerprints=await _fingerprints(state))
     disks = tuple(_disk(disk, each) for disk, each in zip(chosen, found, strict=True))
-    if subject.checkpoint:
-        subject.warn("no checkpoint is made: --source storage keeps none")
-    disks = checkpoint.full(disks, subject.since, "--source storage does not know what has changed")
+    unmarked = increments.unmarked(subject, chains, chosen_clones.offers)
+    marked = marking.marked(subject, unmarked)
+    checkpoint = subject.checkpoint if marked else None
+    state = replace(state, checkpoint=checkpoint, marked=marked)
+    disks = marking.planned(disks, unmarked, subject.since, (KIND,))
     needs = await _judge_space(subject, state, disks)
     pause_s = chosen_clones.pause_s if is_to_pause and state.needs_pause else 0.0
     cost = Cost(chosen_clones.drivers, pause_s, chosen_clones.guest_pays, needs)
-    return Plan(disks, to_document(state), cost, directory=state.directory, elsewhere=chosen_clones.elsewhere)
+    return Plan(disks, to_document(state), cost, checkpoint, state.directory, elsewhere=chosen_clones.elsewhere)
 
 
 def _check_guest(subject: Subject, run_id: int) -> None:

@@ -13,11 +13,15 @@ from datetime import datetime
 from pathlib import Path
 
 from ...core import imagechain, units
-from ...core.checkpoint import Checkpoint
 from ...core.document import to_document
 from ...core.image import OpenImage
 from ...core.snapshot import DiskUrl
-from ...errors import LeftoverError, NotFoundError, StateError
+from ...errors import (
+    LeftoverError,
+    NotFoundError,
+    SnapmountError,
+    StateError,
+)
 from ...host import blocking, datadirectory
 from ...hypervisor import directories
 from ...images import disks, fingerprint
@@ -25,8 +29,11 @@ from ...images.disks import Access
 from ...records.kept import Kept
 from ...records.record import Record
 from ...records.store import Lease
+from ...storage.driver import Clone
 from ..source import ByHand, Subject, Watch
-from . import capture, clones, state
+from . import capture, changes, clones, increments, marks, state
+from .changes import ComparedImage
+from .marks import discard
 from .planning import plan_snapshot as plan
 from .planning import why_not
 from .state import StorageState
@@ -58,6 +65,7 @@ async def create(subject: Subject, lease: Lease) -> datetime:
     """Make the clones: the point in time."""
     kept = state.of(lease.record)
     await blocking.on_path(kept.directory, LOOK_S, _make, kept, done="written")
+    await marks.write(lease.record)
     await clones.prepare(kept)
     moment, pause_s = await capture.take(subject, lease, kept)
     log.info("%s: cloned, paused for %s: this is the snapshot's moment", subject.domain.name, units.moment(pause_s))
@@ -65,7 +73,11 @@ async def create(subject: Subject, lease: Lease) -> datetime:
     snapshot = lease.record.snapshot
     readable = tuple(disk for disk in snapshot.disks if disk.name not in kept.urls)
     urls = tuple(DiskUrl(name, url) for name, url in kept.urls.items())
-    lease.update(source=to_document(kept), snapshot=replace(snapshot, disks=readable, urls=urls))
+    snapshot = replace(snapshot, created=moment, disks=readable, urls=urls)
+    lease.update(source=to_document(kept), snapshot=snapshot)
+    await marks.write(lease.record)  # again: now it is known where they are
+    if subject.since:
+        lease.update(snapshot=replace(snapshot, disks=await increments.compared(lease, subject.since)))
     return moment
 
 
@@ -88,7 +100,12 @@ async def open(record: Record, watch: Watch) -> AsyncIterator[Sequence[OpenImage
         changed = await blocking.call(LOOK_S, fingerprint.first_change, kept.fingerprints)
         if changed:
             raise StateError(changed)
-        yield images
+        yield [await _compared_with(image, kept) for image in images]
+
+
+async def _compared_with(image: OpenImage, kept: StorageState) -> OpenImage:
+    found = await blocking.on_path(kept.directory, LOOK_S, changes.read, kept.directory, image.name)
+    return image if found is None else ComparedImage(image, found)
 
 
 def _locked_paths(kept: StorageState) -> Sequence[str]:
@@ -110,9 +127,9 @@ async def why_lost(record: Record) -> str | None:
 
 
 async def release(kept: Kept) -> None:
-    """What costs the guest is that its writes need new space: remove the clones."""
+    """What costs the guest is that its writes need new space: remove the clones, but for those of a checkpoint."""
     log.info("removing the clones of %s", kept.vm_name)
-    await clones.remove(state.of(kept))
+    await clones.remove(await marks.own(kept))
 
 
 async def check_unused(_kept: Kept) -> None:
@@ -120,17 +137,22 @@ async def check_unused(_kept: Kept) -> None:
 
 
 async def destroy(kept: Kept) -> None:
-    """Remove the clones, and the directory with the socket in it."""
-    await clones.remove(state.of(kept))
+    """Remove the clones, but for those of a checkpoint, and the directory with the socket in it."""
+    await clones.remove(await marks.own(kept))
     directory = state.of(kept).directory
     await blocking.on_path(directory, REMOVE_S, directories.remove, Path(directory), done="removed", kind=LeftoverError)
-
-
-async def discard(_checkpoint: Checkpoint) -> None:
-    """It makes none."""
+    await clones.remove(await marks.own(kept))  # those of a checkpoint that was discarded while the directory was there
 
 
 def by_hand(kept: Kept) -> ByHand:
     """See Source."""
     told = state.of(kept)
-    return ByHand(destroy=clones.by_hand(told), paths=[told.directory])
+    return ByHand(destroy=clones.by_hand(_own_now(kept)), paths=[told.directory])
+
+
+def _own_now(kept: Kept) -> Sequence[Clone]:
+    """All, if it cannot be told which a checkpoint keeps."""
+    try:
+        return marks.own_now(kept)
+    except SnapmountError:
+        return state.of(kept).clones

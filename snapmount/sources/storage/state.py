@@ -24,7 +24,7 @@ class StorageState(SourceState):
     """The clones, and how the disks are made of them.
 
     In the record: {"kind": "storage", "directory", "clones", "chains", "fingerprints", "reader", "run_id",
-    "max_pause_s", "needs_pause", "pause_s"}.
+    "max_pause_s", "needs_pause", "pause_s", "checkpoint", "marked"}.
     """
 
     kind: ClassVar[str] = KIND
@@ -38,6 +38,8 @@ class StorageState(SourceState):
     max_pause_s: float  # how long it may be paused
     needs_pause: bool = True  # while it runs
     pause_s: float | None = None  # how long it was; None before
+    checkpoint: str | None = None  # the one that is made with it, whose record tells which clones it keeps
+    marked: tuple[str, ...] = ()  # the disks that are part of that
 
     def __post_init__(self) -> None:
         """Raises ValueError for clones that no driver could have made."""

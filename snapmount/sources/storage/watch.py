@@ -130,7 +130,7 @@ class StorageWatch(LossWatch):
         while True:
             try:
                 with trio.CancelScope(shield=True):
-                    await clones.remove(self._kept)
+                    await clones.remove(self._kept.clones)  # a checkpoint's too
                 return
             except SnapmountError as error:
                 problems.met(error.message)
