@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     from ..lifecycle.checkpoints import Vm
 
 
-def document(vm: Vm, left: Sequence[Checkpoint], deleted: Sequence[Checkpoint]) -> dict[str, Any]:
+UNWATCHED = "warning: nobody watches the space that these checkpoints take; `snapmount recover` sees to it"
+
+
+def document(
+    vm: Vm, left: Sequence[Checkpoint], deleted: Sequence[Checkpoint], *, is_unwatched: bool
+) -> dict[str, Any]:
     """The JSON shape of what `checkpoints` prints; see JSON in the man page."""
     return {
         "vm": {"name": vm.name, "uuid": vm.uuid},
         "checkpoints": [_shown(each) for each in left],
         "deleted": [each.name for each in deleted],
+        "unwatched": is_unwatched,
     }
 
 

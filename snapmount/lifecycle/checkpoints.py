@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 from .. import hypervisor
 from ..core import names
 from ..core.checkpoint import Checkpoint, Since, default_name, since
-from ..errors import LeftoverError, NotFoundError, SnapmountError, StateError
-from ..host import blocking, datadirectory
+from ..errors import NotFoundError, SnapmountError, StateError
 from ..records import checkpoints
 from ..records.record import Record
 from ..records.store import Store
 from ..sources import registry
+from . import keeping
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,7 +38,7 @@ async def vm_of(word: str, connect: str) -> Vm:
             domain = await connection.domain(word)
             return Vm(domain.name, domain.uuid)
     except NotFoundError:
-        left = await _on_disk(checkpoints.named, word)
+        left = await checkpoints.on_disk(checkpoints.named, word)
         if left is None:
             raise
         return Vm(left.vm_name, left.vm_uuid)
@@ -47,7 +46,7 @@ async def vm_of(word: str, connect: str) -> Vm:
 
 async def of_vm(vm_uuid: str) -> list[Checkpoint]:
     """All of the VM, oldest first.  Raises StateError."""
-    return await _on_disk(checkpoints.of_vm, vm_uuid)
+    return await checkpoints.on_disk(checkpoints.of_vm, vm_uuid)
 
 
 async def meant(vm_uuid: str, asked: str | None) -> Since | None:
@@ -63,7 +62,7 @@ async def name_of_new(vm_name: str, vm_uuid: str, asked: str | None, snapshot_id
     if asked is None:
         return None
     name = asked or default_name(snapshot_id)
-    found = await _on_disk(checkpoints.load, vm_uuid, name)
+    found = await checkpoints.on_disk(checkpoints.load, vm_uuid, name)
     if found and found.counts:
         remedy = names.command("snapmount", "checkpoints", vm_name, "--delete", name)
         raise StateError(f"{vm_name} has a checkpoint {name} already, of {found.created:%Y-%m-%d %H:%M:%S} UTC", remedy)
@@ -79,9 +78,10 @@ async def settle(record: Record) -> None:
         if found is None:
             return
         if record.was_shown and record.reason is None:
-            await _on_disk(checkpoints.write, replace(found, counts=True))
+            await checkpoints.on_disk(checkpoints.write, replace(found, counts=True))
+            await keeping.begin(found.vm_uuid)
         else:
-            await discard(found)
+            await _remove(found)
     except SnapmountError as error:
         log.warning("checkpoint %s does not count, and is left: %s", record.snapshot.checkpoint, error.message)
 
@@ -94,19 +94,20 @@ async def sweep(vm_uuid: str, store: Store, tell: Callable[[str], None]) -> list
     for checkpoint in await of_vm(vm_uuid):
         if not checkpoint.counts and store.load(checkpoint.snapshot) is None:
             try:
-                await discard(checkpoint)
+                await _remove(checkpoint)
                 swept.append(checkpoint)
             except SnapmountError as error:
                 tell(f"checkpoint {checkpoint.name}, which does not count, is left: {error.message}")
     return swept
 
 
-async def sweep_all(store: Store, tell: Callable[[str], None]) -> list[Checkpoint]:
-    """The same for all VMs.  Raises StateError."""
-    swept = []
-    for vm_uuid in await _on_disk(checkpoints.vms):
-        swept += await sweep(vm_uuid, store, tell)
-    return swept
+async def swept(store: Store, tell: Callable[[str], None]) -> list[Checkpoint]:
+    """The same for all VMs; and see that somebody watches what must be watched.  Raises StateError."""
+    found = []
+    for vm_uuid in await checkpoints.on_disk(checkpoints.vms):
+        found += await sweep(vm_uuid, store, tell)
+        await keeping.begin(vm_uuid)
+    return found
 
 
 async def check_free(record: Record) -> None:
@@ -116,7 +117,7 @@ async def check_free(record: Record) -> None:
     snapshot = record.snapshot
     if snapshot.checkpoint is None:
         return
-    other = await _on_disk(checkpoints.load, snapshot.vm_uuid, snapshot.checkpoint)
+    other = await checkpoints.on_disk(checkpoints.load, snapshot.vm_uuid, snapshot.checkpoint)
     if other:
         raise StateError(
             f"{snapshot.vm_name} has a checkpoint {other.name} already, of snapshot {other.snapshot}, which has not "
@@ -129,20 +130,26 @@ async def discard(checkpoint: Checkpoint) -> None:
     """Remove all that is kept of a checkpoint.  Idempotent.  Raises LeftoverError, UnreachableError."""
     log.info("removing checkpoint %s of %s", checkpoint.name, checkpoint.vm_name)
     await registry.of(checkpoint).discard(checkpoint)
-    await _on_disk(checkpoints.forget, checkpoint)
+    await checkpoints.on_disk(checkpoints.forget, checkpoint)
+
+
+async def _remove(checkpoint: Checkpoint) -> None:
+    """The same; who watches over the VM's checkpoints has ended with the last one then."""
+    async with keeping.ending(checkpoint.vm_uuid):
+        await discard(checkpoint)
 
 
 async def discard_of(record: Record) -> None:
     """Remove the one that was made with a snapshot, if it is there.  Raises as discard() does."""
     if found := await _made_with(record):
-        await discard(found)
+        await _remove(found)
 
 
 async def _made_with(record: Record) -> Checkpoint | None:
     """The one that was made with a snapshot, if it is there.  Raises StateError."""
     if record.snapshot.checkpoint is None:
         return None
-    found = await _on_disk(checkpoints.load, record.snapshot.vm_uuid, record.snapshot.checkpoint)
+    found = await checkpoints.on_disk(checkpoints.load, record.snapshot.vm_uuid, record.snapshot.checkpoint)
     return found if found and found.snapshot == record.id else None
 
 
@@ -158,7 +165,7 @@ async def delete(vm: Vm, wanted: Sequence[str]) -> list[Checkpoint]:
                 names.command("snapmount", "checkpoints", vm.name),
             )
     for name in wanted:
-        await discard(known[name])
+        await _remove(known[name])
     return [known[name] for name in wanted]
 
 
@@ -166,11 +173,5 @@ async def keep(vm_uuid: str, number: int) -> list[Checkpoint]:
     """Remove all that count but the newest ones; returns them, oldest first.  Raises as discard() does."""
     counting = [each for each in await of_vm(vm_uuid) if each.counts]
     for checkpoint in (old := counting[: max(0, len(counting) - number)]):
-        await discard(checkpoint)
+        await _remove(checkpoint)
     return old
-
-
-async def _on_disk(function: Callable[..., T], *args: object) -> T:
-    """Raises LeftoverError at the deadline."""
-    place = str(Path(datadirectory.path()))
-    return await blocking.on_path(place, DISK_S, function, *args, done="read or written", kind=LeftoverError)

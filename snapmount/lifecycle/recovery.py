@@ -115,7 +115,7 @@ def recover_all(words: Sequence[str], store: Store, verbose: bool, tell: Tell) -
     if not words:
         try:
             done.orphans += interruptible.run(orphans.sweep, store, tell)
-            done.orphans += map(_swept, interruptible.run(checkpoints.sweep_all, store, tell))
+            done.orphans += map(_swept, interruptible.run(checkpoints.swept, store, tell))
         except InterruptedByUserError as error:
             done.errors.insert(0, error)
         except SnapmountError as error:

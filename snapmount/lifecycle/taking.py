@@ -22,7 +22,7 @@ from ..records.exclusion import exclusive
 from ..records.record import Publication
 from ..records.store import Lease, Store
 from ..sources import registry
-from . import checkpoints, nvram, planning
+from . import checkpoints, keeping, nvram, planning
 from .guard import guarded
 from .planning import LunRequest, Request
 from .session import OpenSnapshot, Reporter
@@ -53,6 +53,8 @@ async def taken(request: Request, store: Store, reporter: Reporter) -> AsyncIter
                 await checkpoints.sweep(planned.subject.domain.uuid, store, reporter.warn)
                 await checkpoints.check_free(lease.record)
             await _make(planned, lease)
+            if lease.record.snapshot.checkpoint:
+                await keeping.begin(planned.subject.domain.uuid)
             if request.luns:
                 lease.record.snapshot.check_readable(planning.NO_LUNS)
         guard = await stack.enter_async_context(guarded(lease))

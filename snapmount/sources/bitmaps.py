@@ -22,6 +22,7 @@ from . import marking
 from .source import Subject
 
 OLDEST_LIBVIRT = (6, 10, 0)  # since when VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE is there
+CHECKPOINTS_COST = False  # a bitmap takes no space of the guest's but its own
 KINDS = frozenset({"pull", "offline"})  # of the sources whose checkpoints are bitmaps
 
 
@@ -109,3 +110,7 @@ async def discard(checkpoint: Checkpoint) -> None:
         for disk in checkpoint.disks:
             if disk.origin.startswith("/"):
                 await qcow2.remove_bitmap(disk.origin, checkpoint.name)
+
+
+async def keep(_current: object, _discard: object) -> None:
+    """Nothing is to be watched."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -128,6 +128,19 @@ class Source(Protocol):
 
     async def discard(self, checkpoint: Checkpoint) -> None:
         """Remove what it keeps of a checkpoint.  Idempotent.  Raises LeftoverError, UnreachableError."""
+
+    @property
+    def CHECKPOINTS_COST(self) -> bool:  # noqa: N802
+        """Whether its checkpoints cost the guest as long as they are there, so that somebody must keep watch."""
+
+    async def keep(
+        self,
+        current: Callable[[], Awaitable[Sequence[Checkpoint]]],
+        discard: Callable[[Checkpoint, str], Awaitable[None]],
+    ) -> None:
+        """Keep watch over a VM's checkpoints, which current() tells anew, oldest first, and have those discarded that
+        must go for the guest's sake, with the reason.  Return when there are none.  Raises as current() does.
+        """
 
     def by_hand(self, kept: Kept) -> ByHand:
         """The commands that do what release() and destroy() could not.  Blocks no longer than a look at /dev does."""

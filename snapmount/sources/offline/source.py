@@ -29,7 +29,7 @@ from ...records.kept import Kept
 from ...records.record import Record
 from ...records.store import Lease
 from .. import bitmaps
-from ..bitmaps import discard
+from ..bitmaps import CHECKPOINTS_COST, discard, keep
 from ..source import ByHand, Subject, Watch
 from . import state
 from .planning import fingerprints, why_not
@@ -38,12 +38,14 @@ from .state import OfflineState
 from .watch import OfflineWatch, watched
 
 __all__ = [
+    "CHECKPOINTS_COST",
     "OUTLIVES_REBOOT",
     "by_hand",
     "check_unused",
     "create",
     "destroy",
     "discard",
+    "keep",
     "open",
     "plan",
     "release",

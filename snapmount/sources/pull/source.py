@@ -24,7 +24,7 @@ from ...images import nbd
 from ...records.kept import Kept
 from ...records.record import Record
 from ...records.store import Lease
-from ..bitmaps import discard, exported
+from ..bitmaps import CHECKPOINTS_COST, discard, exported, keep
 from ..source import ByHand, Subject, Watch
 from . import increments, job, state
 from .planning import plan
@@ -32,12 +32,14 @@ from .scratch import devices, files
 from .watch import watched
 
 __all__ = [
+    "CHECKPOINTS_COST",
     "OUTLIVES_REBOOT",
     "by_hand",
     "check_unused",
     "create",
     "destroy",
     "discard",
+    "keep",
     "open",
     "plan",
     "release",

@@ -8,7 +8,7 @@ too: then a checkpoint that is discarded gives them back to it, else it removes 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
@@ -16,8 +16,7 @@ from ...core.checkpoint import Checkpoint
 from ...core.document import from_document, to_document
 from ...core.fingerprint import Fingerprint
 from ...core.imagechain import Chain
-from ...errors import LeftoverError, StateError
-from ...host import blocking, datadirectory
+from ...errors import StateError
 from ...records import checkpoints
 from ...records.kept import Kept
 from ...records.record import Record
@@ -57,6 +56,9 @@ class StorageMarks(SourceState):
         return next((clone for clone in self.clones if origin in clone.origins), None)
 
 
+NOTHING = StorageMarks("", (), (), ())
+
+
 def of(checkpoint: Checkpoint) -> StorageMarks:
     """Raises StateError for a record that this source cannot have written."""
     try:
@@ -71,7 +73,7 @@ async def write(record: Record) -> None:
     """
     checkpoint = _checkpoint(record)
     if checkpoint:
-        await _on_disk(checkpoints.write, checkpoint)
+        await checkpoints.on_disk(checkpoints.write, checkpoint)
 
 
 def _checkpoint(record: Record) -> Checkpoint | None:
@@ -91,7 +93,7 @@ def _checkpoint(record: Record) -> Checkpoint | None:
 
 async def own(kept: Kept) -> Sequence[Clone]:
     """The clones of a snapshot that no checkpoint keeps.  Raises StateError, LeftoverError."""
-    return await _on_disk(own_now, kept)
+    return await checkpoints.on_disk(own_now, kept)
 
 
 def own_now(kept: Kept) -> Sequence[Clone]:
@@ -107,15 +109,9 @@ def own_now(kept: Kept) -> Sequence[Clone]:
 async def discard(checkpoint: Checkpoint) -> None:
     """See Source."""
     told = of(checkpoint)
-    if await _on_disk(os.path.lexists, told.directory):
+    if await checkpoints.on_disk(os.path.lexists, told.directory):
         given_back = replace(checkpoint, counts=False, source=to_document(replace(told, clones=())))
-        await _on_disk(checkpoints.write, given_back)
-        if await _on_disk(os.path.lexists, told.directory):  # else the snapshot has just ended without them
+        await checkpoints.on_disk(checkpoints.write, given_back)
+        if await checkpoints.on_disk(os.path.lexists, told.directory):  # else the snapshot has just ended without them
             return
     await clones.remove(told.clones)
-
-
-async def _on_disk(function: Callable[..., T], *args: object) -> T:
-    """Raises LeftoverError at the deadline."""
-    place = str(datadirectory.path())
-    return await blocking.on_path(place, DISK_S, function, *args, done="read or written", kind=LeftoverError)

@@ -33,6 +33,7 @@ from ...storage.driver import Clone
 from ..source import ByHand, Subject, Watch
 from . import capture, changes, clones, increments, marks, state
 from .changes import ComparedImage
+from .keeping import keep
 from .marks import discard
 from .planning import plan_snapshot as plan
 from .planning import why_not
@@ -40,12 +41,14 @@ from .state import StorageState
 from .watch import StorageWatch, watched
 
 __all__ = [
+    "CHECKPOINTS_COST",
     "OUTLIVES_REBOOT",
     "by_hand",
     "check_unused",
     "create",
     "destroy",
     "discard",
+    "keep",
     "open",
     "plan",
     "release",
@@ -57,6 +60,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 OUTLIVES_REBOOT = True
+CHECKPOINTS_COST = True  # what the guest overwrites takes new space
 LOOK_S = 30.0
 REMOVE_S = 20.0
 

@@ -41,10 +41,14 @@ MORE_SPACE = "--source pull, whose scratch may lie elsewhere, or more space"
 class Gauge:
     """Measures the space that the guest's writes take from for the sake of one clone, and how fast it goes."""
 
-    def __init__(self, clone: Clone, most_bytes: int) -> None:
+    def __init__(
+        self, clone: Clone, most_bytes: int, floor_bytes: int = limits.FLOOR_BYTES, before: Gauge | None = None
+    ) -> None:
+        """`before` has measured the same places, by another clone."""
         self._clone = clone
         self._most_bytes = most_bytes  # that it can come to hold alone
-        self._filling: dict[str, Rate] = {}
+        self._floor_bytes = floor_bytes
+        self._filling: dict[str, Rate] = before._filling if before else {}
 
     async def read(self) -> list[tuple[Room, Pool]]:
         """The places now, and how they fill up.  Raises SpaceError."""
@@ -57,7 +61,7 @@ class Gauge:
         return [(room, self._pool(room)) for room in rooms]
 
     def _pool(self, room: Room) -> Pool:
-        floor = min(limits.FLOOR_BYTES, room.total_bytes // 4)
+        floor = min(self._floor_bytes, room.total_bytes // 4)
         rate = self._filling[room.place].bytes_per_s
         return Pool(room.place, room.free_bytes, min(self._most_bytes, room.total_bytes), rate, floor)
 
@@ -114,7 +118,7 @@ class StorageWatch(LossWatch):
             except SnapmountError as error:
                 problems.met(error.message)
             else:
-                wait_s = _wait_s([pool for _, pool in found])
+                wait_s = look_again_s([pool for _, pool in found])
                 for room, pool in found:
                     if pool.free < pool.reserve:
                         self._lose(loss(room, pool))
@@ -137,7 +141,8 @@ class StorageWatch(LossWatch):
             await trio.sleep(RETRY_S)
 
 
-def _wait_s(pools: list[Pool]) -> float:
+def look_again_s(pools: list[Pool]) -> float:
+    """How long one may look away."""
     if not pools:
         return NO_ROOM_S
     headroom = min((room for pool in pools if (room := pool.headroom) is not None), default=None)
