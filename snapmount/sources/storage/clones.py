@@ -76,10 +76,10 @@ async def activate(clone: Clone) -> Clone:
 
 
 async def changed(older: Clone, newer: Clone, origin: str) -> Sequence[Extent]:
-    """What may differ between two clones of an origin.  Raises SnapmountError if that cannot be told."""
+    """What may differ between two active clones of an origin.  Raises SnapmountError if that cannot be told."""
     if older.driver != newer.driver:
         raise StateError(f"{origin} was cloned by {older.driver}, and is cloned by {newer.driver} now")
-    called = driver_of(newer).changed(await activate(older), newer, origin)
+    called = driver_of(newer).changed(older, newer, origin)
     return await in_time(COMPARE_S, called, f"comparing {_named(newer)} with the one before", StateError)
 
 

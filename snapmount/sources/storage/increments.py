@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import trio
@@ -11,11 +11,13 @@ import trio
 from ...core.checkpoint import MarkedDisk, Since
 from ...core.diskdefinition import DiskDefinition
 from ...core.extents import Extent
+from ...core.fingerprint import Fingerprint
 from ...core.imagechain import Chain
 from ...core.lifecycle import State
 from ...core.snapshot import Disk
 from ...errors import SnapmountError, SpaceError, StateError, UnreachableError, first_cause
 from ...host import blocking
+from ...images import qcow2changes
 from ...records.store import Lease
 from ...storage.driver import Offer
 from ..source import Subject
@@ -45,8 +47,9 @@ def _why_unmarked(disk: DiskDefinition, chain: Chain, offers: Mapping[str, Offer
         return "its snapshot cannot be read here"
     if not offer.is_comparable:
         return f"its clone by {offer.clone.driver} cannot be compared with a later one"
-    if disk.format != "raw":
-        return f"what has changed in a {disk.format} image is not told by its clones"
+    if disk.format not in ("raw", "qcow2") or chain.layers[0].data:
+        kind = "qcow2 image with a data file" if chain.layers[0].data else f"{disk.format} image"
+        return f"what has changed in a {kind} cannot be told from its clones"
     return None
 
 
@@ -116,11 +119,23 @@ async def _changed(kept: StorageState, pair: _Pair) -> Sequence[Extent]:
     name = pair.disk.name
     now = next(chain for chain in kept.chains if chain.disk == name)
     then = next((chain for chain in pair.older.chains if chain.disk == name), None)
-    if then is None or then.layers[0] != now.layers[0]:
+    if then is None or then.layers != now.layers:
         raise StateError("it consists of other images than at the checkpoint")
+    below = {path for layer in now.layers[1:] for path in layer.paths}
+    if _of(below, kept.fingerprints) != _of(below, pair.older.fingerprints):
+        raise StateError("an image that it rests on has been changed since the checkpoint")
     origin = str(now.layers[0].origin)
     older = pair.older.of(origin)
     newer = next((clone for clone in kept.clones if origin in clone.origins), None)
     if older is None or newer is None:
         raise StateError(f"{origin} was not cloned at the checkpoint")
-    return await clones.changed(older, newer, origin)
+    older = await clones.activate(older)
+    found = await clones.changed(older, newer, origin)
+    if now.layers[0].format == "raw":
+        return found
+    images = qcow2changes.Images(older.of(origin), newer.of(origin), is_alone=len(now.layers) == 1)
+    return await images.differing(found)
+
+
+def _of(paths: Collection[str], fingerprints: Sequence[Fingerprint]) -> set[Fingerprint]:
+    return {each for each in fingerprints if each.path in paths}

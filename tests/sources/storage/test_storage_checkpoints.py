@@ -8,7 +8,7 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from snapmount.records import checkpoints
 
 from ...rig import clones, dying, filesystems, servers, traces, vm
-from ...rig.command import refused, snapmount, snapmount_json
+from ...rig.command import refused, snapmount, snapmount_json, state_of
 from ...rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
@@ -123,7 +123,7 @@ def assert_restores(older: bytes, newer: bytes, extents: list[tuple[int, int, bo
     assert bytes(restored) == newer
 
 
-def read(mountpoint: Path, places: dict[str, Path]) -> dict[str, bytes]:
+def read(mountpoint: Path, places: Iterable[str]) -> dict[str, bytes]:
     return {disk: (mountpoint / f"{disk}.raw").read_bytes() for disk in places}
 
 
@@ -167,6 +167,55 @@ def test_each_increment_makes_of_the_view_before_it_the_next_one(
     snapmount(*storage, off.name, mountpoint, "--since=last")
     assert [dirty(mountpoint, disk) for disk in places] == [[], [], []]
     snapmount("delete", off.name)
+
+
+@pytest.fixture
+def tabled(places: dict[str, Path], clean: None) -> Iterator[vm.VM]:
+    """A VM that is shut off, whose disks are qcow2 images, one of which rests on others."""
+    disks = [vm.Disk("vda", "qcow2", SIZE, fill=fill, place=places["vda"])]
+    disks += [vm.Disk("vdb", "chain", SIZE, fill=fill, place=places["vdb"])]
+    with vm.running(f"{vm.PREFIX}-tables", disks, start=False) as off:
+        yield off
+        snapmount("checkpoints", off.name, "--keep", "0")
+        assert left(places) == []
+        for place in places.values():
+            for image in place.glob("*.qcow2"):
+                image.unlink()
+
+
+def qemu_io(image: Path, *commands: str) -> None:
+    words = [word for each in commands for word in ("-c", each)]
+    subprocess.run(["qemu-io", "-f", "qcow2", "-d", "unmap", *words, image], check=True, capture_output=True)
+
+
+def test_qcow2_images_have_increments_by_their_tables(tabled: vm.VM, places: dict[str, Path], mountpoint: Path) -> None:
+    tops = {disk: places[disk] / f"{disk}.qcow2" for disk in ("vda", "vdb")}
+    assert taken(tabled, mountpoint, *STORAGE, "--checkpoint", "--since=last") == dict.fromkeys(tops, NONE)
+    snapmount(*STORAGE, tabled.name, mountpoint, "--since=last")
+    before = read(mountpoint, tops)
+    assert [dirty(mountpoint, disk) for disk in tops] == [[], []]
+    snapmount("delete", tabled.name)
+    chance = random.Random(1)
+    for step in range(3):
+        for image in tops.values():
+            where = [chance.randrange(SIZE // 2 >> 9) << 9 for _ in range(3)]
+            does = zip(("write -P 9", "write -z", "discard"), where, strict=True)
+            qemu_io(image, f"write -P {step + 1} 0 4k", *(f"{do} {at} 100k" for do, at in does))
+        shown = snapmount_json(*STORAGE, tabled.name, mountpoint, "--checkpoint", "--since=last")
+        assert full(shown) == dict.fromkeys(tops)
+        now = read(mountpoint, tops)
+        for disk in tops:
+            assert_restores(before[disk], now[disk], dirty(mountpoint, disk))
+            assert 0 < sum(length for _, length, _ in dirty(mountpoint, disk)) < SIZE // 4
+        snapmount("delete", tabled.name)
+        before = now
+    qemu_io(tops["vda"], "write -c -P 7 14M 64k")
+    middle = places["vdb"] / "vdb.middle.qcow2"
+    os.utime(middle)
+    assert taken(tabled, mountpoint, *STORAGE, "--since=last") == {
+        "vda": "its image has compressed clusters, so what has changed cannot be told from its clones",
+        "vdb": "an image that it rests on has been changed since the checkpoint",
+    }
 
 
 def test_what_a_disk_has_grown_by_has_changed(
@@ -250,6 +299,17 @@ def test_a_checkpoint_is_discarded_with_its_snapshot_if_that_is_wanted(
     snapmount("delete", "--discard-checkpoint", off.name)
     assert left(places) == []
     assert traces.found() == []
+
+
+def test_a_snapshot_that_is_given_up_frees_the_space_of_its_checkpoint_at_once(
+    off: vm.VM, places: dict[str, Path], mountpoint: Path, storage: tuple[str, ...]
+) -> None:
+    snapmount(*storage, off.name, mountpoint, "--checkpoint=monday")
+    with filesystems.filled(places["vda"], 40 << 20):
+        wait_for(lambda: state_of(off.name)[0] == "gave up", "it is given up")
+        wait_for(lambda: left(places) == [], "the clones have gone")
+    snapmount("delete", off.name)
+    assert names_of(off) == []
 
 
 @pytest.mark.parametrize("also", [dying.COMMAND, dying.STANDBY])
