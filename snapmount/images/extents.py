@@ -8,6 +8,8 @@ import trio
 
 from ..core.extents import ExtentMap
 
+Tell = Callable[[ExtentMap], None]
+
 GLANCE_S = 0.5  # how long the extents may take before a file's attributes are told without them
 
 
@@ -17,8 +19,19 @@ class _Search:
     def __init__(self) -> None:
         self.started = trio.current_time()
         self.ended = trio.Event()
+        self.so_far = ExtentMap()
+        self.goes_on = trio.Event()  # another one each time
         self.extents: ExtentMap | None = None
         self.error: OSError | None = None
+
+    def tell(self, so_far: ExtentMap) -> None:
+        """More has been found; the map may grow on."""
+        self.so_far = so_far
+        self.wake()
+
+    def wake(self) -> None:
+        self.goes_on.set()
+        self.goes_on = trio.Event()
 
     async def result(self) -> ExtentMap:
         """Raises OSError."""
@@ -30,9 +43,11 @@ class _Search:
 
 
 class Extents:
-    """What `find` returns, which raises OSError where they cannot be had: it is called anew when somebody asks next."""
+    """What `find` returns, which raises OSError where they cannot be had: it is called anew when somebody asks next.
+    On its way it tells what it has found so far.
+    """
 
-    def __init__(self, nursery: trio.Nursery, find: Callable[[], Awaitable[ExtentMap]]) -> None:
+    def __init__(self, nursery: trio.Nursery, find: Callable[[Tell], Awaitable[ExtentMap]]) -> None:
         self.known: ExtentMap | None = None
         self._nursery = nursery
         self._find = find
@@ -42,6 +57,19 @@ class Extents:
         """All of them.  Raises OSError."""
         if self.known is None:
             self.known = await self._searching().result()
+        return self.known
+
+    async def beyond(self, offset: int) -> ExtentMap:
+        """Those that have been found when some of what follows the offset, within the disk, has; the map may grow on.
+        Raises OSError.
+        """
+        if self.known is None:
+            search = self._searching()
+            while search.so_far.end <= offset and not search.ended.is_set():
+                await search.goes_on.wait()
+            if search.so_far.end > offset:
+                return search.so_far
+            self.known = await search.result()
         return self.known
 
     async def allocated_bytes(self) -> int | None:
@@ -61,8 +89,9 @@ class Extents:
     async def _run(self, search: _Search) -> None:
         """It goes on where who asked first waits no longer."""
         try:
-            search.extents = await self._find()
+            search.extents = await self._find(search.tell)
         except OSError as error:
             search.error = error
             self._search = None  # who asks next tries anew
         search.ended.set()
+        search.wake()

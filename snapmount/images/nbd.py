@@ -25,7 +25,7 @@ from ..errors import MissingError, UnreachableError
 from ..host.blocking import Threads
 from . import bitmap as changed
 from .bitmap import Bitmap, Question
-from .extents import Extents
+from .extents import Extents, Tell
 
 try:
     import nbd
@@ -199,7 +199,7 @@ class NbdImage:
     async def dirty(self, start: int) -> Changes:
         """See Image."""
         if self._bitmap is None:
-            return everything(await self.extents(), start)
+            return everything(await self._extents.beyond(start), start)
         try:
             async with self._budget.fetches:
                 end, ranges = await self._dirty_ranges(self._bitmap, start)
@@ -232,13 +232,14 @@ class NbdImage:
         with trio.fail_after(self._deadline_s):
             return await _in_thread(function, *args)
 
-    async def _find_extents(self) -> ExtentMap:
+    async def _find_extents(self, tell: Tell) -> ExtentMap:
         survey = Survey(self.size_bytes)
         try:
             async with self._budget.fetches, self._asking(ALLOCATION) as connection:
                 while question := survey.question():
                     (told,) = await self._in_time(connection.statuses_twice, [question])
                     survey.learn(*told)
+                    tell(survey.extents)
         except (nbd.Error, UnreachableError, trio.TooSlowError) as error:
             raise OSError(errno.EIO, f"{self.name}: the extents cannot be had: {error}") from error
         extents = survey.extents

@@ -25,7 +25,7 @@ from ..errors import StateError
 from ..host import blocking
 from ..host.blocking import Threads
 from . import lock
-from .extents import Extents
+from .extents import Extents, Tell
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class FileImage:
 
     async def dirty(self, start: int) -> Changes:
         """See Image."""
-        return everything(await self.extents(), start)
+        return everything(await self._extents.beyond(start), start)
 
     async def direct(self) -> LocalFile | None:
         """See Image."""
@@ -129,12 +129,13 @@ class FileImage:
         if self._closed:
             raise OSError(errno.EIO, f"{self.name}: the snapshot has ended")
 
-    async def _find_extents(self) -> ExtentMap:
+    async def _find_extents(self, tell: Tell) -> ExtentMap:
         extents = ExtentMap()
         while extents.end < self.size_bytes:
             self._check_open()
             for length, flags in await self._call(partial(self._look, extents.end)):
                 extents.append(length, flags)
+            tell(extents)
         log.info("%s: %d extents, %d of %d bytes data", self.name, len(extents), extents.data_bytes, self.size_bytes)
         return extents
 
