@@ -49,7 +49,7 @@ class AttachRequest:
 async def attach(request: AttachRequest, record: Record, store: Store) -> list[Attachment]:
     """Plug disks of an active snapshot into a running VM: all of them, or none.
 
-    Raises NotFoundError for an unknown VM or disk, StateError where it cannot be done, UnreachableError.
+    Raises NotFoundError for an unknown VM or disk, StateError if it cannot be done, UnreachableError.
     """
     directory = store.path(record.id)
     store.check_active(record, "attached")
@@ -89,7 +89,7 @@ async def detach(
     """Unplug disks of the snapshot from that VM (None: from all), each guest having so long to let go of them; return
     those that were plugged in.  Idempotent.
 
-    Raises NotFoundError for an unknown VM or disk, StateError where a guest does not let go, UnreachableError.
+    Raises NotFoundError for an unknown VM or disk, StateError if a guest does not let go, UnreachableError.
     """
     directory = store.path(record.id)
     chosen = _chosen(record, disks)
@@ -119,7 +119,7 @@ async def end_all(record: Record, directory: Path) -> list[Attachment]:
     """Unplug all disks of the snapshot, before its view goes; return those that were plugged in and are no more.  A
     guest that does not let go keeps a disk whose reads fail; it is not waited for any longer.  Idempotent.
 
-    Raises StateError where disks are still being attached, UnreachableError where libvirt does not answer.
+    Raises StateError where disks are still being attached, UnreachableError if libvirt does not answer.
     """
     if not any(RECORDS.sorted_out(directory)):
         return []
@@ -208,7 +208,7 @@ async def _lock(directory: Path) -> int:
 
 
 async def _check_helper(record: Record, helper: hypervisor.Domain) -> Process:
-    """The helper's QEMU.  Raises StateError where the VM cannot be a helper."""
+    """The helper's QEMU.  Raises StateError if the VM cannot be a helper."""
     if helper.uuid == record.snapshot.vm_uuid:
         raise StateError(
             f"{helper.name} cannot have its own snapshot attached: its QEMU, which serves it, would wait for itself",
@@ -226,7 +226,7 @@ async def _check_helper(record: Record, helper: hypervisor.Domain) -> Process:
 
 
 async def _check_visible(record: Record, name: str, qemu: Process) -> None:
-    """Raise StateError where the helper's QEMU does not see the view."""
+    """Raise StateError if the helper's QEMU does not see the view."""
     mountpoint = Path(record.mountpoint)
     try:
         is_visible = await blocking.call(CHECK_S, directories.visible_to, qemu.pid, mountpoint)
@@ -252,7 +252,7 @@ async def _check_not_attached(directory: Path, planned: Sequence[Attachment], he
 
 
 async def _check_block_sizes(record: Record, disks: Sequence[str], helper: hypervisor.Domain, bus: str) -> None:
-    """Raise StateError where QEMU would show a disk on that bus with smaller blocks than the guest's."""
+    """Raise StateError if QEMU would show a disk on that bus with smaller blocks than the guest's."""
     for disk in _disks(record, disks):
         size = disk.logical_block_size_bytes
         fit = slots.buses_for([size], None)
@@ -352,7 +352,7 @@ async def _unplug_all(
 
 
 async def _unplug(directory: Path, helper: hypervisor.Domain | None, attached: Attachment, patience_s: float) -> None:
-    """Unplug one and forget it.  Raises StateError where the guest does not let go, UnreachableError."""
+    """Unplug one and forget it.  Raises StateError if the guest does not let go, UnreachableError."""
     log.info("unplugging %s from %s", attached.target, attached.vm_name)
     why = helper and await helper.unplug(attached.alias, patience_s)
     if why:

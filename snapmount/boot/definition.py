@@ -74,7 +74,7 @@ def accelerator(domain_xml: str) -> str:
 def derive(domain_xml: str, asked: CopyRequest) -> Derived:
     """The scratch VM's definition, from that of the running original (`virsh dumpxml`).
 
-    Raises SnapmountError where that is not well-formed.
+    Raises SnapmountError if that is not well-formed.
     """
     original = parse(domain_xml, "the domain's definition")
     left: Left = []

@@ -79,9 +79,9 @@ def _length(name: str) -> int:
 
 
 async def run(request: BootRequest, record: Record, store: Store) -> tuple[ScratchVm, Came | None]:
-    """Boot a scratch VM on an active snapshot, and wait for what the request says; None where it says nothing.
+    """Boot a scratch VM on an active snapshot, and wait for what the request says; None if it says nothing.
 
-    Raises NotBootedError where that does not come; the scratch VM is left running then.  Any other SnapmountError means
+    Raises NotBootedError if that does not come; the scratch VM is left running then.  Any other SnapmountError means
     that nothing was left behind.
     """
     directory = store.path(record.id)
@@ -183,7 +183,7 @@ def _wish(request: BootRequest, record: Record, vm: ScratchVm) -> CopyRequest:
 
 
 def _check_possible(request: BootRequest, derived: Derived, record: Record) -> None:
-    """Raise StateError where what shall be waited for can never come, or connected to is not there."""
+    """Raise StateError if what shall be waited for can never come, or connected to is not there."""
     wait_for, name = request.wait_for, record.snapshot.vm_name
     if wait_for and wait_for.pattern and not derived.has_console:
         raise StateError(f"{name} has no serial console", "--wait-for with agent, or a span of time")
@@ -234,7 +234,7 @@ def told_if_slow(name: str) -> Iterator[None]:
 
 
 async def _started(vm: ScratchVm, domain: hypervisor.Domain, record: Record) -> ScratchVm:
-    """The record of the VM once its QEMU runs.  Raises StateError where it has ended already, or cannot be found."""
+    """The record of the VM once its QEMU runs.  Raises StateError if it has ended already, or cannot be found."""
     found = await domain.qemu(record.connect)
     try:
         if found is None:

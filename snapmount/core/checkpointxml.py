@@ -34,7 +34,7 @@ def description(definition: str, created: datetime, domain_xml: str) -> str:
 
 
 def marked_disks(checkpoint_xml: str) -> list[str]:
-    """The disks that have a bitmap, by libvirt's description of a checkpoint.  Raises SnapmountError where that is not
+    """The disks that have a bitmap, by libvirt's description of a checkpoint.  Raises SnapmountError if that is not
     well-formed.
     """
     disks = domainxml.parse(checkpoint_xml, "the checkpoint's description").findall("./disks/disk")

@@ -21,7 +21,7 @@ class Growth:
 class Description:
     """What a snapshot costs, and where its disks can be read past the mount."""
 
-    used_bytes: int | None = None  # of space that the snapshot alone takes; None where that cannot be told
+    used_bytes: int | None = None  # of space that the snapshot alone takes; None if that cannot be told
     growth: Growth | None = None  # as far as it has been measured just now
     nbd_uris: Mapping[str, str] = field(default_factory=dict)  # by disk (NBD URI specification)
     scratch: Mapping[str, Any] | None = None  # the value of "scratch" in JSON, see the man page

@@ -58,7 +58,7 @@ class DiskDefinition:
 
 
 def disks(devices: ElementTree.Element | None) -> tuple[DiskDefinition, ...]:
-    """The disks of a domain's `<devices>`, in their order.  Raises SnapmountError where a block size is no number."""
+    """The disks of a domain's `<devices>`, in their order.  Raises SnapmountError if a block size is no number."""
     if devices is None:
         return ()
     threaded = {

@@ -35,7 +35,7 @@ class Owner:
 def parse(xml: str, what: str) -> ElementTree.Element:
     """The root of an XML document.
 
-    Raises SnapmountError, which calls it `what`, where it is not well-formed, or larger or deeper than libvirt makes it
+    Raises SnapmountError, which calls it `what`, if it is not well-formed, or larger or deeper than libvirt makes it
     (VIR_NET_MESSAGE_STRING_MAX; libxml2's own limit), or has a document type and so may have entities: libvirt never
     writes one.
     """
@@ -70,7 +70,7 @@ class _Builder(ElementTree.TreeBuilder):
 
 
 def disks(domain_xml: str) -> tuple[DiskDefinition, ...]:
-    """The disks of a domain in their order.  Raises SnapmountError where the XML is not well-formed."""
+    """The disks of a domain in their order.  Raises SnapmountError if the XML is not well-formed."""
     return diskdefinition.disks(parse(domain_xml, "the domain's definition").find("devices"))
 
 
@@ -84,7 +84,7 @@ class NvramDefinition:
 
 
 def nvram(domain_xml: str) -> NvramDefinition | None:
-    """The domain's, None where its firmware keeps no variables.  Raises SnapmountError where the XML is not
+    """The domain's, None if its firmware keeps no variables.  Raises SnapmountError if the XML is not
     well-formed.
     """
     domain = parse(domain_xml, "the domain's definition")
@@ -100,7 +100,7 @@ def nvram(domain_xml: str) -> NvramDefinition | None:
 
 
 def owner(domain_xml: str) -> Owner | None:
-    """Whom QEMU runs as, by the DAC security label of a running domain; None where it has none (a user's session)."""
+    """Whom QEMU runs as, by the DAC security label of a running domain; None if it has none (a user's session)."""
     return _owner(parse(domain_xml, "the domain's definition").findall("./seclabel[@model='dac']/label"))
 
 
@@ -140,7 +140,7 @@ def add_block_size(disk: ElementTree.Element, size_bytes: int) -> None:
 
 
 def check_confinable(path: str, models: Collection[str], remedy: str) -> None:
-    """Raise StateError where AppArmor's driver is one of these and cannot let a VM's profile have the path."""
+    """Raise StateError if AppArmor's driver is one of these and cannot let a VM's profile have the path."""
     found = "".join(sorted(UNCONFINABLE.intersection(path))) if "apparmor" in models else ""
     if found:
         raise StateError(
@@ -150,7 +150,7 @@ def check_confinable(path: str, models: Collection[str], remedy: str) -> None:
 
 
 def check_scratch(domain_xml: str, directory: str) -> None:
-    """Raise StateError where a running domain's AppArmor profile cannot have scratch files in the directory."""
+    """Raise StateError if a running domain's AppArmor profile cannot have scratch files in the directory."""
     models = label_models(parse(domain_xml, "the domain's definition"))
     check_confinable(directory, models, "another --scratch-dir")
 

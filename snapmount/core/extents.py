@@ -96,7 +96,7 @@ class ExtentMap:
         return Extent(offset, self._end_of(number) - offset, self._flags[number])
 
     def seek(self, offset: int, zero: bool) -> int | None:
-        """The first place from `offset` on that is known to be zero, or that is not; None where there is none."""
+        """The first place from `offset` on that is known to be zero, or that is not; None if there is none."""
         for extent in self.between(offset, self.end):
             if extent.is_zero == zero:
                 return extent.start

@@ -57,7 +57,7 @@ class Pool:
 
     @property
     def headroom(self) -> int | None:
-        """What may still be taken; None where it is enough for all that can come."""
+        """What may still be taken; None if it is enough for all that can come."""
         return None if self.free >= self.remaining + self.floor else self.free - self.reserve
 
     @property

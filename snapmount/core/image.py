@@ -51,10 +51,10 @@ class Image(Protocol):
         """The disk's virtual size."""
 
     async def extents(self) -> ExtentMap:
-        """All extents of the disk.  They are fetched once; raises OSError (EIO) where they cannot be had."""
+        """All extents of the disk.  They are fetched once; raises OSError (EIO) if they cannot be had."""
 
     async def allocated_bytes(self) -> int | None:
-        """How much of the disk is data; None where that is not known yet, as of a very large disk at first, which is
+        """How much of the disk is data; None if that is not known yet, as of a very large disk at first, which is
         then found out while nobody waits.  Raises OSError (EIO) as extents() does.
         """
 
@@ -66,12 +66,12 @@ class Image(Protocol):
         """
 
     async def direct(self) -> Direct | None:
-        """A faster way to the same bytes, where there is one.  Raises OSError where it cannot be opened."""
+        """A faster way to the same bytes, where there is one.  Raises OSError if it cannot be opened."""
 
     async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """The bytes [offset, offset + length), all of them; the range lies within the disk.
 
-        Raises OSError (EIO) where they cannot be had, at a deadline at the latest: never other bytes in their place.
+        Raises OSError (EIO) if they cannot be had, at a deadline at the latest: never other bytes in their place.
         """
 
 

@@ -107,5 +107,5 @@ class Session:
     """An initiator that is logged in."""
 
     initiator: str  # its name
-    address: str | None  # None where the target software does not tell
-    bytes_read: int | None  # since it logged in; None where the target software does not count
+    address: str | None  # None if the target software does not tell
+    bytes_read: int | None  # since it logged in; None if the target software does not count

@@ -30,7 +30,7 @@ class State(Enum):
         return self in (State.STARTING, State.ACTIVE)
 
     def check_next(self, state: State) -> None:
-        """Raise ValueError where that state may not follow."""
+        """Raise ValueError if that state may not follow."""
         if state not in _NEXT[self]:
             raise ValueError(f"a snapshot that is {self.value!r} does not become {state.value!r}")
 

@@ -21,7 +21,7 @@ def element(snapshot: str) -> ElementTree.Element:
 
 def snapshot_of(metadata_xml: str) -> str | None:
     """The snapshot that the mark names, as libvirt tells it to who asks for that namespace, and without it
-    (virDomainGetMetadata); None where it is another element.  Raises SnapmountError where that is not well-formed.
+    (virDomainGetMetadata); None if it is another element.  Raises SnapmountError if that is not well-formed.
     """
     found = parse(metadata_xml, "the scratch VM's mark")
     return found.get("snapshot") if found.tag.rpartition("}")[2] == "scratch-vm" else None

@@ -20,7 +20,7 @@ class Choice:
     command: tuple[str, ...] = ("snapmount", "VM", "MOUNTPOINT")  # what was called, without options for disks
 
     def without(self, refused: Collection[str], chosen: Sequence[DiskDefinition]) -> str | None:
-        """The command that leaves the refused ones out too; None where none of the chosen would remain."""
+        """The command that leaves the refused ones out too; None if none of the chosen would remain."""
         rest = [disk.name for disk in chosen if disk.name not in refused]
         if not rest:
             return None
@@ -40,7 +40,7 @@ def select(vm: str, disks: Sequence[DiskDefinition], choice: Choice) -> Selectio
     """Choose the disks.
 
     CD-ROMs, floppies, empty drives, directories of the host, transient disks and attached disks of other snapshots are
-    left out.  Raises NotFoundError for a name that the VM does not have, and where no disk remains.
+    left out.  Raises NotFoundError for a name that the VM does not have, and if no disk remains.
     """
     known = [disk.name for disk in disks]
     for name in (*choice.only, *choice.exclude):
@@ -94,7 +94,7 @@ def check_bypass(vm: str, chosen: Sequence[DiskDefinition], choice: Choice) -> N
 
 
 def _bypass(disk: DiskDefinition) -> str | None:
-    """How the disk can be written past the VM's QEMU; None where its definition tells of no way."""
+    """How the disk can be written past the VM's QEMU; None if its definition tells of no way."""
     if disk.device == "lun":
         return "is passed through to the guest (device='lun')"
     if disk.kind in ("vhostuser", "vhostvdpa"):

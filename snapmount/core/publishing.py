@@ -86,7 +86,7 @@ def choose_portals(
 ) -> tuple[Portal, ...]:
     """The portals to listen at: those without a port share the first of the free ones that nobody has reserved.
 
-    Raises StateError where there is none.
+    Raises StateError if there is none.
     """
     asked = tuple(requests)
     portless = [request for request in asked if request.port is None]

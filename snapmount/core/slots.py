@@ -27,7 +27,7 @@ _NO_SLOT = "No more available PCI slots"
 def free_targets(domain_xml: str, bus: str, count: int) -> list[str]:
     """The first target names for that bus that the VM's disks leave free.
 
-    Raises StateError where its SCSI controllers have no room for as many.
+    Raises StateError if its SCSI controllers have no room for as many.
     """
     taken = {disk.name for disk in domainxml.disks(domain_xml)}
     candidates = _scsi_names(domain_xml) if bus == "scsi" else (_name(PREFIXES[bus], n) for n in itertools.count())

@@ -37,7 +37,7 @@ class Survey:
     def learn(self, first: Sequence[int], second: Sequence[int]) -> None:
         """Take two answers to question(), each: length, flags, length, flags, ... from its offset on.
 
-        They may tell of less, or more, than was asked for.  Raises UnreachableError where they make no sense.
+        They may tell of less, or more, than was asked for.  Raises UnreachableError if they make no sense.
         """
         if first == second:
             self.extents.append_status(first)

@@ -226,7 +226,7 @@ def programs(faults: Sequence[tuple[Program, str]], remedies: Remedies) -> list[
 def kvm(fault: str | None, module: str | None, remedies: Remedies) -> Finding:
     """Judge whether scratch VMs can run with KVM.
 
-    `fault` is what went wrong with /dev/kvm, None for nothing; `module` the processor's part of KVM, None where it
+    `fault` is what went wrong with /dev/kvm, None for nothing; `module` the processor's part of KVM, None if it
     offers no virtualisation.
     """
     if fault is None:
@@ -250,7 +250,7 @@ def kvm_of_qemu(uid: int, remedies: Remedies) -> Finding:
 
 
 def runtime_directory(path: str, mode: int | None, is_ours: bool, remedies: Remedies) -> Finding:
-    """Judge the directory of the runtime records; `mode` is None where it does not exist."""
+    """Judge the directory of the runtime records; `mode` is None if it does not exist."""
     if mode is None:
         return ok("runtime directory", f"{path} is made when it is needed")
     if not is_ours:

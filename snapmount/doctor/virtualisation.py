@@ -34,7 +34,7 @@ SELINUXFS = Path("/sys/fs/selinux")
 
 
 def uri(subject: Subject) -> str | None:
-    """The connection that is looked at; None where libvirt's module is missing.  Raises UsageError."""
+    """The connection that is looked at; None if libvirt's module is missing.  Raises UsageError."""
     if hypervisor is None:
         return None
     connect = subject.connect or hypervisor.default_uri()
@@ -176,7 +176,7 @@ def _locked_directory(parent: Path, user: User) -> Path | None:
 
 
 def _selinux() -> SELinux | None:
-    """None where the kernel has none."""
+    """None if the kernel has none."""
 
     def reads(name: str) -> str:
         try:

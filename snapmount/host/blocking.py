@@ -70,7 +70,7 @@ async def on_path(
 
 async def run(deadline_s: float, command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
     """Run a program without a shell and capture what it prints; at the deadline it is killed and trio.TooSlowError
-    raised.  Raises OSError where it cannot be started.
+    raised.  Raises OSError if it cannot be started.
     """
     with trio.fail_after(deadline_s):
         return await trio.run_process(

@@ -40,8 +40,8 @@ async def output(
 ) -> bytes:
     """What the program prints.
 
-    Raises an error of that kind where it fails, or has not ended by the deadline and is killed: `what`, such as 'x
-    cannot be made', and why.  Raises MissingError where it cannot be started.
+    Raises an error of that kind if it fails, or has not ended by the deadline and is killed: `what`, such as 'x
+    cannot be made', and why.  Raises MissingError if it cannot be started.
     """
     program = command[0]
     try:

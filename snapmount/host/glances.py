@@ -16,12 +16,12 @@ _hung: set[Path] = set()  # who shows many snapshots waits once for a place
 
 
 def used_bytes(directory: Path) -> int | None:
-    """What is written to the files of a scratch or overlay directory; None where that cannot be told."""
+    """What is written to the files of a scratch or overlay directory; None if that cannot be told."""
     return _glance(directory.parent, usage.used_bytes, directory)
 
 
 def free_bytes(parent: Path) -> int | None:
-    """What may still be written below the directory; None where that cannot be told."""
+    """What may still be written below the directory; None if that cannot be told."""
     try:
         return _glance(parent, usage.free_bytes, parent)
     except SpaceError:
@@ -29,7 +29,7 @@ def free_bytes(parent: Path) -> int | None:
 
 
 def _glance(place: Path, look: Callable[[Path], int], path: Path) -> int | None:
-    """What the look at the path finds; None where the place does not answer.  Raises what the look does."""
+    """What the look at the path finds; None if the place does not answer.  Raises what the look does."""
     if place in _hung:
         return None
     answers: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()

@@ -24,7 +24,7 @@ class Host:
         """The host that we run on, be it a container.
 
         Its name is part of the id: machines and containers that were copied, or share an image, often have the same
-        machine-id.  Where there is none (machine-id(5): empty, or "uninitialized") the name must do.  The machine-id
+        machine-id.  If there is none (machine-id(5): empty, or "uninitialized") the name must do.  The machine-id
         itself goes nowhere, as that page asks.
         """
         name = os.uname().nodename  # as gethostname(2), without the module socket, for which `list` would wait

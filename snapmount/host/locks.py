@@ -42,7 +42,7 @@ def lock(directory: Path, flags: int = 0) -> int:
 
 
 def locked(path: Path, flags: int) -> int:
-    """A descriptor with the exclusive flock(2) of the file.  Raises BlockingIOError where somebody else has it."""
+    """A descriptor with the exclusive flock(2) of the file.  Raises BlockingIOError if somebody else has it."""
     descriptor = os.open(path, os.O_CLOEXEC | flags, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

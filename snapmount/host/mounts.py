@@ -63,7 +63,7 @@ def current() -> list[Mount]:
 
 
 def check_host(allow_other: bool) -> None:
-    """Raise MissingError where this host cannot mount FUSE file systems, or where this user may not admit others."""
+    """Raise MissingError if this host cannot mount FUSE file systems, or if this user may not admit others."""
     device = "/dev/fuse"
     if not os.path.exists(device):
         raise MissingError(

@@ -93,7 +93,7 @@ class Process:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int | None]:
-        """Its pidfd_open(2), which becomes readable when it ends; None where it has ended."""
+        """Its pidfd_open(2), which becomes readable when it ends; None if it has ended."""
         descriptor = _descriptor_of(self.pid)
         if descriptor is None:
             yield None
@@ -121,7 +121,7 @@ def _is_readable(descriptor: int, patience_s: float, *others: int) -> bool:
 
 
 def _descriptor_of(pid: int) -> int | None:
-    """None where no process has that pid, but a thread perhaps (EINVAL, since Linux 6.15 ENOENT), or none ever can."""
+    """None if no process has that pid, but a thread perhaps (EINVAL, since Linux 6.15 ENOENT), or none ever can."""
     try:
         return os.pidfd_open(pid)
     except (ProcessLookupError, FileNotFoundError, OverflowError):

@@ -22,7 +22,7 @@ class Qemu:
 
 
 def find(uuid: str, directory: Path) -> Qemu | None:
-    """The QEMU of the VM of that uuid, of those whose ids libvirt keeps in this directory; None where there is none."""
+    """The QEMU of the VM of that uuid, of those whose ids libvirt keeps in this directory; None if there is none."""
     return next((qemu for qemu in _listed(directory) if has_uuid(_command_line(qemu.pid), uuid)), None)
 
 

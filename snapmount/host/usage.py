@@ -50,7 +50,7 @@ def nearest(parent: Path) -> Path:
 
 
 def used_bytes(directory: Path) -> int:
-    """What is written to the files, not what is reserved for them; 0 where they are gone."""
+    """What is written to the files, not what is reserved for them; 0 if they are gone."""
     total = 0
     try:
         for entry in os.scandir(directory):

@@ -23,7 +23,7 @@ class Agent:
         self._vm = vm  # its name
 
     async def check(self) -> None:
-        """Raise MissingError where it does not answer."""
+        """Raise MissingError if it does not answer."""
         try:
             await call("ask the guest agent for its time", self._handle.getTime, deadline_s=AGENT_S)
         except (libvirt.libvirtError, UnreachableError) as error:
@@ -37,7 +37,7 @@ class Agent:
     async def freeze(self) -> None:
         """Freeze the guest's file systems.
 
-        Raises StateError where it refuses: they are not frozen by this.  They may be, or still become so, where
+        Raises StateError if it refuses: they are not frozen by this.  They may be, or still become so, where
         UnreachableError is raised.
         """
         try:
@@ -86,7 +86,7 @@ class Agent:
     async def answers(self) -> bool:
         """Whether it does, within a time that is enough for one that is there.
 
-        Raises UnreachableError where the connection is closed, since libvirt was restarted for instance: one that is
+        Raises UnreachableError if the connection is closed, since libvirt was restarted for instance: one that is
         made anew can tell.
         """
         try:

@@ -27,7 +27,7 @@ class BlockJobs:
         self._vm_name = vm_name
 
     async def check_none(self, disks: Iterable[str], why: str = "a disk can have one at a time") -> None:
-        """Raise StateError where one runs on one of these disks, and why that is refused: libvirt makes no backup of
+        """Raise StateError if one runs on one of these disks, and why that is refused: libvirt makes no backup of
         that disk then.
 
         libvirt is asked, since the definition tells of those alone that mirror the disk.  Raises UnreachableError.

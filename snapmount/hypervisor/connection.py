@@ -71,7 +71,7 @@ class Hypervisor:
             return _version(await call("ask libvirt for its version", self._connection.getLibVersion))
 
     async def qemu(self) -> QemuFacts:
-        """Raises UnreachableError, where there is no QEMU for instance."""
+        """Raises UnreachableError, if there is no QEMU for instance."""
         with explained("ask libvirt for QEMU"):
             version = await call("ask for QEMU's version", self._connection.getVersion)
             of_host = await call("ask for the host's capabilities", self._connection.getCapabilities)
@@ -103,7 +103,7 @@ class Hypervisor:
         )
 
     async def domain_by_uuid(self, uuid: str) -> Domain | None:
-        """The VM of that uuid, None where libvirt knows it no more."""
+        """The VM of that uuid, None if libvirt knows it no more."""
         try:
             return Domain(await call(f"look up {uuid}", self._connection.lookupByUUIDString, uuid))
         except libvirt.libvirtError as error:
@@ -112,14 +112,14 @@ class Hypervisor:
             raise UnreachableError(f"{uuid}: {error}") from error
 
     async def scratch_vm(self, uuid: str, snapshot_id: str) -> Domain | None:
-        """The scratch VM of that uuid on that snapshot; None where libvirt knows none, and for any other VM, which is
+        """The scratch VM of that uuid on that snapshot; None if libvirt knows none, and for any other VM, which is
         not snapmount's to end.  Raises UnreachableError.
         """
         domain = await self.domain_by_uuid(uuid)
         return domain if domain and await domain.scratch_vm_of() == snapshot_id else None
 
     async def volume_path(self, pool: str, volume: str) -> str:
-        """The file or block device that a storage volume is.  Raises StateError where there is none, or its pool is not
+        """The file or block device that a storage volume is.  Raises StateError if there is none, or its pool is not
         active.
         """
         try:
@@ -167,14 +167,14 @@ class Hypervisor:
                 yield domain, disk
 
     async def check_name_is_free(self, name: str) -> None:
-        """Raise StateError where a VM has the name."""
+        """Raise StateError if a VM has the name."""
         with explained("list the VMs"):
             known = [each.name() for each in await call("list the VMs", self._connection.listAllDomains)]
         if name in known:
             raise StateError(f"there is a VM {name!r} at {self._uri} already", "another --name")
 
     async def check_network(self, name: str) -> None:
-        """Raise NotFoundError where there is no such network, StateError where it is not active."""
+        """Raise NotFoundError if there is no such network, StateError if it is not active."""
         with explained("list the networks"):
             networks = await call("list the networks", self._connection.listAllNetworks)
             found = {network.name(): bool(network.isActive()) for network in networks}
@@ -193,7 +193,7 @@ class Hypervisor:
     async def start(self, domain_xml: str, *, persistent: bool) -> Domain:
         """Start a new VM, transient unless it shall be `persistent`.
 
-        Raises StateError where libvirt or QEMU refuses; a persistent one may be defined then.
+        Raises StateError if libvirt or QEMU refuses; a persistent one may be defined then.
         """
         try:
             if not persistent:

@@ -10,7 +10,7 @@ from ..core.uris import is_unprivileged
 
 
 def daemon(remedies: Remedies, has: Callable[[str], bool]) -> tuple[str, str] | None:
-    """The unit and the program of the daemon that serves qemu:///system; None where none is installed, as `has` tells
+    """The unit and the program of the daemon that serves qemu:///system; None if none is installed, as `has` tells
     of a program.
     """
     candidates = ("virtqemud", "libvirtd") if remedies.prefers_modular_libvirt() else ("libvirtd", "virtqemud")

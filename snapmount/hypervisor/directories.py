@@ -95,7 +95,7 @@ async def _write_probe(directory: Path, user: User) -> str | None:
 
 async def write_problem(directory: Path, user: User) -> str | None:
     """Write more to a file in the directory, as that user, than QEMU writes at once, and see to it that it is on the
-    disk; return what went wrong, None where nothing did, or where it cannot be told.
+    disk; return what went wrong, None if nothing did, or where it cannot be told.
     """
     command = ["dd", "if=/dev/zero", f"bs={PROBE_BLOCK_BYTES}", f"count={PROBE_BLOCKS}", "conv=fsync"]
     try:
@@ -125,7 +125,7 @@ async def _probe(directory: Path, user: User, *command: str, to: str) -> str | N
 
 
 def visible_to(pid: int, directory: Path) -> bool:
-    """Whether a process, by its mount namespace, sees this very directory; True where that cannot be told."""
+    """Whether a process, by its mount namespace, sees this very directory; True if that cannot be told."""
     try:
         seen = os.stat(f"/proc/{pid}/root{directory}")
     except FileNotFoundError:

@@ -116,7 +116,7 @@ class Domain:
         return bool(state == libvirt.VIR_DOMAIN_SHUTDOWN)
 
     async def why_shut_off(self) -> str | None:
-        """'was shut down', 'was destroyed' and so on; None where it runs."""
+        """'was shut down', 'was destroyed' and so on; None if it runs."""
         with explained(f"{self.name}: read the state"):
             try:
                 state, reason = await call("read the state", self._handle.state)
@@ -143,7 +143,7 @@ class Domain:
         return dict(stats)
 
     async def backup_job(self) -> str | None:
-        """The XML of the backup job that runs now, None where none does."""
+        """The XML of the backup job that runs now, None if none does."""
         try:
             return await call("read the backup job", self._handle.backupGetXMLDesc)
         except libvirt.libvirtError as error:
@@ -161,7 +161,7 @@ class Domain:
     ) -> None:
         """Start a pull-mode backup job, whose scratch files exist: the VM's point in time, and that of a checkpoint.
 
-        Raises StateError where QEMU or libvirt refuses, UnreachableError at the deadline.
+        Raises StateError if QEMU or libvirt refuses, UnreachableError at the deadline.
         """
         arguments = (job_xml, checkpoint_xml, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL)
         try:
@@ -172,7 +172,7 @@ class Domain:
     async def end_backup(self, socket: str) -> None:
         """End the backup job whose NBD server listens on that socket and wait until it is gone; no such job is fine.
 
-        Raises UnreachableError where that cannot be had.
+        Raises UnreachableError if that cannot be had.
         """
         with trio.move_on_after(JOB_END_S):
             if not await self._has_or_starts_job_at(socket):
@@ -253,7 +253,7 @@ class Domain:
             await call("set a threshold", self._handle.setBlockThreshold, f"{disk}[{index}]", length)
 
     async def stopped_by(self) -> DiskError | None:
-        """The error of a disk that it is paused by; None where it is not, or by somebody, or has ended.
+        """The error of a disk that it is paused by; None if it is not, or by somebody, or has ended.
 
         Which one may be of the past: QEMU keeps the first error of a disk, also when the VM has gone on (it forgets
         those of named block backends only, which libvirt does not use any more).  Raises UnreachableError.
@@ -285,7 +285,7 @@ class Domain:
             return bool(await call("ask whether it is defined", self._handle.isPersistent))
 
     async def why_paused(self) -> str | None:
-        """'it is paused', and why where that is known; None where it is not.  Raises UnreachableError."""
+        """'it is paused', and why where that is known; None if it is not.  Raises UnreachableError."""
         if await self.stopped_by() is DiskError.NO_SPACE:
             return "it is paused: there is no space for what it writes"
         with explained(f"{self.name}: read the state"):
@@ -308,7 +308,7 @@ class Domain:
         return domainxml.has_device(xml, alias)
 
     async def plug(self, device_xml: str) -> None:
-        """Plug a device into the running VM, not into its persistent definition.  Raises StateError where libvirt or
+        """Plug a device into the running VM, not into its persistent definition.  Raises StateError if libvirt or
         QEMU refuses.
         """
         try:
@@ -317,7 +317,7 @@ class Domain:
             raise refusal(f"{self.name}: the device cannot be plugged in", error) from error
 
     async def unplug(self, alias: str, patience_s: float) -> str | None:
-        """Ask the guest to let go of a device and wait until it is gone; return why it is not, None where it is.
+        """Ask the guest to let go of a device and wait until it is gone; return why it is not, None if it is.
 
         Only the guest can do it, and may take its time (virDomainDetachDeviceFlags).  No such device is fine.  Raises
         UnreachableError.
@@ -353,7 +353,7 @@ class Domain:
                 ) from error
 
     async def qemu(self, uri: str) -> Qemu | None:
-        """The QEMU that it runs in; None where it does not run, or its process cannot be found."""
+        """The QEMU that it runs in; None if it does not run, or its process cannot be found."""
         try:
             return await blocking.call(FIND_S, qemu.find, self.uuid, pid_directory(uri))
         except trio.TooSlowError:

@@ -55,7 +55,7 @@ async def subscribed(
     its disks, whether the VM is paused, told of it, or neither (error_policy in libvirt's domain format), and then when
     it is paused by it.
 
-    Raises UnreachableError, or NotFoundError where libvirt does not know the VM.
+    Raises UnreachableError, or NotFoundError if libvirt does not know the VM.
     """
     _start_loop()
     token = trio.lowlevel.current_trio_token()

@@ -21,7 +21,7 @@ VERSION_S = 10.0
 
 
 async def version_of(pid: int) -> tuple[int, ...] | None:
-    """The version of the QEMU that is this process; None where it cannot be told."""
+    """The version of the QEMU that is this process; None if it cannot be told."""
     try:
         done = await blocking.run(VERSION_S, [f"/proc/{pid}/exe", "--version"])  # also where it was replaced
     except (OSError, trio.TooSlowError):
@@ -36,7 +36,7 @@ def _version(said: bytes) -> tuple[int, ...] | None:
 
 
 def qemu_user(domain_xml: str) -> User:
-    """Whom QEMU runs as.  Raises NotFoundError where the domain names a user that this host does not have.
+    """Whom QEMU runs as.  Raises NotFoundError if the domain names a user that this host does not have.
 
     A VM of the system without a DAC label (`<seclabel type='none'>`) runs as whom libvirt's configuration says, which
     its process tells.  So does one that is shut off: libvirt gives its directory to that user when it starts.  Raises
@@ -66,7 +66,7 @@ def _owner_of(directory: Path) -> User:
 
 
 def _user_of_vm(uuid: str) -> User | None:
-    """Whom its QEMU runs as; None where it does not run, or cannot be found."""
+    """Whom its QEMU runs as; None if it does not run, or cannot be found."""
     found = qemu.find(uuid, SYSTEM_PIDS)
     try:
         status = Path(f"/proc/{found.pid}/status").read_text() if found else None
@@ -80,7 +80,7 @@ def _user_of_vm(uuid: str) -> User | None:
 
 
 def user_of(owner: domainxml.Owner | None) -> User:
-    """That user, by default ourselves.  Raises NotFoundError where this host does not have it."""
+    """That user, by default ourselves.  Raises NotFoundError if this host does not have it."""
     if owner is None:
         return User(os.geteuid(), os.getegid(), tuple(os.getgroups()))
     try:

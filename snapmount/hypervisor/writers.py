@@ -59,7 +59,7 @@ async def faults(images: Sequence[Image], vm_uuid: str) -> dict[str, str]:
     """What makes each disk that others write to unfit for a snapshot, in words that follow its name.
 
     A process that is gone at a second look has not meant to write: SMART tools open whole disks like that for a moment.
-    Raises StateError where an image does not answer.
+    Raises StateError if an image does not answer.
     """
     found = await _look(images, vm_uuid)
     if found:
@@ -82,7 +82,7 @@ def find(images: Iterable[Image], vm_uuid: str) -> list[Writer]:
     what is not there: QEMU may have been given it as an open file.
 
     Processes of other users are seen by root alone.  It looks at the kernel's tables, and at no file system but the
-    images' own.  Raises OSError where there is no /proc.
+    images' own.  Raises OSError if there is no /proc.
     """
     keyed = {key: image for image in images if (key := _key(image.path)) is not None}
     keyed |= {_key_of_device(number): image for number, image in _loop_devices(keyed)}

@@ -61,7 +61,7 @@ def _questions(start: int, end: int) -> Iterator[Question]:
 
 
 def _gather(found: list[Range], question: Question, told: Told) -> int:
-    """Add what an answer tells to be dirty; where it ends.  Raises UnreachableError for one that tells nothing."""
+    """Add what an answer tells to be dirty; if it ends.  Raises UnreachableError for one that tells nothing."""
     place, length = question
     clipped = _clipped(told, length)
     for extent, flags in zip(clipped[::2], clipped[1::2], strict=True):

@@ -34,7 +34,7 @@ class Found:
 
     layers: tuple[Layer, ...]
     size_bytes: int
-    allocated_bytes: int | None  # None where that cannot be told
+    allocated_bytes: int | None  # None if that cannot be told
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ async def _origin(disk: DiskDefinition, connection: Hypervisor) -> Origin:
 
 
 async def _located(layer: Layer) -> Layer:
-    """The same, and whether it is a block device.  Raises StateError where it is not there."""
+    """The same, and whether it is a block device.  Raises StateError if it is not there."""
     if isinstance(layer.origin, NetworkOrigin):
         return layer
     status = await blocking.on_path(layer.origin, LOOK_S, os.stat, layer.origin)
@@ -98,7 +98,7 @@ async def _located(layer: Layer) -> Layer:
 
 
 async def _taken(layer: Layer) -> int | None:
-    """What its files take on the host; None where that cannot be told."""
+    """What its files take on the host; None if that cannot be told."""
     if isinstance(layer.origin, NetworkOrigin) or layer.is_device:
         return None
     statuses = [await blocking.on_path(path, LOOK_S, os.stat, path) for path in layer.paths]
@@ -121,7 +121,7 @@ async def _info(vm: Owner, disk: str, layer: Layer) -> Mapping[str, Any]:
 
 
 def _backing(vm: Owner, disk: str, layer: Layer, told: Mapping[str, Any]) -> Layer | None:
-    """What the image rests on, by its header.  Raises StateError where that does not tell enough."""
+    """What the image rests on, by its header.  Raises StateError if that does not tell enough."""
     name = told.get("full-backing-filename") or told.get("backing-filename")
     if not name or layer.format not in WITH_BACKING:
         return None

@@ -83,8 +83,8 @@ async def serving(
     """A daemon that exports each of these disks by its name, on a unix socket at that path, for as long as the block
     lasts; with some of them a bitmap of that name that is stored in the disk's first image.
 
-    Raises StateError where QEMU cannot open an image, UnreachableError where it does not come to that, MissingError
-    where it is not installed.  Called from the main thread alone.
+    Raises StateError if QEMU cannot open an image, UnreachableError if it does not come to that, MissingError
+    if it is not installed.  Called from the main thread alone.
     """
     with _closing(os.memfd_create("stderr")) as said:
         process = _start(_command(disks, bitmaps), path, user, said)

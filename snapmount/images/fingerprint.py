@@ -51,7 +51,7 @@ def _directory(device: int) -> Path:
 
 
 def change(before: Fingerprint) -> str | None:
-    """What has become of the file since then, as a sentence; None where nothing has.  Blocks."""
+    """What has become of the file since then, as a sentence; None if nothing has.  Blocks."""
     try:
         now = of(before.path)
     except (FileNotFoundError, NotADirectoryError):

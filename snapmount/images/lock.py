@@ -34,7 +34,7 @@ def held(path: str) -> int:
     Blocks.
 
     On a file system without locks there is none, as there is none for QEMU either.  Raises NotFoundError or StateError
-    where the image cannot be opened, StateError where somebody writes to it.
+    if the image cannot be opened, StateError if somebody writes to it.
     """
     descriptor = _opened(path)
     try:

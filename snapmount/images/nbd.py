@@ -48,7 +48,7 @@ CONNECT_S = 10.0
 
 
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Wait for QEMU in a thread; where that is cancelled, whoever calls cuts the connection, which ends the thread."""
+    """Wait for QEMU in a thread; if that is cancelled, whoever calls cuts the connection, which ends the thread."""
     return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=THREADS.limiter())
 
 
@@ -130,7 +130,7 @@ class SlowError(UnreachableError):
 
 
 async def connect(socket_path: str, export: str, context: str | None = ALLOCATION) -> Connection:
-    """A new connection, see Connection.open().  Raises UnreachableError, of it SlowError where it takes too long."""
+    """A new connection, see Connection.open().  Raises UnreachableError, of it SlowError if it takes too long."""
     connection = Connection()
     try:
         with trio.fail_after(CONNECT_S):
@@ -247,7 +247,7 @@ class NbdImage:
         return extents
 
     async def direct(self) -> NbdSockets | None:
-        """See Image; None where no connections are left for it.  A read over it asks QEMU for less than read() does:
+        """See Image; None if no connections are left for it.  A read over it asks QEMU for less than read() does:
         with structured replies QEMU looks for holes in what it sends each time.
         """
         self._check_open()
@@ -283,7 +283,7 @@ class NbdImage:
         return await self._ask(offset, length)
 
     def _check_open(self) -> None:
-        """Raise OSError (EIO) where the image is closed."""
+        """Raise OSError (EIO) if the image is closed."""
         if self._closed:
             raise OSError(errno.EIO, f"{self.name}: the snapshot has ended")
 

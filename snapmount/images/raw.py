@@ -125,7 +125,7 @@ class FileImage:
             self._descriptor.close()
 
     def _check_open(self) -> None:
-        """Raise OSError (EIO) where the image is closed."""
+        """Raise OSError (EIO) if the image is closed."""
         if self._closed:
             raise OSError(errno.EIO, f"{self.name}: the snapshot has ended")
 
@@ -167,7 +167,7 @@ class FileImage:
 
 
 def _seek(descriptor: int, offset: int, whence: int) -> int | None:
-    """None where there is nothing of that kind from there on."""
+    """None if there is nothing of that kind from there on."""
     try:
         return os.lseek(descriptor, offset, whence)
     except OSError as error:

@@ -35,7 +35,7 @@ async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIt
 
     If its point in time is lost it is torn down at once, and StateError raised, which says why, or SpaceError if it has
     to be given up for want of space.  Raises StateError or NotFoundError too if somebody else holds it or has ended it,
-    UnreachableError where libvirt or QEMU does not answer, LeftoverError where it could not be undone.
+    UnreachableError if libvirt or QEMU does not answer, LeftoverError if it could not be undone.
     """
     with store.taken_over(snapshot_id) as lease:
         if lease is None:

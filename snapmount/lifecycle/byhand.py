@@ -86,7 +86,7 @@ async def _is_stopped(record: Record) -> bool:
 
 
 async def _ask(record: Record, uuid: str, question: Callable[[Domain], Awaitable[T]]) -> T | Literal[False] | None:
-    """The answer to a question about the VM, False where there is no such VM, None where libvirt does not tell soon."""
+    """The answer to a question about the VM, False if there is no such VM, None if libvirt does not tell soon."""
     with contextlib.suppress(UnreachableError), trio.move_on_after(ASK_S):
         async with hypervisor.connected(record.connect) as connection:
             domain = await connection.domain_by_uuid(uuid)

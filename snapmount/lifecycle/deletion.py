@@ -46,7 +46,7 @@ async def end(store: Store, record: Record, force: bool) -> Ended:
     """End the snapshot, with all that belongs to it; where initiators are logged in, scratch VMs run on it or VMs have
     its disks, with `force` only.
 
-    Raises StateError where they are, or where somebody else undoes it and does not finish; LeftoverError where
+    Raises StateError if they are, or if somebody else undoes it and does not finish; LeftoverError where
     something could not be undone.
     """
     unplugged: list[Attachment] = []
@@ -78,7 +78,7 @@ async def unmount(store: Store, record: Record, *, force: bool, lazy: bool) -> E
     """end() it where no program uses its mount, or with `force`.
 
     With `lazy`, where programs do, only the mount is taken away: its server ends it when they have closed its files,
-    as after `umount --lazy`.  Raises StateError where they do otherwise, and as end() does.
+    as after `umount --lazy`.  Raises StateError if they do otherwise, and as end() does.
     """
     if not force:
         await _refuse_if_used(store, record)
@@ -134,7 +134,7 @@ async def _stop_server(store: Store, record: Record) -> None:
 
 
 async def _wait_standby_gone(record: Record) -> None:
-    """Where it has undone the snapshot, its last steps come after the end of the record."""
+    """If it has undone the snapshot, its last steps come after the end of the record."""
     with trio.move_on_after(STANDBY_S):
         if record.standby:
             await endings.wait(record.standby)

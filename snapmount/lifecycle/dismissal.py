@@ -25,7 +25,7 @@ STANDBY_S = 2.0  # nothing keeps it from ending
 
 
 def ended(store: Store, record: Record, force: bool) -> Ended | None:
-    """The snapshot, once its server has ended it; None where that does not do, and deletion.end() must see to it:
+    """The snapshot, once its server has ended it; None if that does not do, and deletion.end() must see to it:
     where the server is gone or leaves something, and where others use the snapshot, or may.
 
     Raises InterruptedByUserError when a signal has come first.

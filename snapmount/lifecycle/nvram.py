@@ -30,7 +30,7 @@ TRIES = 20
 
 async def keep(domain_xml: str, lease: Lease) -> None:
     """Copy the variables of the running VM, if its firmware keeps any, and note in the record that they are there, or
-    why they are left out.  Raises StateError where the record cannot be written.
+    why they are left out.  Raises StateError if the record cannot be written.
     """
     definition = domainxml.nvram(domain_xml)
     if definition is None:

@@ -54,7 +54,7 @@ class Orphan:
 
 async def sweep(store: Store, tell: Callable[[str], None]) -> list[Orphan]:
     """Remove all orphans of this host; what has been done, and what not.  What is another host's is told of and left.
-    Raises StateError where somebody else does not let us.
+    Raises StateError if somebody else does not let us.
     """
     found: list[Orphan] = []
     async with exclusive(store):
@@ -129,7 +129,7 @@ async def _sweep(entry: Entry) -> Orphan:
 
 
 def _is_there(entry: Entry) -> bool:
-    """Whether the directory is there.  Raises LeftoverError where it cannot be there yet: what forgets it too early
+    """Whether the directory is there.  Raises LeftoverError if it cannot be there yet: what forgets it too early
     leaves it to nobody.
     """
     for_ever = f"where it never comes back: {names.command('rm', str(journal.path(entry.directory)))}"
@@ -152,7 +152,7 @@ def _clear(entry: Entry) -> None:
 
 
 async def _check_not_served(entry: Entry) -> None:
-    """Raise LeftoverError where a process serves the snapshot, as it does on where somebody has removed its runtime
+    """Raise LeftoverError if a process serves the snapshot, as it does on if somebody has removed its runtime
     record (a user's runtime directory goes with the last session: pam_systemd(8)).
     """
     for mount in mounts.current():
@@ -172,7 +172,7 @@ async def _check_not_served(entry: Entry) -> None:
 
 
 async def _check_unused(entry: Entry) -> None:
-    """Raise LeftoverError where QEMU uses the directory, UnreachableError where libvirt does not tell."""
+    """Raise LeftoverError if QEMU uses the directory, UnreachableError if libvirt does not tell."""
     await registry.of(entry).check_unused(entry.kept)
     async with hypervisor.connected(entry.connect) as connection:
         scratch_vm = entry.scratch_vm and await connection.scratch_vm(entry.scratch_vm, entry.snapshot)

@@ -86,7 +86,7 @@ class Plan:
 
 
 async def check_host(request: Request) -> None:
-    """Raise MissingError where this host cannot mount the view."""
+    """Raise MissingError if this host cannot mount the view."""
     await blocking.on_path("/dev/fuse", CHECK_S, mounts.check_host, request.allow_other)
 
 
@@ -208,7 +208,7 @@ async def domain_of(request: Request, connection: hypervisor.Hypervisor) -> hype
 async def _check_writers(
     domain: hypervisor.Domain, chosen: Sequence[DiskDefinition], connection: hypervisor.Hypervisor, choice: Choice
 ) -> None:
-    """Raise StateError where others than the VM's QEMU write to one of the disks, as far as this host can tell."""
+    """Raise StateError if others than the VM's QEMU write to one of the disks, as far as this host can tell."""
     local = {disk.name for disk in chosen if disk.kind != "network"}
     paths = [*await domain.layers(), *((disk.name, str(disk.data_file)) for disk in chosen)]
     images = [writers.Image(name, path) for name, path in paths if name in local and path.startswith("/")]

@@ -62,7 +62,7 @@ def _tells(uses: Callable[[Path, _View], bool], process: Path, view: _View) -> b
 
 
 def _view(process: Path, record: Record) -> _View | None:
-    """None where the process does not see the mount."""
+    """None if the process does not see the mount."""
     try:
         mountinfo = os.fsdecode((process / "mountinfo").read_bytes())
     except OSError:

@@ -31,7 +31,7 @@ class Recovered:
     """What has become of a snapshot."""
 
     record: Record
-    why_removed: str | None = None  # a sentence; None where it has been re-attached
+    why_removed: str | None = None  # a sentence; None if it has been re-attached
 
     def __str__(self) -> str:
         snapshot = self.record.snapshot
@@ -63,7 +63,7 @@ def dead(store: Store, word: str) -> list[Record]:
 def recover(record: Record, store: Store, verbose: bool, tell: Tell) -> Recovered:
     """Re-attach the snapshot, or remove it where that cannot be.
 
-    Raises SnapmountError where neither can be done now; then it is left as it is.
+    Raises SnapmountError if neither can be done now; then it is left as it is.
     """
     try:
         server.start(partial(adoption.adopted, record.id, store), store, verbose, tell)
@@ -85,7 +85,7 @@ def recover(record: Record, store: Store, verbose: bool, tell: Tell) -> Recovere
 
 
 def alive(record: Record, store: Store, tell: Tell) -> Record:
-    """The snapshot re-attached, or as it is where that cannot be done now, which is told.  Raises StateError where it
+    """The snapshot re-attached, or as it is where that cannot be done now, which is told.  Raises StateError if it
     has been removed.
     """
     try:
@@ -102,7 +102,7 @@ def alive(record: Record, store: Store, tell: Tell) -> Record:
 
 
 def recover_all(words: Sequence[str], store: Store, verbose: bool, tell: Tell) -> Recovery:
-    """Recover the snapshots that the words mean; where there are none, all dead ones, and remove what is orphaned."""
+    """Recover the snapshots that the words mean; if there are none, all dead ones, and remove what is orphaned."""
     done = Recovery()
     for record in _meant(words, store, done, tell):
         try:

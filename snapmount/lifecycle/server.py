@@ -204,7 +204,7 @@ class ServerDiedError(SnapmountError):
 
 
 def _undo_what_is_left(death: ServerDiedError, server: Process, store: Store) -> None:
-    """Undo it, unless its standby does; whoever comes first.  Raises SnapmountError where something is left."""
+    """Undo it, unless its standby does; whoever comes first.  Raises SnapmountError if something is left."""
     record = standby.left_by(server, store)
     if record is None:
         return

@@ -94,7 +94,7 @@ def show_as_server(record: Record) -> None:
 async def run(begin: Begin, reporter: Reporter) -> None:
     """Get hold of a snapshot, show it, and end it on SIGINT, SIGTERM or SIGHUP, or when it is unmounted.
 
-    Raises SnapmountError where it cannot be had, shown or undone, InterruptedByUserError for an end before the view was
+    Raises SnapmountError if it cannot be had, shown or undone, InterruptedByUserError for an end before the view was
     ready.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -159,14 +159,14 @@ def _wait_s(record: Record, store: Store) -> float:
 
 
 def _left(record: Record, store: Store) -> Record | None:
-    """The record as it is now; None where somebody else has become the snapshot's server, or it has ended."""
+    """The record as it is now; None if somebody else has become the snapshot's server, or it has ended."""
     now = store.load(record.id)
     return now if now and now.server == record.server else None
 
 
 @contextlib.contextmanager
 def _taken_over(store: Store, record: Record) -> Iterator[Lease | None]:
-    """Hold the snapshot; None where somebody else does, who recovers or ends it, or has done so."""
+    """Hold the snapshot; None if somebody else does, who recovers or ends it, or has done so."""
     with store.taken_over(record.id) as lease:
         yield lease if lease and lease.record.server == record.server else None
 

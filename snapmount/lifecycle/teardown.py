@@ -48,7 +48,7 @@ async def tear_down(lease: Lease) -> None:
     costs the guest and remove what it has made, and remove the record.  Each step is idempotent, and all together end
     within DEADLINE_S.
 
-    Raises LeftoverError, and keeps the record, where a step fails; the steps that rest on it are not taken then.
+    Raises LeftoverError, and keeps the record, if a step fails; the steps that rest on it are not taken then.
     """
     record, is_released = lease.record, False
     source = registry.of(record)
@@ -87,7 +87,7 @@ def _who_tries_on(record: Record) -> str:
 
 
 async def _let_go_on(lease: Lease) -> UnreachableError | None:
-    """First of all, since the guest waits; where that cannot be, the job must be ended all the same.  A guest that is
+    """First of all, since the guest waits; if that cannot be, the job must be ended all the same.  A guest that is
     paused cannot thaw anything.
     """
     record = lease.record
@@ -109,7 +109,7 @@ async def _end_standby(record: Record) -> None:
 
 
 def _patience_s(record: Record) -> float:
-    """How long to try where libvirt does not answer, which may be restarted just now.  Where there is a standby, that
+    """How long to try where libvirt does not answer, which may be restarted just now.  If there is a standby, that
     goes on when we have given up, and who waits at `delete` wants to be told.
     """
     is_alone = record.server.pid == os.getpid() and not record.standby

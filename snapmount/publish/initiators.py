@@ -1,7 +1,7 @@
 """How initiators log in to a target, as text to paste: open-iscsi, QEMU, libvirt and Windows.
 
 No secret becomes an argument of a program, which every user of that host could see: the shell writes it to files and
-pipes with its own printf.  Where that cannot be done, the text says so.  Names are those of iscsiadm(8), QEMU's
+pipes with its own printf.  If that cannot be done, the text says so.  Names are those of iscsiadm(8), QEMU's
 `BlockdevOptionsIscsi` (block-core.json), https://libvirt.org/formatdomain.html and formatsecret.html, and Windows'
 iSCSI PowerShell module.
 """
@@ -71,7 +71,7 @@ class Kind:
     is_elsewhere: bool = False  # it never runs on the target's host
 
     def text(self, login: Login) -> str | None:
-        """How such an initiator logs in; None where it cannot, since the portals are loopback addresses."""
+        """How such an initiator logs in; None if it cannot, since the portals are loopback addresses."""
         return None if self.is_elsewhere and login.is_local else "\n".join(self.lines(login)) + "\n"
 
 

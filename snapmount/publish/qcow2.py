@@ -91,7 +91,7 @@ class Qcow2Image:
         return data + bytes(sum(part.length for part in parts) - len(data))
 
     async def _lay_out(self) -> _LaidOut:
-        """Raises OSError where the disk's extents cannot be had."""
+        """Raises OSError if the disk's extents cannot be had."""
         if self._laid_out is None:
             extents = await self._image.extents()
             async with self._making:

@@ -204,7 +204,7 @@ class Tree:
         return {file.name: number for number, file in enumerate(self.files, ROOT_INODE + 1)}
 
     def inode(self, name: str) -> int | None:
-        """The inode of the file of that name, None where there is none."""
+        """The inode of the file of that name, None if there is none."""
         return self._inodes.get(name)
 
     def inodes(self) -> range:
@@ -212,7 +212,7 @@ class Tree:
         return range(ROOT_INODE + 1, ROOT_INODE + 1 + len(self.files))
 
     def file(self, inode: int) -> File:
-        """The file with that inode.  Raises KeyError where there is none."""
+        """The file with that inode.  Raises KeyError if there is none."""
         if inode not in self.inodes():
             raise UnknownInodeError(inode)
         return self.files[inode - ROOT_INODE - 1]

@@ -18,7 +18,7 @@ POLL_S = 0.01
 
 @contextlib.asynccontextmanager
 async def exclusive(store: Store) -> AsyncIterator[None]:
-    """Nobody else is in such a block.  Raises StateError where somebody does not leave it, or where the runtime
+    """Nobody else is in such a block.  Raises StateError if somebody does not leave it, or if the runtime
     directory cannot be made.
     """
     descriptor = None
@@ -35,7 +35,7 @@ async def exclusive(store: Store) -> AsyncIterator[None]:
 
 
 def _try(store: Store) -> int | None:
-    """A descriptor of the runtime directory, locked; None where somebody else has it, or has just removed it."""
+    """A descriptor of the runtime directory, locked; None if somebody else has it, or has just removed it."""
     directory = store.directory
     try:
         make_private(directory)

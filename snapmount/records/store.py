@@ -76,7 +76,7 @@ class Store:
             raise locks.cannot_write(self.path(snapshot_id), error) from error
 
     def credentials(self, snapshot_id: str) -> Credentials | None:
-        """Who may log in to the snapshot's iSCSI target; None where that was never written."""
+        """Who may log in to the snapshot's iSCSI target; None if that was never written."""
         return documents.read(self.path(snapshot_id) / "credentials.json", Credentials)
 
     def definition(self, snapshot_id: str) -> str:
@@ -103,7 +103,7 @@ class Store:
                 return snapshot_id
 
     def load(self, snapshot_id: str) -> Record | None:
-        """The record, None where there is none (any more).  Raises StateError for one that cannot be read."""
+        """The record, None if there is none (any more).  Raises StateError for one that cannot be read."""
         return documents.read(self.path(snapshot_id) / "record.json", Record, self.check)
 
     def load_all(self) -> tuple[list[Record], list[SnapmountError]]:
@@ -151,13 +151,13 @@ class Store:
         raise NotFoundError(f"there is no snapshot with the id, of the VM or at the mountpoint {word!r}{where}", remedy)
 
     def meant(self, word: str) -> list[Record]:
-        """The snapshots with that id, of the VM of that name or uuid, or mounted there; where there are none, those
+        """The snapshots with that id, of the VM of that name or uuid, or mounted there; if there are none, those
         whose id begins so.
         """
         return _meant(word, self.load_all()[0])
 
     def _check_readable(self, word: str) -> None:
-        """Raise StateError where the word may be the id of a record that cannot be read."""
+        """Raise StateError if the word may be the id of a record that cannot be read."""
         if names.may_begin_snapshot_id(word):
             for snapshot_id in self.ids():
                 if snapshot_id.startswith(word):
@@ -191,7 +191,7 @@ class Store:
             return "another process"
 
     def check_active(self, record: Record, done: str) -> None:
-        """Raise StateError where the view is not readable, so that this cannot be done with it: 'booted'."""
+        """Raise StateError if the view is not readable, so that this cannot be done with it: 'booted'."""
         now = self.load(record.id)
         state = self.state(now) if now else State.DEAD
         if state is not State.ACTIVE:
@@ -202,7 +202,7 @@ class Store:
 
     def lease(self, record: Record, *, lasts: bool = False) -> Lease:
         """Write a new snapshot's record and hold its lock; one that lasts, where a reboot leaves it.  Raises StateError
-        where that cannot be written.
+        if that cannot be written.
         """
         parent = self.directory
         if lasts and self.lasting:
@@ -230,7 +230,7 @@ class Store:
 
     @contextlib.contextmanager
     def taken_over(self, snapshot_id: str) -> Iterator[Lease | None]:
-        """Hold the lock of a snapshot that no process serves; None where it is gone already or somebody else was
+        """Hold the lock of a snapshot that no process serves; None if it is gone already or somebody else was
         faster.
         """
         try:

@@ -97,7 +97,7 @@ class Source(Protocol):
         """Why it cannot take a snapshot of the VM in the state that this is in; None if it can."""
 
     async def plan(self, subject: Subject) -> Plan:
-        """Only looks.  Raises SnapmountError where no snapshot can be taken."""
+        """Only looks.  Raises SnapmountError if no snapshot can be taken."""
 
     async def create(self, subject: Subject, lease: Lease) -> datetime:
         """Make what the record describes; return the moment it is of.  Raises SnapmountError; what has been made by
@@ -106,11 +106,11 @@ class Source(Protocol):
 
     def open(self, record: Record, watch: Watch) -> AbstractAsyncContextManager[Sequence[OpenImage]]:
         """Its disks, in their order, after a take and after a crash alike; `watch` is what watched() has given, which
-        may have to know.  Raises StateError where they are gone, UnreachableError where they cannot be had now.
+        may have to know.  Raises StateError if they are gone, UnreachableError if they cannot be had now.
         """
 
     async def why_lost(self, record: Record) -> str | None:
-        """Why its point in time is there no more; None where it is.  Raises UnreachableError."""
+        """Why its point in time is there no more; None if it is.  Raises UnreachableError."""
 
     def watched(self, record: Record, store: Store) -> AbstractAsyncContextManager[Watch]:
         """Look after it while the block lasts; it has been looked at once when that begins."""
@@ -119,7 +119,7 @@ class Source(Protocol):
         """End what costs the guest, now.  Idempotent.  Raises UnreachableError, to be tried again."""
 
     async def check_unused(self, kept: Kept) -> None:
-        """Raise LeftoverError where something that destroy() would remove is in use, or out of sight; UnreachableError
+        """Raise LeftoverError if something that destroy() would remove is in use, or out of sight; UnreachableError
         where that cannot be told.
         """
 

@@ -115,7 +115,7 @@ class Reader:
         self._stop.set()
 
     def join(self) -> None:
-        """Wait until it has ended.  Raises AssertionError where a read hangs, or has failed as none may."""
+        """Wait until it has ended.  Raises AssertionError if a read hangs, or has failed as none may."""
         self._thread.join(COMMAND_S)
         if self._thread.is_alive():
             raise AssertionError(f"a read of the {self.name} hangs")

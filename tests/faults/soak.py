@@ -68,7 +68,7 @@ class Outcome:
 
     round: Round
     problem: str  # '' for none
-    proven: int  # S: what was read is of the moment after the guest's writes 1..S; 0 where nothing was read
+    proven: int  # S: what was read is of the moment after the guest's writes 1..S; 0 if nothing was read
     reads: int
     refused: int  # reads
     longest_write_us: int  # of the guest
@@ -93,7 +93,7 @@ class Soak:
         self._stage = Stage(stack)
 
     def play(self, this: Round) -> Outcome:
-        """Play the round.  Raises RuntimeError where the host cannot be brought back to what it was."""
+        """Play the round.  Raises RuntimeError if the host cannot be brought back to what it was."""
         begin, told = time.monotonic(), len(self._stage.guest.output())
         scene = Scene(self._stage, this.chance(), this.views, this.source)
         reads, problem, proven = 0, "", 0

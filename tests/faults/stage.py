@@ -82,7 +82,7 @@ class Stage:
         return self._helper
 
     def check(self, *, guest_lives: bool) -> None:
-        """Raise AssertionError or TimeoutError where a round has left what it must not, or harmed the guest."""
+        """Raise AssertionError or TimeoutError if a round has left what it must not, or harmed the guest."""
         wait_for(lambda: not traces.found(), "no trace is left", GONE_S)
         assert os.listdir(self.small) == ["lost+found"]
         left = [path for place in self.images.values() for path in place.iterdir() if "snapmount-" in path.name]

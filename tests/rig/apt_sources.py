@@ -33,7 +33,7 @@ def rewritten(text: str, extension: str, codename: str, suite: str) -> list[Sour
 
 
 def mirror(sources: list[Source], suite: str) -> Source:
-    """The source of the suite itself, not of its updates.  Raises RuntimeError where there is none."""
+    """The source of the suite itself, not of its updates.  Raises RuntimeError if there is none."""
     for source in sources:
         if suite in source.suites:
             return source

@@ -96,7 +96,7 @@ def conforms(suite: str, url: str) -> set[str]:
 def read(url: str, block: int, blocks: int, block_bytes: int) -> bytes:
     """So many blocks of a LUN from that one on, as QEMU's initiator reads them.
 
-    Raises OSError (EIO) where it cannot, or tries to reach a target that has gone, which it does for ever.
+    Raises OSError (EIO) if it cannot, or tries to reach a target that has gone, which it does for ever.
     """
     with tempfile.NamedTemporaryFile() as copy:
         part = [f"bs={block_bytes}", f"skip={block}", f"count={block + blocks}"]  # it counts what it skips

@@ -20,7 +20,7 @@ _UNITS = tuple(
     for daemon in ("libvirtd", "virtqemud")
 )
 # How to start what runs guests (sched(7)).  Without KVM a guest keeps processors busy with threads that wake each
-# other; where there are more guests than processors, a command would lose its own at each wakeup, and take minutes.
+# other; if there are more guests than processors, a command would lose its own at each wakeup, and take minutes.
 AS_BATCH = ["chrt", "--batch", "0"]
 PID_FILES = {"virtlogd": Path("/run/virtlogd.pid"), "libvirtd": Path("/run/libvirtd.pid")}
 

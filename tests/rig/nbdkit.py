@@ -72,7 +72,7 @@ class Server:
         self._process.send_signal(number)
 
     def stop(self) -> None:
-        """End the server, which removes what it has made; where it holds requests back, it must be killed."""
+        """End the server, which removes what it has made; if it holds requests back, it must be killed."""
         try:
             self._end(signal.SIGTERM)
         except subprocess.TimeoutExpired:

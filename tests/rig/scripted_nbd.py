@@ -137,7 +137,7 @@ class ScriptedServer:
     # -- handshake -----------------------------------------------------------------------------------------------------
 
     def _handshake(self, connection: socket.socket) -> tuple[str, bool]:
-        """The export, and whether replies are structured.  Raises HangUp where the client wants no more."""
+        """The export, and whether replies are structured.  Raises HangUp if the client wants no more."""
         self._send(connection, "greeting", b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
         _receive(connection, 4)
         is_structured = False
@@ -213,7 +213,7 @@ def cookie_of(reply: Reply) -> int:
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:
-    """So many bytes.  Raises HangUp where the client has gone."""
+    """So many bytes.  Raises HangUp if the client has gone."""
     data = b""
     while len(data) < length:
         got = connection.recv(length - len(data))

@@ -38,7 +38,7 @@ class Manager:
 
 @contextlib.contextmanager
 def running(units: Path) -> Iterator[Manager]:
-    """A manager with the units of that directory, which ends with them.  Raises TimeoutError where none can run."""
+    """A manager with the units of that directory, which ends with them.  Raises TimeoutError if none can run."""
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="snapmount-test-"))
         if not BOOTED.exists():

@@ -72,7 +72,7 @@ def lacking() -> str | None:
 def build() -> Path:
     """The kernel's image, its modules beside it as in the package; downloaded on first use.
 
-    Raises CalledProcessError or RuntimeError where it cannot be had.
+    Raises CalledProcessError or RuntimeError if it cannot be had.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:

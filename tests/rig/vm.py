@@ -105,7 +105,7 @@ class VM:
     def begin_foreign_backup(self) -> None:
         """Start a backup job as another program would; the VM's end ends it.
 
-        libvirt waits half a minute for the end of a job that is there already.  Raises RuntimeError where it refuses.
+        libvirt waits half a minute for the end of a job that is there already.  Raises RuntimeError if it refuses.
         """
         job = self.directory / "foreign.xml"
         job.write_text(f"<domainbackup mode='pull'><server transport='unix' socket='{FOREIGN_SOCKET}'/></domainbackup>")

@@ -71,7 +71,7 @@ def check_known(line: Line, verbs: Mapping[str, grammar.Parser]) -> None:
 
 
 def check(line: Line, parser: grammar.Parser, verbs: Mapping[str, grammar.Parser]) -> None:
-    """Raise UsageError where the verb of that parser has no such option, an option lacks its value, or words are
+    """Raise UsageError if the verb of that parser has no such option, an option lacks its value, or words are
     missing or too many.
     """
     verb = parser.verb

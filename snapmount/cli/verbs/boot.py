@@ -65,7 +65,7 @@ def _take_to_boot(arguments: argparse.Namespace, store: Store) -> Record:
 
 
 def _end_unless_used(store: Store, record: Record, failure: BaseException) -> None:
-    """End the snapshot after something has failed, unless the scratch VM runs on.  Raises SnapmountError where that
+    """End the snapshot after something has failed, unless the scratch VM runs on.  Raises SnapmountError if that
     cannot be, when the failure has been told.
     """
     try:

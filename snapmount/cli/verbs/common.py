@@ -56,7 +56,7 @@ def to_see(record: Record) -> str:
 
 
 def sessions(records: Sequence[Record], store: Store) -> dict[str, list[Session] | None]:
-    """Who is logged in to each; None where there is nothing to log in to, or nobody tells."""
+    """Who is logged in to each; None if there is nothing to log in to, or nobody tells."""
     if not any(record.publication for record in records):
         return dict.fromkeys((record.id for record in records), None)
     from ...host import interruptible

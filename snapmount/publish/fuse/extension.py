@@ -45,7 +45,7 @@ class Extension(Protocol):
     ) -> None:
         """Answer reads of this file: `starts` and `flags` are all of its extents (ExtentMap.arrays()), `sockets`
         connections to its disk's export as core.image.NbdSockets describes them.  Unless the file is the disk byte for
-        byte, `placed` tells where the disk's clusters lie in it.  Raises OSError where there are too many disks.
+        byte, `placed` tells where the disk's clusters lie in it.  Raises OSError if there are too many disks.
         """
 
     def add_file(

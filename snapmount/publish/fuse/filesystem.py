@@ -202,7 +202,7 @@ class Operations(pyfuse3.Operations):
 def _hasten(
     extension: Extension, inode: int, extents: ExtentMap, placement: Placement | None, direct: Direct | None
 ) -> None:
-    """Raises OSError where there are too many disks."""
+    """Raises OSError if there are too many disks."""
     starts, flags = extents.arrays()
     placed = (placement.start, placement.cluster_bytes, *placement.clusters.arrays()) if placement else None
     match direct:
@@ -270,7 +270,7 @@ async def mounted(tree: Tree, mountpoint: str, source: str) -> AsyncIterator[Vie
 
     As root, the mount admits other users (allow_other), since QEMU's user must be able to read it, and the files belong
     to that user; an ordinary user's does where the tree is open to all.  The kernel checks the files' modes
-    (default_permissions).  Raises StateError where the mount fails.
+    (default_permissions).  Raises StateError if the mount fails.
     """
     if not extension:
         log.warning("the C extension was not built: programs take holes for data, and reads are slow")

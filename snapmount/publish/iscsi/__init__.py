@@ -64,7 +64,7 @@ async def choose(backend: str) -> str:
 
 
 async def missing(backend: str) -> tuple[str, str] | None:
-    """Why the backend cannot be used on this host, and the command that mends it; None where it can be."""
+    """Why the backend cannot be used on this host, and the command that mends it; None if it can be."""
     fault = await _ask(backend, "missing")
     return fault and from_document(tuple[str, str], fault)
 
@@ -96,7 +96,7 @@ async def publish(backend: str, directory: Path, target: Target, files: list[str
 
 
 async def sessions(backend: str, directory: Path, target: Target) -> list[Session]:
-    """Who is logged in.  Raises UnreachableError or StateError where the target software does not tell."""
+    """Who is logged in.  Raises UnreachableError or StateError if the target software does not tell."""
     with trio.move_on_after(ANSWER_S):
         answer = await _ask(backend, "sessions", directory=str(directory), target=to_document(target))
         return list(from_document(tuple[Session, ...], answer))

@@ -35,7 +35,7 @@ class Backend(Protocol):
         """Whether a target of ours listens there already that another one of ours can join."""
 
     def check_free(self, portal: Portal) -> None:
-        """Raise PortalInUseError where one more target of ours cannot listen at the portal now."""
+        """Raise PortalInUseError if one more target of ours cannot listen at the portal now."""
 
     def publish(self, directory: Path, target: Target, files: list[str], credentials: Credentials) -> None:
         """Publish the files as the target's LUNs, in their order; write down in `directory` what is made, before."""

@@ -115,7 +115,7 @@ def shares(portal: Portal) -> bool:
 
 
 def check_free(portal: Portal) -> None:
-    """Raises PortalInUseError where somebody else listens at the portal."""
+    """Raises PortalInUseError if somebody else listens at the portal."""
     if shares(portal):
         return
     at_port = {np.parents[2].name for np in LIO.glob(f"iscsi/*/tpgt_*/np/*:{portal.port}")}

@@ -32,8 +32,8 @@ def attached(file: str, name: str, block_bytes: int) -> Iterator[str]:
     """The path of a loop device of that name and logical block size over the file; after the block it lives as long as
     others have it open.
 
-    Raises OSError where the file cannot be opened or the kernel refuses, as older ones do blocks larger than a page of
-    memory, and UnreachableError where it has no device.
+    Raises OSError if the file cannot be opened or the kernel refuses, as older ones do blocks larger than a page of
+    memory, and UnreachableError if it has no device.
     """
     backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:

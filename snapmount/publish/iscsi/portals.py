@@ -88,7 +88,7 @@ def _bind(portal: Portal, port: int) -> None:
 
 
 def check_free(portal: Portal, in_kernel: Iterable[str] = ()) -> None:
-    """Raises PortalInUseError where something listens at the portal; it names who does, as far as that can be told.
+    """Raises PortalInUseError if something listens at the portal; it names who does, as far as that can be told.
     StateError where nobody could.
 
     `in_kernel` are the targets of the kernel's own that may be the ones: they belong to no process.

@@ -48,7 +48,7 @@ def shares(portal: Portal) -> bool:
 
 
 def check_free(portal: Portal) -> None:
-    """Raises PortalInUseError where something listens at the portal."""
+    """Raises PortalInUseError if something listens at the portal."""
     portals.check_free(portal)
 
 

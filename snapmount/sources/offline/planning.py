@@ -95,7 +95,7 @@ def _check_bypass(subject: Subject) -> None:
 
 
 async def _check_writers(subject: Subject, chains: Sequence[Chain]) -> None:
-    """Raise StateError where a process of this host, its kernel, or another VM writes to one of the images."""
+    """Raise StateError if a process of this host, its kernel, or another VM writes to one of the images."""
     images = [writers.Image(each.disk, path) for each in chains for path in imagechain.paths(each.layers)]
     faults = await writers.faults(images, subject.domain.uuid)
     chosen = subject.selection.chosen

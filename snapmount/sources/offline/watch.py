@@ -54,7 +54,7 @@ class OfflineWatch:
 
 
 async def wait_started(record: Record) -> str:
-    """Return when the VM runs, in words.  Where libvirt does not answer, it is asked again."""
+    """Return when the VM runs, in words.  If libvirt does not answer, it is asked again."""
     problems = Problems(log, "whether the VM is started cannot be told: %s")
     while True:
         try:

@@ -27,7 +27,7 @@ class Figures:
 
     @classmethod
     def load(cls, directory: Path) -> Figures | None:
-        """Those of now; None where there are none."""
+        """Those of now; None if there are none."""
         try:
             found = documents.read(directory / "space.json", cls)
         except StateError:

@@ -37,8 +37,8 @@ def socket_path(run_id: int, snapshot_id: str, scratch: Path) -> str:
     """Where QEMU shall listen.
 
     libvirt keeps a private directory for each running VM, and its AppArmor profile lets QEMU make any file there
-    (virt-aa-helper: "/var/lib/libvirt/qemu/domain-ID-NAME/*" rw); where there is none, as in a user's session, the
-    scratch directory serves.  Raises StateError where the path would be too long for a unix socket.
+    (virt-aa-helper: "/var/lib/libvirt/qemu/domain-ID-NAME/*" rw); if there is none, as in a user's session, the
+    scratch directory serves.  Raises StateError if the path would be too long for a unix socket.
     """
     private = sorted(QEMU_DIRECTORY.glob(f"domain-{run_id}-*")) if run_id >= 0 else []
     candidates = [directory / f"{names.directory(snapshot_id)}.sock" for directory in private] + [scratch / "nbd.sock"]
@@ -93,7 +93,7 @@ async def resume_stopped(domain: Domain) -> None:
     """Let a guest go on that is paused because a write found no space, as it does where the scratch is full, or failed,
     as it may where the scratch does.
 
-    QEMU tries that write again, and the guest is none the wiser; where it is its own disks that fail, it stops again.
+    QEMU tries that write again, and the guest is none the wiser; if it is its own disks that fail, it stops again.
     A pause of another kind is somebody's will.  Raises UnreachableError.
     """
     error = await domain.stopped_by()

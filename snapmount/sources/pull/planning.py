@@ -95,7 +95,7 @@ async def _devices_in_use(subject: Subject) -> Mapping[str, str]:
 
 
 async def _check_no_job(subject: Subject) -> None:
-    """Raise StateError where the VM has a backup job: it can have one at a time."""
+    """Raise StateError if the VM has a backup job: it can have one at a time."""
     domain = subject.domain
     running = await domain.backup_job()
     if running is None:

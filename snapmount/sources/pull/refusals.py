@@ -15,7 +15,7 @@ QEMU_NBD_IN_IOTHREADS = (8, 2, 3)  # the first version that can
 def check_iothreads(
     vm: str, chosen: Sequence[DiskDefinition], choice: Choice, qemu_version: tuple[int, ...] | None
 ) -> None:
-    """Raise StateError where a disk is served by an iothread, in a QEMU that would crash as soon as an NBD client of
+    """Raise StateError if a disk is served by an iothread, in a QEMU that would crash as soon as an NBD client of
     its backup job goes away; a version that is not known is taken for such a one.
 
     Before 8.2.3 the NBD server lets go of a client in the iothread, and since the mending of CVE-2024-7409, which

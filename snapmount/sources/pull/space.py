@@ -157,7 +157,7 @@ class Usage:
 
     @property
     def headroom(self) -> int | None:
-        """The bytes that may still be used before the snapshot is given up; None where that cannot happen."""
+        """The bytes that may still be used before the snapshot is given up; None if that cannot happen."""
         rooms = [pool.headroom for pool in self.pools]
         limit = self.policy.limit_bytes
         rooms.append(None if limit is None else limit - self.used)
@@ -165,7 +165,7 @@ class Usage:
 
     @property
     def left_s(self) -> float | None:
-        """The seconds left at the present rates, those of others who fill the same places too; None where it does not
+        """The seconds left at the present rates, those of others who fill the same places too; None if it does not
         end.
         """
         limit = self.policy.limit_bytes

@@ -175,7 +175,7 @@ async def _judge_space(subject: Subject, state: StorageState, disks: Sequence[Di
 
 
 async def _rooms(clone: Clone) -> Sequence[Room]:
-    """None where nothing can be told before the clone is made: the watch judges it."""
+    """None if nothing can be told before the clone is made: the watch judges it."""
     try:
         return await clones.rooms(clone)
     except SpaceError:

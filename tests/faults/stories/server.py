@@ -88,7 +88,7 @@ def take_is_killed(scene: Scene) -> None:
 
 
 def _take_and_send(scene: Scene, number: signal.Signals) -> None:
-    """Taking the snapshot gets a signal at a moment of chance; where that comes too late, it is there and is ended."""
+    """Taking the snapshot gets a signal at a moment of chance; if that comes too late, it is there and is ended."""
     taking = scene.start(*scene.take_words())
     time.sleep(scene.a_moment(TAKE_MS))
     taking.send_signal(number)

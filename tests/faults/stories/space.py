@@ -100,7 +100,7 @@ def the_server_and_its_standby_are_killed_and_delete_frees_the_guest(scene: Scen
 
 
 def the_server_and_its_standby_are_killed_and_recover_frees_the_guest(scene: Scene) -> None:
-    """Where there is space again the snapshot lives on, else it is given up and removed."""
+    """If there is space again the snapshot lives on, else it is given up and removed."""
     with contextlib.ExitStack() as full:
         full.enter_context(_killed_and_scratch_full(scene))
         if scene.either():

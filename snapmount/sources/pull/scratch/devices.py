@@ -97,7 +97,7 @@ async def _signatures(device: str) -> list[str]:
 
 
 def _backing_name(device: str) -> str | None:
-    """The backing file that a qcow2 header on the device names, '' for none; None where there is no such header."""
+    """The backing file that a qcow2 header on the device names, '' for none; None if there is no such header."""
     with Path(device).open("rb", buffering=0) as f:
         head = f.read(units.MIB)
     magic, _, offset, length = HEADER.unpack_from(head.ljust(HEADER.size, b"\0"))

@@ -38,7 +38,7 @@ class Gauge:
         """What there is now: of files and file systems by looking, of block devices, and of files that are gone, by
         asking libvirt, where `domain` is given.
 
-        Raises SpaceError where there is no looking, unless it is known to have failed.
+        Raises SpaceError if there is no looking, unless it is known to have failed.
         """
         try:
             await self._look()

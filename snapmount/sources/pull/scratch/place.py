@@ -54,7 +54,7 @@ class Place:
 
 def choose(candidates: Sequence[Candidate]) -> Place:
     """The fastest of those that hold the worst case, or where none does, the one with most free space; the default
-    where it is as good as another.  Raises SpaceError where none may be used unasked.
+    where it is as good as another.  Raises SpaceError if none may be used unasked.
     """
     suitable = [each for each in candidates if not each.why_not]
     if not suitable:

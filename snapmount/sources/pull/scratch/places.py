@@ -70,7 +70,7 @@ async def _candidate(path: Path, file_system: FileSystem, worst: int, allocated:
 
 
 async def free_bytes(path: Path) -> int:
-    """What may be written on the path's file system.  Raises SpaceError where that does not answer."""
+    """What may be written on the path's file system.  Raises SpaceError if that does not answer."""
     return await _on_host(path, usage.free_bytes, path)
 
 
@@ -104,7 +104,7 @@ async def _file_system(path: Path) -> FileSystem:
 
 def is_rotational(file_system: FileSystem) -> bool | None:
     """Whether the disk below is one that rotates: /sys/dev/block/MAJ:MIN/queue/rotational, of a partition its disk's
-    (https://docs.kernel.org/block/queue-sysfs.html); None where there is no one block device, or it does not tell.
+    (https://docs.kernel.org/block/queue-sysfs.html); None if there is no one block device, or it does not tell.
     """
     number = file_system.device
     try:

@@ -1,6 +1,6 @@
 """Hears from the kernel that it could not write to a disk what a program has put into a file.
 
-write(2) puts data into the page cache, and the kernel writes it back later, within half a minute or so; where the disk
+write(2) puts data into the page cache, and the kernel writes it back later, within half a minute or so; if the disk
 below fails then (a thin pool that is full, a disk that dies), the program is told nothing, and what it reads is right
 only until the kernel drops the pages.  The error is kept for every descriptor that was open then, read-only ones too:
 https://docs.kernel.org/core-api/errseq.html
