@@ -62,7 +62,7 @@ class State:
         return cls(read, bits, size, _table(read, l1_offset, covered))
 
     def l2(self, number: int) -> int:
-        """If that L2 table lies; 0 if there is none.  Raises CannotCompareError."""
+        """Where that L2 table lies; 0 if there is none.  Raises CannotCompareError."""
         entry = self.l1[number] & ~_COPIED if number < len(self.l1) else 0
         if entry & ~_OFFSET or entry % (1 << self.cluster_bits):
             raise CannotCompareError("has a broken L1 table")
