@@ -67,9 +67,12 @@ def taken(machine: vm.VM, mountpoint: Path, *options: str) -> dict[str, str | No
 
 
 def dirty(mountpoint: Path, disk: str) -> list[tuple[int, int, bool]]:
-    """The dirty extents: where each begins, its length, and whether it is zero."""
+    """The dirty extents, as the file and the verb tell them: where each begins, its length, and whether it is zero."""
     extents = json.loads((mountpoint / f"{disk}.dirty").read_text())
-    return [(each["start"], each["length"], each["zero"]) for each in extents]
+    found = [(each["start"], each["length"], each["zero"]) for each in extents]
+    rows = [line.split() for line in snapmount("dirty", mountpoint, "--disk", disk).stdout.splitlines()]
+    assert [(int(start), int(length), kind == "zero") for _, start, length, kind in rows] == found
+    return found
 
 
 def names_of(machine: vm.VM) -> list[str]:
