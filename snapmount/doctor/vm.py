@@ -52,7 +52,7 @@ async def survey(request: Request) -> Survey:
             rows=tuple(rows),
             wholes=tuple((kind, each.whole) for kind, each in asked.items()),
             left_out=subject.selection.left_out,
-            lacking=await _lacking(subject.selection.chosen),
+            lacking=await lacking(subject.selection.chosen),
         )
 
 
@@ -107,7 +107,7 @@ class _Tool:
     serves: Callable[[str], Awaitable[bool]]  # given an image's path
 
 
-async def _lacking(disks: Sequence[DiskDefinition]) -> tuple[Lack, ...]:
+async def lacking(disks: Sequence[DiskDefinition]) -> tuple[Lack, ...]:
     """The programs that this host lacks of those that would serve these disks.  Only root can clone with them."""
     missing = [tool for tool in _TOOLS if os.geteuid() == 0 and not programs.has(tool.program)]
     paths = [(disk.name, str(disk.origin)) for disk in disks if disk.kind in ("file", "block") and not disk.is_readonly]

@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 import pytest
 import trio
 
+from snapmount.core.diskdefinition import DiskDefinition
 from snapmount.core.extents import HOLE, ZERO, Extent
 from snapmount.core.units import KIB, MIB
 from snapmount.core.user import User
+from snapmount.doctor import vm as doctor_vm
 from snapmount.errors import LeftoverError, StateError
-from snapmount.host import execution
+from snapmount.host import execution, programs
 from snapmount.storage import devicemapper, lvm, lvmcommands, thindelta
 from snapmount.storage.driver import Clone, Driver, Task
 
@@ -230,6 +232,9 @@ def test_what_cannot_be_cloned_is_refused_with_its_reason(tmp_path: Path, monkey
     monkeypatch.setattr(execution, "PACKAGES", {"lvs": "lvm2"})
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run(DRIVER.why_not, origin_of("thin")) == "lvs is missing (try: sudo apt-get install lvm2)"
+    monkeypatch.setattr(programs, "search_path", lambda: str(tmp_path))
+    found = run(doctor_vm.lacking, [DiskDefinition("vda", "disk", "block", "raw", origin_of("thin"))])
+    assert [(each.program, each.disks) for each in found] == [("lvs", ("vda",)), ("dmsetup", ("vda",))]
 
 
 def test_only_what_is_ours_and_nobody_uses_is_removed() -> None:
