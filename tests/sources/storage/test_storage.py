@@ -4,6 +4,7 @@ outlives the VM; the guest is paused for no longer than was promised, and never 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -101,6 +102,31 @@ def test_all_disks_on_both_file_systems_are_of_one_moment_and_stay_so(stored: vm
     assert read_view(mountpoint) == first
     snapmount("delete", stored.name)
     assert traces.found() == []
+
+
+def test_the_increments_of_a_guest_that_writes_make_of_each_view_the_next_one(
+    stored: vm.VM, places: dict[str, Path], mountpoint: Path
+) -> None:
+    """The tables of qcow2 images too are of the moment: QEMU writes them out when the VM is suspended."""
+    before: list[bytes] = []
+    for _ in range(3):
+        taken = snapmount_json(*STORAGE, stored.name, mountpoint, "--checkpoint", "--since=last")
+        assert {disk["full"] for disk in taken["disks"]} == {None if before else "there is no checkpoint yet"}
+        now = read_view(mountpoint)
+        for number, older in enumerate(before):
+            name = taken["disks"][number]["name"]
+            dirty = json.loads((mountpoint / f"{name}.dirty").read_text())
+            restored = bytearray(older)
+            for each in dirty:
+                start, end = each["start"], each["start"] + each["length"]
+                restored[start:end] = bytes(end - start) if each["zero"] else now[number][start:end]
+            assert restored == now[number], name
+            assert sum(each["length"] for each in dirty) < SIZE, "not all of it"
+        before = now
+        snapmount("delete", stored.name)
+        stored.keeps_writing(50)
+    snapmount("checkpoints", stored.name, "--keep", "0")
+    assert left(places) == []
 
 
 def test_a_file_that_has_come_to_the_place_of_a_disk_is_not_taken_for_it(
