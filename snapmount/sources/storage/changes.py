@@ -4,7 +4,6 @@ of its directory: so that it is the same after a crash, and needs the checkpoint
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 from bisect import bisect_right
@@ -12,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core import changes
 from ...core.changes import LOOK_EXTENTS, Changes
 from ...core.extents import HOLE, ZERO, Extent, ExtentMap
 from ...core.image import Direct, OpenImage
@@ -95,13 +93,13 @@ class ComparedImage:
         found = self._known_from(start) if start < self._known_bytes else Changes(start, ())
         if found.end < self._known_bytes or found.end == self.size_bytes:
             return found
-        grown = changes.everything(await self._image.extents(), found.end)
+        grown = await self._image.dirty(found.end)  # it tells of all
         return Changes(grown.end, known([*found.extents, *grown.extents], grown.end).extents)
 
     def _known_from(self, start: int) -> Changes:
         number = max(0, bisect_right(self._starts, start) - 1)
         found = list[Extent]()
-        for each in itertools.islice(self._extents, number, None):
+        for each in self._extents[number : number + LOOK_EXTENTS + 2]:
             if each.end <= start:
                 continue
             if len(found) == LOOK_EXTENTS:

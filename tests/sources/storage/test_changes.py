@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from snapmount.core.changes import LOOK_EXTENTS, Changes
+from snapmount.core.changes import LOOK_EXTENTS, Changes, everything
 from snapmount.core.extents import HOLE, ZERO, Extent, ExtentMap
 from snapmount.sources.storage import changes
 from snapmount.sources.storage.changes import ComparedImage, Known
@@ -35,6 +35,9 @@ class Plain:
         found.append(SIZE // 2, 0)
         found.append(self.size_bytes - SIZE // 2, HOLE | ZERO)
         return found
+
+    async def dirty(self, start: int) -> Changes:
+        return everything(await self.extents(), start)
 
 
 def image(found: Known, size_bytes: int = SIZE) -> ComparedImage:
