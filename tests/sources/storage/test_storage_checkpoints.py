@@ -4,10 +4,12 @@ too.  The VM is shut off, and its images are written by hand: which part of whic
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,12 +18,13 @@ import pytest
 from snapmount.records import checkpoints
 
 from ...rig import clones, dying, filesystems, servers, traces, vm
-from ...rig.command import refused, snapmount, snapmount_json, state_of
+from ...rig.command import SNAPMOUNT, refused, snapmount, snapmount_json, state_of
 from ...rig.libvirtd import wait_for
 
 pytestmark = pytest.mark.vm
 STORAGE = ("--source", "storage")
 SIZE = 16 << 20
+KILLS = 6
 NONE = "there is no checkpoint yet"
 # It keeps a reflink beside each image, and tells where two of them differ byte by byte.
 HOOK = """#!/usr/bin/python3 -I
@@ -352,6 +355,30 @@ def test_wherever_it_is_killed_when_it_ends_the_checkpoint_serves(
     change(places, 4)
     assert taken(off, mountpoint, *storage, "--since=last") == dict.fromkeys(places)
     assert names_of(off) == ["monday"]
+
+
+def test_sigkill_of_all_of_it_at_any_moment_and_the_next_one_just_works(
+    off: vm.VM, places: dict[str, Path], mountpoint: Path, storage: tuple[str, ...]
+) -> None:
+    began = time.monotonic()
+    taken(off, mountpoint, *storage, "--checkpoint=first")
+    took_s = time.monotonic() - began
+    for moment in range(KILLS):
+        words = (*storage, off.name, mountpoint, "--checkpoint", "--since=last")
+        with subprocess.Popen(
+            [SNAPMOUNT, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as command:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                command.wait(took_s * (moment + 0.5) / KILLS)
+            subprocess.run(["pkill", "-KILL", "-f", traces.PROCESSES])
+        snapmount("recover")
+        snapmount("delete", off.name, check=False)  # if it was there by then
+        change(places, moment)
+        assert taken(off, mountpoint, *storage, "--checkpoint", "--since=last") == dict.fromkeys(places), moment
+        kept = snapmount_json("checkpoints", off.name)["checkpoints"]
+        assert all(each["counts"] for each in kept), "those that were killed have gone"
+        assert len(left(places)) == 3 * len(kept), moment
+        snapmount("checkpoints", off.name, "--keep", "1")
 
 
 def test_what_no_snapshot_owns_any_more_is_swept(
