@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import trio
 
 from ...core.checkpoint import MarkedDisk, Since
 from ...core.diskdefinition import DiskDefinition
-from ...core.extents import Extent
+from ...core.extents import HOLE, ZERO, Extent
 from ...core.fingerprint import Fingerprint
 from ...core.imagechain import Chain
 from ...core.lifecycle import State
@@ -29,6 +30,7 @@ from .watch import StorageWatch, watched
 log = logging.getLogger(__name__)
 
 WRITE_S = 30.0
+SECTOR_BYTES = 512
 
 
 def unmarked(subject: Subject, chains: Sequence[Chain], offers: Sequence[Offer]) -> Mapping[str, str]:
@@ -132,9 +134,17 @@ async def _changed(kept: StorageState, pair: _Pair) -> Sequence[Extent]:
     older = await clones.activate(older)
     found = await clones.changed(older, newer, origin)
     if now.layers[0].format == "raw":
-        return found
+        frozen = older.of(origin), newer.of(origin)
+        return [*found, *await blocking.on_path(frozen[1], WRITE_S, _cut_off, *frozen)]
     images = qcow2changes.Images(older.of(origin), newer.of(origin), is_alone=len(now.layers) == 1)
     return await images.differing(found)
+
+
+def _cut_off(older: str, newer: str) -> list[Extent]:
+    """What a file has lost of the sector that it ends in now: the disk has zeros there, up to the sector's end."""
+    before, now = os.stat(older).st_size, os.stat(newer).st_size
+    lost = min(before, -(-now // SECTOR_BYTES) * SECTOR_BYTES) - now
+    return [Extent(now, lost, HOLE | ZERO)] if lost > 0 else []
 
 
 def _of(paths: Collection[str], fingerprints: Sequence[Fingerprint]) -> set[Fingerprint]:

@@ -237,6 +237,26 @@ def test_what_a_disk_has_grown_by_has_changed(
             os.truncate(path, SIZE)
 
 
+def test_what_a_file_has_lost_of_its_last_sector_is_zero(off: vm.VM, places: dict[str, Path], mountpoint: Path) -> None:
+    """Its disk ends with the sector."""
+    paths = [places[disk] / f"{disk}.img" for disk in ("vda", "vdb")]
+    for path in paths:
+        with path.open("r+b") as f:
+            f.seek(SIZE - 512)
+            f.write(b"x" * 512)
+    taken(off, mountpoint, *STORAGE, "--exclude-disk", "vdc", "--checkpoint=monday")
+    for path in paths:
+        os.truncate(path, SIZE - 12)
+    try:
+        snapmount(*STORAGE, off.name, mountpoint, "--exclude-disk", "vdc", "--since=monday")
+        for disk in ("vda", "vdb"):
+            assert dirty(mountpoint, disk)[-1] == (SIZE - 12, 12, True)
+        snapmount("delete", off.name)
+    finally:
+        for path in paths:
+            os.truncate(path, SIZE)
+
+
 def test_a_snapshot_knows_what_has_changed_also_when_the_checkpoint_and_its_server_have_gone(
     off: vm.VM, places: dict[str, Path], mountpoint: Path, storage: tuple[str, ...]
 ) -> None:
