@@ -49,7 +49,7 @@ async def adopted(snapshot_id: str, store: Store, reporter: Reporter) -> AsyncIt
                 log.info("taking the snapshot over from process %d", lease.record.server.pid)
                 yield opened
         except BaseException as error:
-            is_over = isinstance(first_cause(error), SpaceError | _LostError)  # and no other try can help
+            is_over = _note_loss(lease, first_cause(error))
             if opened and not opened.ends and not is_over:
                 _leave_to_standby(lease, reporter)
             raise
@@ -71,8 +71,29 @@ def _leave_to_standby(lease: Lease, reporter: Reporter) -> None:
             log.error("%s", error.message)
 
 
+def _note_loss(lease: Lease, error: BaseException) -> bool:
+    """Whether the snapshot is over, and no other try can help; then why it is lost is noted: its checkpoint does not
+    count, as who has read it was cut off.
+    """
+    match error:
+        case _LostError():
+            state, reason = State.LOST, error.reason
+        case SpaceError():
+            state, reason = State.GAVE_UP, error.message
+        case _:
+            return False
+    if lease.record.state is State.ACTIVE:
+        lease.note(state, reason)
+    return True
+
+
 class _LostError(StateError):
     """There is nothing to be taken over."""
+
+    def __init__(self, record: Record, reason: str) -> None:
+        self.reason = reason
+        what = f"{record.snapshot.vm_name}: snapshot {record.id} could not be re-attached, and has been removed"
+        super().__init__(f"{what}: {reason}")
 
 
 async def _reopened(stack: AsyncExitStack, lease: Lease) -> OpenSnapshot:
@@ -82,21 +103,18 @@ async def _reopened(stack: AsyncExitStack, lease: Lease) -> OpenSnapshot:
     record = lease.record
     reason = await _why_lost(record)
     if reason:
-        raise _lost(record, reason)
+        raise _LostError(record, reason)
     guard = await stack.enter_async_context(guarded(lease))
     try:
         images = await stack.enter_async_context(registry.of(record).open(record, guard.watch))
     except StateError as error:
-        raise _lost(record, error.message) from error
+        raise _LostError(record, error.message) from error
     for disk, image in zip(record.snapshot.disks, images, strict=True):
         if image.size_bytes != disk.size_bytes:
-            raise _lost(record, f"the export of {disk.name} has {image.size_bytes} bytes now, it had {disk.size_bytes}")
+            raise _LostError(
+                record, f"the export of {disk.name} has {image.size_bytes} bytes now, it had {disk.size_bytes}"
+            )
     return OpenSnapshot(lease, guard, images, ends=False)
-
-
-def _lost(record: Record, reason: str) -> _LostError:
-    what = f"{record.snapshot.vm_name}: snapshot {record.id} could not be re-attached, and has been removed"
-    return _LostError(f"{what}: {reason}")
 
 
 def _not_ours(snapshot_id: str, store: Store) -> StateError | NotFoundError:

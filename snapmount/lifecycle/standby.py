@@ -36,6 +36,7 @@ from .teardown import tear_down
 log = logging.getLogger(__name__)
 
 AGAIN_S = 3.0
+DELETE_S = 10.0  # for a `delete`, which has much to load when the server has not undone the snapshot, on a busy host
 COMM = "snapmount-stby"
 RELEASE_S = 20.0
 LOOK_AGAIN_S = 1.0  # whether it is in other hands
@@ -108,7 +109,7 @@ async def _stand_by(server: Process, store: Store) -> None:
     log.warning("process %d, the server, has gone, and has left snapshot %s: minding it", server.pid, record.id)
     problems = Problems(log, "this cannot be done yet: %s", logging.ERROR)
     if record.state is State.LEFTOVER:
-        await trio.sleep(AGAIN_S)  # a `delete` that waits goes first
+        await trio.sleep(DELETE_S)  # one that waits goes first
     while left := _left(record, store):
         began = trio.current_time()
         try:

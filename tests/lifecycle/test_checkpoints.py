@@ -286,6 +286,16 @@ def test_after_sigkill_of_the_server_the_snapshot_is_recovered_and_its_checkpoin
     assert names_of(marked) == ["monday", "tuesday"]
 
 
+def test_a_dead_snapshot_whose_vm_has_ended_leaves_no_checkpoint_that_counts(marked: vm.VM, mountpoint: Path) -> None:
+    taken(marked, mountpoint, "--checkpoint=monday")
+    server = snapmount_json(marked.name, mountpoint, "--checkpoint=tuesday")["server"]
+    for pid in (server["standby_pid"], server["pid"]):
+        subprocess.run(["kill", f"-{signal.SIGKILL}", str(pid)], check=True)
+    marked.virsh("destroy", "--graceful", marked.name)
+    assert "could not be re-attached, and has been removed" in snapmount("recover").stdout
+    assert names_of(marked) == ["monday"]
+
+
 def test_what_cannot_be_is_said(marked: vm.VM, mountpoint: Path) -> None:
     taken(marked, mountpoint, "--checkpoint=monday")
     said = refused(marked.name, mountpoint, "--checkpoint=monday", code=4)

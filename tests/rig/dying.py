@@ -39,14 +39,15 @@ def place_of(call: str) -> tuple[Any, str]:
     return functools.reduce(getattr, holders, importlib.import_module(module)), name
 
 
-def _let_die(call: str, also: str) -> None:
+def _let_die(call: str, also: str, *words: str) -> None:
     owner, name = place_of(call)
     function: Callable[..., Awaitable[Any]] = getattr(owner, name)
-    waits_for_it = os.getpid()
+    process_of_server = os.getpid if "--foreground" in words else os.getppid
+    command = os.getpid()
 
     async def last_call(*args: Any, **kwargs: Any) -> Any:
         result = await function(*args, **kwargs)
-        if waits_for_it in (os.getpid(), os.getppid()):
+        if process_of_server() == command:
             _die(also)
         return result
 
@@ -63,7 +64,7 @@ def _die(also: str) -> None:
 
 
 if __name__ == "__main__":
-    _let_die(*sys.argv[1:3])
+    _let_die(*sys.argv[1:])
     sys.argv = ["snapmount", *sys.argv[3:]]
     from snapmount.__main__ import main
 
