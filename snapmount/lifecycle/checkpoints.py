@@ -78,7 +78,7 @@ async def settle(record: Record) -> None:
         if found is None:
             return
         if record.was_shown and record.reason is None:
-            await checkpoints.on_disk(checkpoints.write, replace(found, counts=True))
+            await checkpoints.keep(replace(found, counts=True))
             await keeping.begin(found.vm_uuid)
         else:
             await _remove(found)

@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+import trio
+
 from ..core.checkpoint import Checkpoint, is_name
 from ..errors import LeftoverError, SpaceError, StateError
 from ..host import blocking, datadirectory
@@ -28,6 +30,14 @@ async def on_disk(function: Callable[..., T], *args: object) -> T:
     """
     place = datadirectory.path()
     return await blocking.on_path(place, DISK_S, function, *args, done="read or written", kind=LeftoverError)
+
+
+async def keep(checkpoint: Checkpoint) -> None:
+    """write() it, which is waited for also where we are cancelled: what a thread left behind would write later, nobody
+    would undo.  Raises SpaceError, and LeftoverError at the deadline.
+    """
+    with trio.CancelScope(shield=True):
+        await on_disk(write, checkpoint)
 
 
 def of_vm(vm_uuid: str) -> list[Checkpoint]:
@@ -82,11 +92,7 @@ def write(checkpoint: Checkpoint) -> None:
 def forget(checkpoint: Checkpoint) -> None:
     """Nothing is left of it.  Raises LeftoverError."""
     file = path(checkpoint)
-    try:
-        for each in (file, documents.unfinished(file)):
-            each.unlink(missing_ok=True)
-    except OSError as error:
-        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
+    documents.remove(file)
     _remove_empty(file.parent)
 
 

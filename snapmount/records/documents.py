@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from ..core.document import dump, from_document, to_document
-from ..errors import StateError
+from ..errors import LeftoverError, StateError
 from ..host import descriptors
 
 if TYPE_CHECKING:
@@ -82,6 +82,15 @@ def write_bytes(path: Path, content: bytes, *, lasts: bool = False) -> None:
 def unfinished(path: Path) -> Path:
     """What is written before it gets that name; whoever was killed has left it."""
     return path.with_name(f"{path.name}.new")
+
+
+def remove(path: Path) -> None:
+    """Remove the file, and what was not finished of it; none is fine.  Raises LeftoverError."""
+    try:
+        for each in (path, unfinished(path)):
+            each.unlink(missing_ok=True)
+    except OSError as error:
+        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
 
 
 def sync_names(directory: Path) -> None:

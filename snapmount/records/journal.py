@@ -21,7 +21,7 @@ import trio
 
 from ..core import names
 from ..core.document import Reshaped, from_document
-from ..errors import LeftoverError, SpaceError, StateError
+from ..errors import SpaceError, StateError
 from ..host import blocking, datadirectory, mounts
 from ..host.identity import Host
 from ..host.processes import boot_id
@@ -176,10 +176,5 @@ def unfinished() -> Iterator[tuple[Path, str]]:
 
 def forget(directory: str) -> None:
     """The directory is gone.  Raises LeftoverError."""
-    file = path(directory)
-    try:
-        for each in (file, documents.unfinished(file)):
-            each.unlink(missing_ok=True)
-    except OSError as error:
-        raise LeftoverError(f"{error.filename} cannot be removed: {error.strerror}") from error
+    documents.remove(path(directory))
     datadirectory.remove_if_empty()

@@ -82,7 +82,7 @@ async def _mark(subject: Subject, lease: Lease, kept: OfflineState, moment: date
         return
     definition = bitmaps.definition(checkpoint, lease.record.snapshot)
     description = checkpointxml.description(definition, moment, subject.xml)
-    checkpoints.write(replace(checkpoint, source={**checkpoint.source, "description": description}))
+    await checkpoints.keep(replace(checkpoint, source={**checkpoint.source, "description": description}))
     for disk in checkpoint.disks:
         await qcow2.add_bitmap(disk.origin, checkpoint.name)
     lease.update(source=to_document(replace(kept, fingerprints=await fingerprints(kept.chains))))

@@ -58,12 +58,12 @@ async def _forget(domain: Domain, name: str) -> None:
         log.warning("libvirt still lists checkpoint %s: %s", name, error.message)
 
 
-def definition(record: Record) -> str | None:
+async def definition(record: Record) -> str | None:
     """The XML of the checkpoint to be made, whose record is written now; None if none is to be.  Raises SpaceError."""
     checkpoint = bitmaps.checkpoint(record, state.of(record).marked)
     if checkpoint is None:
         return None
-    checkpoints.write(checkpoint)
+    await checkpoints.keep(checkpoint)
     return bitmaps.definition(checkpoint, record.snapshot)
 
 
@@ -79,5 +79,5 @@ async def made(domain: Domain, record: Record) -> None:
     checkpoint = bitmaps.checkpoint(record, marked, description or "")
     if description is None or checkpoint is None:
         raise StateError(f"{domain.name}: checkpoint {name} has gone as soon as it was made")
-    checkpoints.write(checkpoint)
+    await checkpoints.keep(checkpoint)
     await domain.checkpoints.forget(name)

@@ -74,7 +74,7 @@ async def create(subject: Subject, lease: Lease) -> datetime:
     await directories.create(directory, subject.user, qemu.pid if qemu else None)
     await files.make(record, subject.user)
     async with increments.known(domain, lease, subject.since):
-        checkpoint_xml = increments.definition(lease.record)
+        checkpoint_xml = await increments.definition(lease.record)
         async with quiesce.frozen(domain, lease) if subject.quiesce else contextlib.nullcontext():
             moment = datetime.now(UTC)
             deadline_s = FROZEN_S if subject.quiesce else BEGIN_S

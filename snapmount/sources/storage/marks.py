@@ -73,7 +73,7 @@ async def write(record: Record) -> None:
     """
     checkpoint = _checkpoint(record)
     if checkpoint:
-        await checkpoints.on_disk(checkpoints.write, checkpoint)
+        await checkpoints.keep(checkpoint)
 
 
 def _checkpoint(record: Record) -> Checkpoint | None:
@@ -111,7 +111,7 @@ async def discard(checkpoint: Checkpoint) -> None:
     told = of(checkpoint)
     if await checkpoints.on_disk(os.path.lexists, told.directory):
         given_back = replace(checkpoint, counts=False, source=to_document(replace(told, clones=())))
-        await checkpoints.on_disk(checkpoints.write, given_back)
+        await checkpoints.keep(given_back)
         if await checkpoints.on_disk(os.path.lexists, told.directory):  # else the snapshot has just ended without them
             return
     await clones.remove(told.clones)
